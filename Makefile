@@ -1,0 +1,46 @@
+# The two to start with: `make demo`, `make test`.  Everything they need is installed into .venv and .peers.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all lint bench fixtures clean
+
+demo: .venv/ready  ## convert a fixture and let the result speak
+	@rm -rf build/demo && mkdir -p build
+	$(BIN)/llama-convert convert fixtures/llama2-mp2 build/demo
+	$(BIN)/python -m fixtures.recite build/demo
+
+test: .venv/ready .peers/ready  ## everything that fits into ten minutes on two cores
+	$(BIN)/python -m pytest
+
+test-all: .venv/ready .peers/ready  ## the long ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready .peers/ready
+	$(BIN)/python -m tests.bench
+
+fixtures: .venv/ready  ## train the small checkpoints anew
+	$(BIN)/python -m fixtures.make
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable ".[dev,hub]"
+	@touch $@
+
+# Code we did not write, which the tests hold ours against.  Each version lives in a folder of its own and
+# reads torch and the rest from .venv.
+.peers/ready: Makefile .venv/ready
+	rm -rf .peers
+	$(PIP) --no-deps --target .peers/transformers-4.45 transformers==4.45.2 tokenizers==0.20.3 huggingface_hub==0.25.2
+	$(PIP) --no-deps --target .peers/transformers-5 transformers==5.23.0 tokenizers huggingface_hub
+	$(PIP) --no-deps --target .peers/meta llama-models==0.3.0
+	@touch $@
+
+clean:
+	rm -rf .venv .peers build dist

@@ -1,0 +1,34 @@
+"""Sizes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from llama_convert.errors import UsageError
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)}
+_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``5GB`` (decimal, as the Hub counts), ``512MiB`` or ``1000000``.
+
+    Raises:
+        UsageError: ``text`` is not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise UsageError("BAD_SIZE", f"{text!r} is not a size; write it like 5GB, 500MB or 512MiB")
+    return size
+
+
+def format_size(count: float) -> str:
+    """``16060522496`` as ``16.1 GB``: decimal units, three digits at most before the unit changes."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
