@@ -1,0 +1,151 @@
+"""Reads blocks of rows of a stored weight, whichever files its pieces lie in and however they are strided."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.zip_directory import open_regular
+
+Bytes = npt.NDArray[np.uint8]
+
+_ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
+"""How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
+
+
+class SourceFiles:
+    """Open descriptors of the files read from, each opened once.  Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> SourceFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def read_into(self, file: Path, offset: int, target: Bytes) -> None:
+        """Fill the contiguous ``target`` with the file's bytes from ``offset`` on.
+
+        Raises:
+            InputError: the file ends early, so it is not the file that was planned with.
+            OutputError: the machine could not read it.
+        """
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = open_regular(file)
+            descriptor = self._descriptors[file]
+        view = memoryview(target.reshape(-1))
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                message = f"cannot read at byte {offset + done:,}: {error.strerror}"
+                raise OutputError("INPUT_IO", message, file=file) from error
+            if count == 0:
+                message = f"ends at byte {offset + done:,}, shorter than when it was opened"
+                raise InputError("INPUT_CHANGED", message, file=file)
+            done += count
+
+
+def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about ``block_size`` bytes each, every one but the last a multiple of ``multiple_of``."""
+    rows, columns = matrix_shape(weight.shape)
+    fit = block_size // max(1, columns * weight.dtype.itemsize)
+    step = max(1, fit // multiple_of) * multiple_of
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, target: Bytes) -> None:
+    """Rows ``start`` to ``stop`` of the weight, as bytes of shape ``[stop - start, columns * itemsize]``.
+
+    Raises:
+        InputError: a piece and its replica differ, or a file is not what it was.
+        OutputError: the machine could not read.
+    """
+    itemsize = weight.dtype.itemsize
+    for piece in weight.pieces:
+        first, last = max(start, piece.row), min(stop, piece.row + piece.slab.rows)
+        if first >= last:
+            continue
+        columns = slice(piece.column * itemsize, (piece.column + piece.slab.columns) * itemsize)
+        window = target[first - start : last - start, columns]
+        _read_slab(files, piece.slab.row_range(first - piece.row, last - piece.row), itemsize, window)
+        for replica in piece.replicas:
+            copy = np.empty(window.shape, np.uint8)
+            _read_slab(files, replica.row_range(first - piece.row, last - piece.row), itemsize, copy)
+            if not np.array_equal(copy, window):
+                _compare_replicas(weight, piece, replica, window, copy)
+
+
+def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
+    """All of a slab, into a target whose rows may lie apart."""
+    row_bytes = slab.columns * itemsize
+    rows_contiguous = slab.column_stride == itemsize or slab.columns == 1
+    if rows_contiguous and (slab.row_stride == row_bytes or slab.rows == 1):
+        if target.flags.c_contiguous:
+            files.read_into(slab.file, slab.offset, target)
+        else:
+            scratch = np.empty(target.shape, np.uint8)
+            files.read_into(slab.file, slab.offset, scratch)
+            target[:] = scratch
+    elif rows_contiguous:
+        for row in range(slab.rows):
+            files.read_into(slab.file, slab.offset + row * slab.row_stride, target[row])
+    else:
+        _read_strided(files, slab, itemsize, target)
+
+
+def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
+    """A slab without contiguous rows: one read along the shorter stride for each line of the other axis."""
+    elements = np.empty((slab.rows, slab.columns, itemsize), np.uint8)
+    by_columns = slab.row_stride < slab.column_stride
+    lines = elements.swapaxes(0, 1) if by_columns else elements
+    step, stride = (
+        (slab.column_stride, slab.row_stride) if by_columns else (slab.row_stride, slab.column_stride)
+    )
+    count = lines.shape[1]
+    span = np.empty((count - 1) * stride + itemsize, np.uint8)
+    strided = np.lib.stride_tricks.as_strided(span, (count, itemsize), (stride, 1))
+    for index in range(lines.shape[0]):
+        files.read_into(slab.file, slab.offset + index * step, span)
+        lines[index] = strided
+    target[:] = elements.reshape(target.shape)
+
+
+def _compare_replicas(weight: StoredWeight, piece: Piece, replica: Slab, one: Bytes, other: Bytes) -> None:
+    """Refuse copies that differ by more than rounding: then the files are not of one model."""
+    vector = len(weight.shape) == 1
+    values, others = (as_float32(np.ascontiguousarray(block), weight.dtype) for block in (one, other))
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(values - others).max()
+        if vector and distance <= _ROUNDING[weight.dtype] * np.abs(values).max():
+            return
+    what = "repeats it on every rank" if vector else "repeats this KV head"
+    raise InputError(
+        "RANKS_REPLICAS",
+        f"differs from {piece.slab.file.name}'s, though this release {what}: files of two models mixed up?",
+        file=replica.file,
+        tensor=weight.name,
+    )
+
+
+def as_float32(block: Bytes, dtype: Dtype) -> npt.NDArray[np.float32]:
+    """The numbers that a block of bytes stands for."""
+    if dtype == BFLOAT16:
+        return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return block.view(np.dtype(dtype.name)).astype(np.float32)

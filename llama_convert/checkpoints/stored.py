@@ -1,0 +1,75 @@
+"""A weight as a checkpoint stores it: a whole matrix put together from rectangles of bytes in files.
+
+Every weight is seen as a matrix: its first axis is the rows, the others together the columns; a vector is a
+matrix of one row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_convert.dtypes import Dtype
+from llama_convert.formats.tensors import StoredTensor
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor seen as a matrix."""
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A matrix of elements in a file; offset and strides in bytes."""
+
+    file: Path
+    offset: int
+    rows: int
+    columns: int
+    row_stride: int
+    column_stride: int
+
+    @classmethod
+    def of(cls, tensor: StoredTensor) -> Slab:
+        """A vector or matrix as it lies in its file, whatever its strides."""
+        itemsize = tensor.dtype.itemsize
+        rows, columns = matrix_shape(tensor.shape)
+        strides = (0, *tensor.strides) if len(tensor.shape) < 2 else tensor.strides
+        if len(strides) != 2:
+            raise ValueError(f"{tensor.name} has {len(tensor.shape)} axes")
+        return cls(tensor.file, tensor.offset, rows, columns, strides[0] * itemsize, strides[1] * itemsize)
+
+    def row_range(self, start: int, stop: int) -> Slab:
+        """Rows ``start`` to ``stop`` of it."""
+        offset = self.offset + start * self.row_stride
+        return Slab(self.file, offset, stop - start, self.columns, self.row_stride, self.column_stride)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a weight: where in the weight it belongs, where its bytes are, and where they are again.
+
+    `replicas` hold the same bytes once more (a norm on every rank, a repeated KV head).
+    """
+
+    row: int
+    column: int
+    slab: Slab
+    replicas: tuple[Slab, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One weight of a checkpoint; its pieces cover it without overlap."""
+
+    name: str
+    """What the files call it."""
+    shape: tuple[int, ...]
+    dtype: Dtype
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole weight."""
+        return math.prod(self.shape) * self.dtype.itemsize

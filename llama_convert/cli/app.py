@@ -1,0 +1,39 @@
+"""The Typer application: its commands, and the options that stand before them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llama_convert import __version__
+from llama_convert.cli.convert import convert_command
+
+app = typer.Typer(
+    name="llama-convert",
+    help="Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof.",
+    epilog="Without a command, options are those of `convert`: "
+    "llama-convert --input_dir SRC --output_dir DST --model_size 8B --llama_version 3",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llama-convert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof."""
+
+
+app.command("convert")(convert_command)

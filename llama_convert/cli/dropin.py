@@ -1,0 +1,51 @@
+"""Old commands keep working: what is typed is rewritten into today's spelling before it is parsed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+COMMANDS = ("convert",)
+_GLOBAL = ("--help", "--version", "--install-completion", "--show-completion")
+_TRUE = ("true", "1", "yes")
+_FALSE = ("false", "0", "no")
+
+
+def modernise(arguments: list[str]) -> list[str]:
+    """The command line in today's spelling.
+
+    Options may be written with underscores; ``convert`` is understood where no command is named; and the
+    Hugging Face script's ``--safe_serialization`` and ``--instruct`` may be followed by True or False.
+    """
+    result = [_dashes(argument) for argument in arguments]
+    if "--" in arguments:
+        end = arguments.index("--")
+        result[end:] = arguments[end:]
+    result = _flags(result)
+    if result and result[0] not in COMMANDS and result[0] not in _GLOBAL:
+        if result[0].startswith("-") or Path(result[0]).exists():
+            result.insert(0, "convert")
+    return result
+
+
+def _dashes(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """Flags that once took a value, without it."""
+    result: list[str] = []
+    rest = iter(range(len(arguments)))
+    for position in rest:
+        name, _, value = arguments[position].partition("=")
+        if name not in ("--instruct", "--safe-serialization"):
+            result.append(arguments[position])
+            continue
+        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        if not value and following.lower() in _TRUE + _FALSE:
+            value = following
+            next(rest)
+        result.append(name.replace("--", "--no-", 1) if value.lower() in _FALSE else name)
+    return result

@@ -1,0 +1,93 @@
+"""How a command ends: one result or one error, for people on stderr or for programs as JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from llama_convert.errors import LlamaConvertError
+
+SCHEMA = 1
+"""Version of the JSON envelope; it changes when a field's meaning does."""
+
+
+def talk() -> Console:
+    """Where everything for people goes: stderr, so that stdout stays data."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(envelope: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn whatever ends the command into its exit code and one message; with ``debug``, a traceback too."""
+    try:
+        yield
+    except LlamaConvertError as error:
+        _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
+    except KeyboardInterrupt as error:
+        _fail(130, "STOPPED", error, as_json=as_json, debug=debug, message="stopped; nothing was published")
+    except MemoryError as error:
+        _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(4, "OUTPUT_IO", error, as_json=False, debug=debug, message="nobody reads the output any more")
+    except typer.Exit:
+        raise
+    except Exception as error:
+        message = f"internal error: {type(error).__name__}: {error}; the traceback is in {_save_traceback()}"
+        _fail(70, "INTERNAL", error, as_json=as_json, debug=debug, message=message)
+
+
+def _fail(
+    exit_code: int,
+    code: str,
+    error: BaseException,
+    *,
+    as_json: bool,
+    debug: bool,
+    message: str | None = None,
+    known: LlamaConvertError | None = None,
+) -> None:
+    console = talk()
+    if debug:
+        console.print(Text("".join(traceback.format_exception(error)).rstrip()))
+    message = message or str(error)
+    console.print(Text(f"llama-convert: error: {message}", style="bold red"))
+    if known and known.hint:
+        console.print(Text(f"llama-convert: hint: {known.hint}"))
+    if as_json:
+        print_json(
+            {
+                "ok": False,
+                "exit_code": exit_code,
+                "code": code,
+                "message": known.message if known else message,
+                "file": str(known.file) if known and known.file else None,
+                "tensor": known.tensor if known else None,
+                "hint": known.hint if known else None,
+            }
+        )
+    raise typer.Exit(exit_code) from None
+
+
+def _save_traceback() -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="llama-convert-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        traceback.print_exc(file=file)
+    return file.name

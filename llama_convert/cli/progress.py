@@ -1,0 +1,89 @@
+"""What a person sees while weights move: bytes, speed, time left, and the memory in use."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from llama_convert.convert.to_huggingface import Observer
+from llama_convert.units import format_size
+
+_PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
+
+
+class ConsoleObserver(Observer):
+    """Prints decisions and warnings, and draws a bar on a terminal or plain lines elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._total = self._done = 0
+        self._began = self._last_line = 0.0
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(f"llama-convert: {text}"))
+
+    def warning(self, text: str) -> None:
+        self._console.print(Text(f"llama-convert: warning: {text}", style="yellow"))
+
+    def start(self, total: int) -> None:
+        self._total, self._began = total, time.monotonic()
+        self._last_line = self._began
+        if self._quiet or not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("weights", total=total, memory="")
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._bar:
+            self._bar.update(self._task, advance=count, memory=f"{_peak_memory()} memory")
+        elif not self._quiet and (now := time.monotonic()) - self._last_line > _PLAIN_INTERVAL:
+            self._last_line = now
+            self.note(self._line())
+
+    def finish(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+        self.note(self._line())
+
+    def _line(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        speed = self._done / seconds
+        left = (self._total - self._done) / speed if speed else 0.0
+        eta = f", {left:.0f} s left" if left >= 1 else ""
+        return (
+            f"{format_size(self._done)} of {format_size(self._total)} written in {seconds:.1f} s, "
+            f"{format_size(speed)}/s{eta}, {_peak_memory()} peak memory"
+        )
+
+
+def _peak_memory() -> str:
+    scale = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB
+    return format_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)

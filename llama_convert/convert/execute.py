@@ -1,0 +1,144 @@
+"""Carries a plan out: gather, reorder, cast, scatter, a block of rows at a time.  Knows nothing of Llama.
+
+Memory is one block and its reordered copy for each worker, whatever the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+
+from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.convert.cast import CastCounts, cast_block
+from llama_convert.convert.plan import OutputFile, Plan, Target
+from llama_convert.errors import OutputError
+
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+DEFAULT_BLOCK_SIZE = 1 << 20
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes just written, from any worker."""
+
+
+def execute(
+    plan: Plan,
+    folder: Path,
+    *,
+    workers: int = DEFAULT_WORKERS,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    progress: Progress = lambda _: None,
+) -> dict[str, CastCounts]:
+    """Write the plan's files into ``folder``, on disk when this returns.
+
+    Args:
+        plan: what to write.
+        folder: an empty folder.
+        workers: tensors in hand at a time.
+        block_size: bytes read at a time by each worker.
+        progress: told of every block.
+
+    Returns:
+        What changing the dtype did to each tensor that changed it, by name.
+
+    Raises:
+        InputError: a source file is not what it was, or copies in it differ.
+        OutputError: the machine could not read or write.
+    """
+    stop = Event()
+    counts: dict[str, CastCounts] = {}
+    with ExitStack() as stack:
+        files = stack.enter_context(SourceFiles())
+        outputs = [(file, stack.enter_context(_Output(folder / file.name, file))) for file in plan.files]
+
+        def work(output: _Output, target: Target) -> None:
+            cast = _write_tensor(files, output, target, block_size, progress, stop)
+            if cast is not None:
+                counts[target.name] = cast
+
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            try:
+                jobs = [pool.submit(work, output, target) for file, output in outputs for target in file.targets]
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                    job.result()
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        for _, output in outputs:
+            output.sync()
+    return {target.name: counts[target.name] for file in plan.files for target in file.targets if target.name in counts}
+
+
+class _Output:
+    """A file being written at planned offsets."""
+
+    def __init__(self, path: Path, file: OutputFile) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise self._failed("cannot be created", error) from error
+        try:
+            os.truncate(self._descriptor, file.size)
+            self.write(np.frombuffer(file.header, np.uint8), 0)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, block: Bytes, offset: int) -> None:
+        """All of the contiguous ``block``, at ``offset``."""
+        view = memoryview(block.reshape(-1))
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._descriptor, view[done:], offset + done)
+            except OSError as error:
+                raise self._failed(f"cannot be written at byte {offset + done:,}", error) from error
+
+    def sync(self) -> None:
+        """Wait until the file is on disk."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._failed("cannot be brought to disk", error) from error
+
+    def _failed(self, what: str, error: OSError) -> OutputError:
+        return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
+
+
+def _write_tensor(
+    files: SourceFiles, output: _Output, target: Target, block_size: int, progress: Progress, stop: Event
+) -> CastCounts | None:
+    source = target.source
+    _, columns = matrix_shape(source.shape)
+    row_bytes = columns * source.dtype.itemsize
+    written = target.offset
+    total = CastCounts()
+    run = target.reorder.run if target.reorder else 1
+    for start, end in row_blocks(source, block_size, multiple_of=run):
+        if stop.is_set():
+            return None
+        block = np.empty((end - start, row_bytes), np.uint8)
+        read_rows(files, source, start, end, block)
+        if target.reorder:
+            block = target.reorder(block)
+        if source.dtype != target.dtype:
+            block, counts = cast_block(block, source.dtype, target.dtype)
+            total += counts
+        output.write(block, written)
+        written += block.nbytes
+        progress(block.nbytes)
+    return total if source.dtype != target.dtype else None
+

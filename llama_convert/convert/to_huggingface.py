@@ -1,0 +1,369 @@
+"""From a folder of Meta's to a folder that transformers loads: the whole job, step by step."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_convert import __version__
+from llama_convert.checkpoints.huggingface import (
+    DEFAULT_SHARD_SIZE,
+    INDEX_FILE,
+    config_json,
+    eos_ids,
+    generation_config_json,
+    to_json,
+)
+from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.params import read_params
+from llama_convert.convert.cast import CastCounts
+from llama_convert.convert.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS, execute
+from llama_convert.convert.plan import Plan, plan_huggingface
+from llama_convert.convert.publish import MANIFEST, Staging
+from llama_convert.dtypes import parse_weight_dtype
+from llama_convert.errors import InputError, RefusedError, UsageError
+from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.tokenizers import (
+    Tokenizer,
+    TokenizerOptions,
+    chat_template,
+    convert_tokenizer,
+    open_tokenizer,
+)
+from llama_convert.units import format_size, parse_size
+
+TOKENIZER_ONLY = "tokenizer_only"
+_TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What may be asked of a conversion; every default is told from the files."""
+
+    dtype: str = "auto"
+    max_shard_size: str = DEFAULT_SHARD_SIZE
+    llama_version: str | None = None
+    model_size: str | None = None
+    num_shards: int | None = None
+    instruct: bool | None = None
+    tokenizer: Path | None = None
+    chat_template: Path | None = None
+    special_tokens: tuple[str, ...] = ()
+    overwrite: bool = False
+    strict: bool = False
+    dry_run: bool = False
+    workers: int = DEFAULT_WORKERS
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+
+class Observer:
+    """Is told what happens while a conversion runs.  The methods do nothing; override what is of interest."""
+
+    def note(self, text: str) -> None:
+        """Something was decided."""
+
+    def warning(self, text: str) -> None:
+        """Something should be looked at."""
+
+    def start(self, total: int) -> None:
+        """The weights will be written: ``total`` bytes."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more bytes were written.  Called from several threads."""
+
+    def finish(self) -> None:
+        """The weights are written, or the attempt has ended."""
+
+
+@dataclass
+class ConvertResult:
+    """What a conversion did, or with `dry_run` would do."""
+
+    destination: Path
+    release: str
+    version: str
+    size: str | None
+    evidence: tuple[str, ...]
+    alternatives: tuple[str, ...]
+    instruct: bool
+    dtype: str | None
+    files: dict[str, int]
+    """Bytes of each output file."""
+    casts: dict[str, CastCounts] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"destination": str(self.destination)}
+
+
+def convert(
+    source: Path | str,
+    destination: Path | str,
+    options: ConvertOptions | None = None,
+    observer: Observer | None = None,
+) -> ConvertResult:
+    """Convert a Meta checkpoint to Hugging Face's layout.
+
+    Args:
+        source: the folder with ``params.json`` and ``consolidated.NN.pth``, or one around it.
+        destination: the folder to make; it must be empty or absent.
+        options: what to do differently from the default.
+        observer: is told of progress, decisions and warnings.
+
+    Raises:
+        UsageError: an option cannot be meant so.
+        InputError: the source is missing, damaged, inconsistent or unsupported.
+        OutputError: the machine could not write it.
+        ConflictError: the destination holds something.
+        RefusedError: `strict`, and something was warned of.
+    """
+    return _Conversion(Path(source), Path(destination), options or ConvertOptions(), observer or Observer()).run()
+
+
+class _Conversion:
+    def __init__(self, source: Path, destination: Path, options: ConvertOptions, observer: Observer) -> None:
+        self.source = source
+        self.destination = destination
+        self.options = options
+        self.observer = observer
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.observer.warning(text)
+
+    def run(self) -> ConvertResult:
+        options = self.options
+        dtype = parse_weight_dtype(options.dtype)
+        max_shard_size = parse_size(options.max_shard_size)
+        if options.model_size == TOKENIZER_ONLY:
+            return self._tokenizer_only()
+        folder = locate(self.source, options.model_size)
+        tokenizer = self._tokenizer(folder)
+        checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
+        self._compare_flags(checkpoint)
+        self._check_vocabulary(checkpoint, tokenizer)
+        instruct = self._instruct(checkpoint.identity, folder)
+        plan = plan_huggingface(checkpoint, dtype, max_shard_size)
+        self._describe(checkpoint)
+        result = self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan)
+        if options.dry_run:
+            return result
+        with Staging(
+            self.destination,
+            source=self.source,
+            needed=plan.total_bytes + (_TOKENIZER_SPACE if tokenizer else 0),
+            overwrite=options.overwrite,
+        ) as staging:
+            if tokenizer:
+                self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+            result.casts = self._write_weights(staging, plan)
+            self._report_casts(result.casts)
+            if self.warnings and options.strict:
+                raise RefusedError("STRICT_WARNINGS", f"--strict, and there was a warning: {self.warnings[0]}")
+            self._write_configs(staging, checkpoint, tokenizer, instruct, result)
+            self._publish(staging, result)
+        return result
+
+    def _tokenizer_only(self) -> ConvertResult:
+        folder = self.source if self.source.is_dir() else self.source.parent
+        path = self.options.tokenizer or folder / "tokenizer.model"
+        tokenizer = open_tokenizer(path)
+        identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
+        located = MetaFolder(folder, (), path, (folder.resolve().name,))
+        instruct = self._instruct(identity, located)
+        result = self._result(identity, instruct, None, None)
+        if self.options.dry_run:
+            return result
+        with Staging(
+            self.destination, source=self.source, needed=_TOKENIZER_SPACE, overwrite=self.options.overwrite
+        ) as staging:
+            self._write_tokenizer(staging, tokenizer, identity, instruct)
+            self._publish(staging, result)
+        return result
+
+    def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
+        path = self.options.tokenizer or folder.tokenizer
+        if path is None:
+            self.warn(
+                f"{folder.path}: no tokenizer.model here or one folder up, so none is converted; "
+                "--tokenizer PATH names one"
+            )
+            return None
+        return open_tokenizer(path)
+
+    def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
+        """Warn of flags that the files do not bear out; the files are right."""
+        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.identity.size
+        asked, shards = self.options.model_size, self.options.num_shards
+        if shards is not None and shards != n_ranks:
+            self.warn(f"--num-shards {shards}: there are {n_ranks} rank files, and all are read")
+        if asked is not None:
+            label = re.sub(r"f$|-MP\d+$", "", asked, flags=re.IGNORECASE)
+            if size is None or label.upper() != size.label:
+                self.warn(f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide")
+
+    def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
+        if tokenizer is None:
+            return
+        rows, words = checkpoint.config.vocab_size, tokenizer.n_words
+        if words > rows:
+            raise InputError(
+                "TOKENIZER_MISMATCH",
+                f"has {words} words, but the embedding only {rows} rows",
+                file=tokenizer.path,
+                hint="name the tokenizer that belongs to this checkpoint with --tokenizer PATH",
+            )
+        if words < rows:
+            self.warn(f"{tokenizer.path}: has {words} words, the embedding {rows} rows; the rest stay unused")
+
+    def _instruct(self, identity: Identity, folder: MetaFolder) -> bool:
+        """Whether to write the files of a chat model: a flag says, or the release, or the folder's name."""
+        if self.options.instruct is not None:
+            return self.options.instruct
+        if identity.release.instruct is not None:
+            return identity.release.instruct
+        names = [*folder.names, self.options.model_size or ""]
+        for name in names:
+            if re.search(r"instruct|chat|\db-?f\b", name, re.IGNORECASE):
+                self.observer.note(f"taken for an instruct model: {name!r} says so (--no-instruct to differ)")
+                return True
+        self.observer.note("taken for a base model: no name says instruct or chat (--instruct to differ)")
+        return False
+
+    def _describe(self, checkpoint: MetaCheckpoint) -> None:
+        identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
+        ranks = f"{n_ranks} ranks" if n_ranks > 1 else "1 rank"
+        self.observer.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
+        if identity.alternatives:
+            others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
+            self.observer.note(f"the files could also be {others}; --llama-version decides")
+        if checkpoint.kv_repeats > 1:
+            heads = checkpoint.config.n_kv_heads
+            self.observer.note(f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept")
+
+    def _result(self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None) -> ConvertResult:
+        return ConvertResult(
+            destination=self.destination,
+            release=identity.title,
+            version=identity.release.version,
+            size=identity.size.label if identity.size else None,
+            evidence=identity.evidence,
+            alternatives=tuple(release.version for release in identity.alternatives),
+            instruct=instruct,
+            dtype=dtype,
+            files={file.name: file.size for file in plan.files} if plan else {},
+            warnings=self.warnings,
+        )
+
+    def _write_tokenizer(self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool) -> None:
+        release = identity.release
+        options = TokenizerOptions(
+            special_tokens=release.special_tokens,
+            instruct=instruct and release.chat_template is not None,
+            chat_template=self._chat_template(identity, instruct),
+            model_max_length=release.model_max_length,
+            special_token_names=self.options.special_tokens,
+        )
+        convert_tokenizer(tokenizer.path, staging.path, options)
+
+    def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
+        if self.options.chat_template is not None:
+            try:
+                return self.options.chat_template.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=self.options.chat_template) from None
+        release = identity.release
+        if not instruct or release.chat_template is None:
+            return None
+        if release.version == "code" and identity.size and identity.size.label == "70B":
+            return chat_template("codellama-70b")
+        return chat_template(release.chat_template)
+
+    def _write_weights(self, staging: Staging, plan: Plan) -> dict[str, CastCounts]:
+        self.observer.start(plan.total_bytes)
+        try:
+            casts = execute(
+                plan,
+                staging.path,
+                workers=self.options.workers,
+                block_size=self.options.block_size,
+                progress=self.observer.advance,
+            )
+        finally:
+            self.observer.finish()
+        if plan.index:
+            staging.write(INDEX_FILE, plan.index)
+        return casts
+
+    def _report_casts(self, casts: dict[str, CastCounts]) -> None:
+        for name, counts in casts.items():
+            if counts.overflowed:
+                self.warn(
+                    f"{name}: {counts.overflowed} of {counts.elements} values overflow "
+                    f"(largest {counts.largest:g}) and became infinite; try --dtype bf16"
+                )
+        vanished = sum(counts.vanished for counts in casts.values())
+        if vanished:
+            self.observer.note(f"{vanished} values were too small for the new dtype and became zero")
+
+    def _write_configs(
+        self,
+        staging: Staging,
+        checkpoint: MetaCheckpoint,
+        tokenizer: Tokenizer | None,
+        instruct: bool,
+        result: ConvertResult,
+    ) -> None:
+        release, config = checkpoint.identity.release, checkpoint.config
+        dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
+        tiktoken = release.tokenizer == "tiktoken"
+        first_special = tokenizer.n_base if tokenizer else max(config.vocab_size - 256, 0)
+        bos = first_special if tiktoken else 1
+        config_eos, generation_eos = eos_ids(release, instruct, first_special)
+        staging.write("config.json", config_json(config, dtype, bos, config_eos))
+        staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
+        sources = [*checkpoint.folder.rank_files, checkpoint.params.file]
+        manifest = {
+            "schema": 1,
+            "tool": f"llama-convert {__version__}",
+            "release": result.release,
+            "evidence": list(result.evidence),
+            "instruct": instruct,
+            "dtype": dtype.name,
+            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in sources],
+            "casts": {name: asdict(counts) for name, counts in result.casts.items()},
+        }
+        staging.write(MANIFEST, to_json(manifest, sort_keys=False))
+
+    def _publish(self, staging: Staging, result: ConvertResult) -> None:
+        result.files = {path.name: path.stat().st_size for path in sorted(staging.path.iterdir())}
+        staging.publish()
+        self.observer.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
+
+
+def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
+    """The release, for its special tokens alone, where there may be no weights to ask."""
+    params_file = folder / "params.json"
+    names = folder.resolve().name.lower()
+    scaled = version not in ("3", "Guard-2") and not re.search(r"llama[-_ ]?3(?!\.\d)|guard[-_ ]?2", names)
+    params = read_params(params_file) if params_file.exists() else None
+    traits = Traits(
+        shape=(0, 0, 0, 0, 0),
+        vocab_size=tokenizer.n_words,
+        norm_eps=params.norm_eps if params else 1e-5,
+        rope_theta=params.rope_theta if params else None,
+        use_scaled_rope=params.use_scaled_rope if params else scaled and tokenizer.kind == "tiktoken",
+        tied=False,
+        nested=params.nested if params else False,
+        dtype="",
+        tokenizer=tokenizer.kind,
+        names=names,
+    )
+    return identify(traits, version)
+
+

@@ -1,0 +1,68 @@
+"""The element types a checkpoint can hold, under the names every format gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_convert.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One element type."""
+
+    name: str
+    """torch's name, also what config.json's `torch_dtype` says."""
+    itemsize: int
+    """Bytes per element."""
+    safetensors: str
+    """Its code in a safetensors header."""
+    storage: str
+    """The storage class that a ``.pth`` pickle names for it."""
+    short: str = ""
+    """What the command line calls it; empty for types that weights are not converted to."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FLOAT32 = Dtype("float32", 4, "F32", "FloatStorage", "fp32")
+FLOAT16 = Dtype("float16", 2, "F16", "HalfStorage", "fp16")
+BFLOAT16 = Dtype("bfloat16", 2, "BF16", "BFloat16Storage", "bf16")
+
+WEIGHT_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+"""What the weights of an unquantised Llama may be."""
+
+DTYPES = (
+    *WEIGHT_DTYPES,
+    Dtype("float64", 8, "F64", "DoubleStorage"),
+    Dtype("complex64", 8, "C64", "ComplexFloatStorage"),
+    Dtype("int64", 8, "I64", "LongStorage"),
+    Dtype("int32", 4, "I32", "IntStorage"),
+    Dtype("int16", 2, "I16", "ShortStorage"),
+    Dtype("int8", 1, "I8", "CharStorage"),
+    Dtype("uint8", 1, "U8", "ByteStorage"),
+    Dtype("bool", 1, "BOOL", "BoolStorage"),
+    Dtype("float8_e4m3fn", 1, "F8_E4M3", "Float8_e4m3fnStorage"),
+    Dtype("float8_e5m2", 1, "F8_E5M2", "Float8_e5m2Storage"),
+)
+"""Everything a reader can name, so that a file it must refuse is described in its own words."""
+
+BY_NAME = {dtype.name: dtype for dtype in DTYPES}
+BY_STORAGE = {dtype.storage: dtype for dtype in DTYPES}
+BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
+
+
+def parse_weight_dtype(text: str) -> Dtype | None:
+    """The dtype that ``bf16``, ``bfloat16``, ``fp16``, ... means; None for ``auto``, the source's own.
+
+    Raises:
+        UsageError: no such weight dtype.
+    """
+    if text == "auto":
+        return None
+    for dtype in WEIGHT_DTYPES:
+        if text in (dtype.short, dtype.name):
+            return dtype
+    choices = ", ".join(["auto", *(dtype.short for dtype in WEIGHT_DTYPES)])
+    raise UsageError("BAD_DTYPE", f"--dtype {text}: choose one of {choices}")

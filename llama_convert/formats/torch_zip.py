@@ -1,0 +1,103 @@
+"""Torch's ``.pth``: a zip archive of one pickle and one entry a storage, read without torch."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from llama_convert.errors import InputError
+from llama_convert.formats.tensors import Storage, StoredTensor
+from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
+from llama_convert.formats.zip_directory import ZipDirectory, open_regular, read_directory
+
+_MAX_PICKLE = 64 << 20  # 405B in 16 ranks has 0.4 MB a file
+_MAX_AXES = 8
+
+
+def read_torch_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name, in the file's order; no weight is read.
+
+    Raises:
+        InputError: not a whole torch archive, or one that holds anything besides a dict of dense tensors.
+    """
+    descriptor = open_regular(file)
+    try:
+        directory = read_directory(file, descriptor)
+        state_dict = _read_state_dict(file, descriptor, directory)
+    finally:
+        os.close(descriptor)
+    tensors: dict[str, StoredTensor] = {}
+    for name, value in state_dict:
+        if type(name) is not str:
+            raise InputError("INPUT_PICKLE", f"a key of the state dict is not a name: {name!r:.40}", file=file)
+        if name in tensors:
+            raise InputError("INPUT_PICKLE", "the name stands in the state dict twice", file=file, tensor=name)
+        if not isinstance(value, TensorRecord):
+            kind = "dict" if isinstance(value, Pairs) else type(value).__name__
+            raise InputError("INPUT_PICKLE", f"is a {kind}, expected a tensor", file=file, tensor=name)
+        tensors[name] = _locate(file, name, value, directory)
+    if not tensors:
+        raise InputError("INPUT_PICKLE", "the state dict is empty", file=file)
+    return tensors
+
+
+def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pairs:
+    entry = directory.entries.get("data.pkl")
+    if entry is None:
+        raise InputError("INPUT_NOT_TORCH", "a zip archive, but not torch's: it has no data.pkl", file=file)
+    if entry.size > _MAX_PICKLE:
+        raise InputError("INPUT_PICKLE", f"data.pkl has {entry.size:,} bytes; no Llama needs that", file=file)
+    data = os.pread(descriptor, entry.size, entry.offset)
+    if directory.has_checksums and zlib.crc32(data) != entry.crc32:
+        raise InputError(
+            "INPUT_CRC",
+            f"data.pkl: CRC-32 {zlib.crc32(data):08x}, recorded {entry.crc32:08x}; the file is damaged",
+            file=file,
+            hint="download it again",
+        )
+    byteorder = directory.entries.get("byteorder")
+    if byteorder and os.pread(descriptor, min(byteorder.size, 6), byteorder.offset) != b"little":
+        raise InputError("TENSOR_LAYOUT", "saved on a big-endian machine; save it anew on a little-endian one", file=file)
+    try:
+        content: Any = read_pickle(data)
+    except PickleRefusedError as error:
+        raise InputError(error.code, str(error), file=file) from None
+    if not isinstance(content, Pairs):
+        kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
+        raise InputError("INPUT_PICKLE", f"top level is a {kind}, expected a dict of tensors", file=file)
+    return content
+
+
+def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory) -> StoredTensor:
+    """Tie a tensor to its bytes, having checked that all of them lie inside its storage's entry."""
+    entry = directory.entries.get(f"data/{record.storage.key}")
+    if entry is None:
+        raise InputError(
+            "INPUT_ZIP", f"needs data/{record.storage.key}, which is not in the file", file=file, tensor=name
+        )
+    itemsize = record.dtype.itemsize
+    declared = record.storage.numel * (record.storage.dtype.itemsize if record.storage.dtype else 1)
+    if entry.size != declared:
+        raise InputError(
+            "INPUT_VIEW",
+            f"needs {declared:,} bytes of data/{record.storage.key}, which has {entry.size:,}",
+            file=file,
+            tensor=name,
+        )
+    if len(record.shape) > _MAX_AXES:
+        raise InputError("INPUT_VIEW", f"has {len(record.shape)} axes", file=file, tensor=name)
+    if 0 not in record.shape:
+        last = record.offset + sum((n - 1) * s for n, s in zip(record.shape, record.strides, strict=True))
+        if (last + 1) * itemsize > entry.size:
+            raise InputError(
+                "INPUT_VIEW",
+                f"element {last:,} lies outside its storage of {entry.size // itemsize:,}",
+                file=file,
+                tensor=name,
+            )
+    crc32 = entry.crc32 if directory.has_checksums else None
+    storage = Storage(file, entry.offset, entry.size, crc32)
+    offset = entry.offset + record.offset * itemsize
+    return StoredTensor(name, record.dtype, record.shape, record.strides, offset, storage)

@@ -1,0 +1,147 @@
+"""The directory of a stored (uncompressed) zip archive: where each entry's bytes lie, and their CRC-32.
+
+`torch.save` writes such archives; `torch.load` checks neither the CRCs nor, when it maps the file, the sizes
+(so a damaged file loads in silence).  Here every extent is checked against the file before it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_convert.errors import InputError
+
+_LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
+_ALLOWED_FLAGS = 0x0808  # names in UTF-8, sizes in a data descriptor: what torch.save sets
+
+
+@dataclass(frozen=True)
+class ZipEntry:
+    """The bytes of one entry: ``file[offset : offset + size]``."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class ZipDirectory:
+    """An archive's entries by name, below its single root folder."""
+
+    root: str
+    entries: dict[str, ZipEntry]
+    has_checksums: bool
+    """False when every CRC-32 is zero, torch's way of saying "not computed"."""
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading ``path``, which must be a regular file with something in it.
+
+    Raises:
+        InputError: it is missing, empty, unreadable, or a pipe, folder or device (reading those may hang).
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path)
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        dangling = f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "not found"
+        raise InputError("INPUT_NOT_FOUND", dangling, file=path) from None
+    except PermissionError:
+        raise InputError("INPUT_PERMISSION", "permission denied", file=path) from None
+    except OSError as error:
+        raise InputError("INPUT_IO", error.strerror or str(error), file=path) from None
+    return descriptor
+
+
+def read_directory(file: Path, descriptor: int) -> ZipDirectory:
+    """The directory of the archive open as ``descriptor``; no entry's contents are read.
+
+    Raises:
+        InputError: not a zip archive, truncated, or with entries that `torch.save` never writes: compressed,
+            encrypted, doubled, overlapping, out of the file, or under more than one root.
+    """
+    size = os.fstat(descriptor).st_size
+    _refuse_other_kinds(file, descriptor, size)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as stream, zipfile.ZipFile(stream) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        raise InputError(
+            "INPUT_TRUNCATED",
+            f"not a whole torch archive ({error}; size {size:,} bytes)",
+            file=file,
+            hint="download it again, and compare it with checklist.chk",
+        ) from None
+
+    def refuse(code: str, message: str) -> InputError:
+        return InputError(code, message, file=file)
+
+    entries: dict[str, ZipEntry] = {}
+    roots: set[str] = set()
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        root, _, name = info.orig_filename.partition("/")
+        roots.add(root)
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise refuse("INPUT_COMPRESSED", f"{name} is compressed; torch.save never does that")
+        if info.flag_bits & ~_ALLOWED_FLAGS:
+            raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
+        if name in entries:
+            raise refuse("INPUT_ZIP", f"two entries are called {name}")
+        offset = _data_offset(descriptor, info)
+        if offset is None:
+            raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")
+        if info.header_offset < end:
+            raise refuse("INPUT_ZIP", f"{name} overlaps the entry before it")
+        end = offset + info.file_size
+        if end > size:
+            raise refuse("INPUT_TRUNCATED", f"{name} reaches past the end of the file ({end:,} > {size:,})")
+        entries[name] = ZipEntry(offset, info.file_size, info.CRC)
+    if len(roots) > 1:
+        raise refuse("INPUT_ZIP", f"entries lie under several roots: {', '.join(sorted(roots)[:3])}")
+    has_checksums = any(entry.crc32 for entry in entries.values())
+    return ZipDirectory(next(iter(roots), ""), entries, has_checksums)
+
+
+def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
+    """Where the entry's bytes begin, which only its local header tells; None if that header is another's."""
+    header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
+    if len(header) < _LOCAL_HEADER.size:
+        return None
+    signature, _version, _flags, method, _time, _date, _crc, _packed, _size, name_length, extra_length = (
+        _LOCAL_HEADER.unpack(header)
+    )
+    start = info.header_offset + _LOCAL_HEADER.size
+    name = info.orig_filename.encode("utf-8", "surrogateescape")
+    if signature != b"PK\3\4" or method != zipfile.ZIP_STORED or name_length != len(name):
+        return None
+    if os.pread(descriptor, name_length, start) != name:
+        return None
+    return start + name_length + extra_length
+
+
+_OTHER_KINDS = (
+    (b"<", "INPUT_NOT_TORCH", "an HTML page, not a checkpoint (expired link?)", "download it again"),
+    (b"version https://git-lfs", "INPUT_NOT_TORCH", "a git-lfs pointer, not the file itself", "run: git lfs pull"),
+    (b"\x1f\x8b", "INPUT_NOT_TORCH", "gzip-compressed; torch's files are not", "unpack it first"),
+    (b"\x80\x02\x8a\x0a", "INPUT_LEGACY", "torch's format from before version 1.6", "save it anew with torch.save"),
+    (b"\0" * 16, "INPUT_NOT_TORCH", "begins with zeros: download not finished?", "download it again"),
+)
+
+
+def _refuse_other_kinds(file: Path, descriptor: int, size: int) -> None:
+    """Name what lies here instead of an archive, when the first bytes tell."""
+    if size == 0:
+        raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
+    head = os.pread(descriptor, 24, 0)
+    for magic, code, message, hint in _OTHER_KINDS:
+        if head.lstrip(b" \r\n\t").startswith(magic) or head.startswith(magic):
+            raise InputError(code, message, file=file, hint=hint)
+    if not head.startswith(b"PK"):
+        raise InputError("INPUT_NOT_TORCH", "not a torch checkpoint (no zip archive)", file=file)
