@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowTranspose:
-    """Reorders rows: each run of ``outer * inner`` rows, an ``outer x inner`` matrix of rows, is transposed."""
+    """Transposes each run of ``outer * inner`` rows, seen as an ``outer x inner`` matrix of rows."""
 
     outer: int
     inner: int
@@ -26,4 +26,5 @@ class RowTranspose:
         """A copy of ``block`` (rows x bytes, a whole number of runs) in the other order."""
         rows, width = block.shape
         matrices = block.reshape(rows // self.run, self.outer, self.inner, width)
-        return matrices.swapaxes(1, 2).reshape(rows, width)
+        reordered: npt.NDArray[np.uint8] = matrices.swapaxes(1, 2).reshape(rows, width)
+        return reordered

@@ -1,5 +1,6 @@
-"""Makes checkpoints in Meta's layout with random weights, and says in a few lines of torch what Hugging Face's
-layout of them must be.  Written without the package, so that it can serve as its oracle."""
+"""Makes checkpoints in Meta's layout with random weights, and says what Hugging Face's of them must be.
+
+Written in a few lines of torch and without the package, so that it can serve as its oracle."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def weights(shape: Shape, seed: int = 0) -> State:
             f"layers.{i}.ffn_norm.weight": random(shape.dim),
         }
     state["norm.weight"] = random(shape.dim)
-    state["output.weight"] = state["tok_embeddings.weight"] if shape.tied else random(shape.vocab_size, shape.dim)
+    state["output.weight"] = (
+        state["tok_embeddings.weight"] if shape.tied else random(shape.vocab_size, shape.dim)
+    )
     return state
 
 
@@ -80,10 +83,7 @@ def cut(shape: Shape, state: State) -> list[State]:
             heads = weight.view(shape.n_kv_heads, shape.head_dim, shape.dim)
             weight = heads.repeat_interleave(shape.kv_repeats, 0).reshape(-1, shape.dim)
         axis = {"wo": 1, "w2": 1, "tok_embeddings": shape.embedding_cut}.get(part, 0)
-        if "norm" in part:
-            slices = [weight] * shape.ranks
-        else:
-            slices = list(weight.chunk(shape.ranks, axis))
+        slices = [weight] * shape.ranks if "norm" in part else weight.chunk(shape.ranks, axis)
         for rank, piece in zip(ranks, slices, strict=True):
             rank[name] = piece.clone() if shape.ranks > 1 else piece
     return ranks

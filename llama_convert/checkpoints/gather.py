@@ -47,7 +47,7 @@ class SourceFiles:
             if file not in self._descriptors:
                 self._descriptors[file] = open_regular(file)
             descriptor = self._descriptors[file]
-        view = memoryview(target.reshape(-1))
+        view = target.reshape(-1).data
         done = 0
         while done < len(view):
             try:
@@ -62,7 +62,7 @@ class SourceFiles:
 
 
 def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about ``block_size`` bytes each, every one but the last a multiple of ``multiple_of``."""
+    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows."""
     rows, columns = matrix_shape(weight.shape)
     fit = block_size // max(1, columns * weight.dtype.itemsize)
     step = max(1, fit // multiple_of) * multiple_of

@@ -1,13 +1,12 @@
 """A checkpoint in Hugging Face's layout: its files' names, its shards, its configs.
 
-``config.json`` keeps the spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which every
-version from 4.45 to 5.x reads right; 5's own spelling loses the rotary settings in 4.
+``config.json`` keeps the spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which all
+versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings in 4.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from llama_convert.dtypes import Dtype
@@ -30,8 +29,8 @@ def stored_weights(config: LlamaConfig) -> list[Weight]:
 def split_into_shards(sizes: dict[str, int], max_shard_size: int) -> dict[str, list[str]]:
     """Which tensor goes into which file, as ``save_pretrained`` has it.
 
-    A shard is filled in model order until the next tensor would pass ``max_shard_size`` bytes; a tensor larger
-    than that gets a file of its own, which comes before the shard being filled (huggingface_hub,
+    A shard is filled in model order until the next tensor would pass ``max_shard_size`` bytes; a tensor
+    larger than that gets a file of its own, which comes before the shard being filled (huggingface_hub,
     ``serialization/_base.py: split_state_dict_into_shards_factory``).
     """
     shards: list[list[str]] = []
@@ -121,8 +120,8 @@ def generation_config_json(release: Release, bos: int, eos: int | list[int]) -> 
 def eos_ids(release: Release, instruct: bool, first_special: int) -> tuple[int | list[int], int | list[int]]:
     """What ends a text, in config.json and in generation_config.json.
 
-    Llama 3's special tokens count from ``first_special``: 1 ``<|end_of_text|>``, 8 ``<|eom_id|>`` (from 3.1 on),
-    9 ``<|eot_id|>``.
+    Llama 3's special tokens count from ``first_special``: 1 ``<|end_of_text|>``, 8 ``<|eom_id|>`` (from 3.1
+    on), 9 ``<|eot_id|>``.
     """
     if release.tokenizer == "sentencepiece":
         return 2, 2
@@ -132,5 +131,3 @@ def eos_ids(release: Release, instruct: bool, first_special: int) -> tuple[int |
     if release.special_tokens == "llama3":
         return eot, [end_of_text, eot]
     return [end_of_text, eom, eot], [end_of_text, eom, eot]
-
-

@@ -14,6 +14,7 @@ from llama_convert.errors import InputError
 
 _RANK_FILE = re.compile(r"consolidated(?:\.(\d+))?\.pth")
 
+
 @dataclass(frozen=True)
 class MetaFolder:
     """A folder that holds ``params.json`` and rank files, and the tokenizer that goes with it."""
@@ -60,7 +61,10 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 def _holds_checkpoint(folder: Path) -> bool:
-    return any(_RANK_FILE.fullmatch(entry.name) for entry in folder.iterdir()) or (folder / "params.json").exists()
+    return (
+        any(_RANK_FILE.fullmatch(entry.name) for entry in folder.iterdir())
+        or (folder / "params.json").exists()
+    )
 
 
 def _choose(path: Path, model_size: str | None) -> Path:
@@ -70,7 +74,10 @@ def _choose(path: Path, model_size: str | None) -> Path:
         return path / model_size
     below = [path, path / "original"] if (path / "original").is_dir() else [path]
     found = [
-        entry for place in below for entry in sorted(place.iterdir()) if entry.is_dir() and _holds_checkpoint(entry)
+        entry
+        for place in below
+        for entry in sorted(place.iterdir())
+        if entry.is_dir() and _holds_checkpoint(entry)
     ]
     if len(found) == 1:
         return found[0]
@@ -98,14 +105,20 @@ def _rank_files(folder: Path) -> tuple[Path, ...]:
             continue
         rank = int(match[1] or 0)
         if rank in ranks:
-            raise InputError("RANKS_NAMES", f"{ranks[rank].name} and {entry.name} are both rank {rank}", file=folder)
+            raise InputError(
+                "RANKS_NAMES", f"{ranks[rank].name} and {entry.name} are both rank {rank}", file=folder
+            )
         if entry.with_name(entry.name + ".aria2").exists():
-            raise InputError("INPUT_TRUNCATED", "download not finished: an .aria2 file lies beside it", file=entry)
+            raise InputError(
+                "INPUT_TRUNCATED", "download not finished: an .aria2 file lies beside it", file=entry
+            )
         ranks[rank] = entry
     if not ranks:
         raise InputError("INPUT_NOT_FOUND", "no consolidated.*.pth beside params.json", file=folder)
     missing = [rank for rank in range(max(ranks)) if rank not in ranks]
     if missing:
         names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in missing[:5])
-        raise InputError("RANKS_MISSING", f"{names} is missing; the highest is {ranks[max(ranks)].name}", file=folder)
+        raise InputError(
+            "RANKS_MISSING", f"{names} is missing; the highest is {ranks[max(ranks)].name}", file=folder
+        )
     return tuple(ranks[rank] for rank in sorted(ranks))

@@ -153,11 +153,17 @@ def _expected(params: Params) -> Iterable[Weight]:
 
 def _unknown_name(file: Path, name: str, rank: Rank) -> InputError:
     if name.startswith("model.layers.") or name in ("lm_head.weight", "model.embed_tokens.weight"):
-        return InputError("TENSOR_UNKNOWN", "names are Hugging Face's already: nothing to convert", file=file, tensor=name)
+        return InputError(
+            "TENSOR_UNKNOWN", "names are Hugging Face's already: nothing to convert", file=file, tensor=name
+        )
     if any(other.endswith(("scales", ".scale", "zeros")) for other in rank):
-        return InputError("UNSUPPORTED_MODEL", "quantised: convert the unquantised release", file=file, tensor=name)
+        return InputError(
+            "UNSUPPORTED_MODEL", "quantised: convert the unquantised release", file=file, tensor=name
+        )
     hint = "merge adapters into the weights first" if "lora" in name else None
-    return InputError("TENSOR_UNKNOWN", "is no weight of a Llama; nothing was dropped", file=file, tensor=name, hint=hint)
+    return InputError(
+        "TENSOR_UNKNOWN", "is no weight of a Llama; nothing was dropped", file=file, tensor=name, hint=hint
+    )
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,9 @@ def _joined_shapes(params: Params, names: dict[Weight, StoredTensor], n_ranks: i
 
 
 def _wrong_rank_count(params: Params, wq: StoredTensor, q_rows: int, n_ranks: int) -> InputError:
-    found = f"{n_ranks} file{'s' * (n_ranks > 1)} hold{'s' * (n_ranks == 1)} {q_rows} of {params.dim} rows of wq"
+    found = (
+        f"{n_ranks} file{'s' * (n_ranks > 1)} hold{'s' * (n_ranks == 1)} {q_rows} of {params.dim} rows of wq"
+    )
     if params.dim % wq.shape[0] == 0 and q_rows < params.dim:
         needed = params.dim // wq.shape[0]
         message = f"{found}: {needed - n_ranks} of {needed} rank files are missing"
@@ -229,10 +237,10 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
         for digest in _head_digests(files, rank["layers.0.attention.wk.weight"], head_dim)
     )
     heads = [next(every_head), next(every_head)]
-    if heads[0] != heads[1]:
+    if heads[0] != heads[1] or heads[0] is None:
         return 1
     heads += every_head
-    for repeats in (n for n in range(stored // 2, 1, -1) if stored % n == 0):
+    for repeats in (n for n in range(stored, 1, -1) if stored % n == 0):
         groups = [set(heads[start : start + repeats]) for start in range(0, stored, repeats)]
         distinct = set().union(*groups)
         if all(len(group) == 1 for group in groups) and len(distinct) == len(groups):
@@ -240,13 +248,13 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
     return 1
 
 
-def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> Iterator[bytes]:
-    """A digest of each head's rows, read one by one as they are asked for."""
+def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> Iterator[bytes | None]:
+    """A digest of each head's rows, read as it is asked for; None for a placeholder of zeros."""
     weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
     for start in range(0, tensor.shape[0], head_dim):
         rows = np.empty((head_dim, tensor.shape[1] * tensor.dtype.itemsize), np.uint8)
         read_rows(files, weight, start, start + head_dim, rows)
-        yield xxhash.xxh3_128_digest(rows)
+        yield xxhash.xxh3_128_digest(rows.data) if rows.any() else None
 
 
 def _structure(params: Params, joined: _Joined, repeats: int) -> LlamaConfig:
@@ -287,15 +295,14 @@ def _with_release(config: LlamaConfig, params: Params, identity: Identity) -> Ll
 def _cuts(
     params: Params, config: LlamaConfig, names: dict[Weight, StoredTensor], n_ranks: int, repeats: int
 ) -> dict[Weight, int | None]:
-    """The axis on which each weight is cut over the ranks, from its shapes; None: each rank has all of it."""
+    """The axis on which ranks cut each weight, from its shapes; None: each rank has all of it."""
     cuts: dict[Weight, int | None] = {}
     for weight in model_weights(config):
         tensor, whole = names[weight], list(weight.shape(config))
         if "kv" in weight.kind.axes:
             whole[0] *= repeats
         possible: list[int | None] = list(weight.kind.cut) if n_ranks > 1 and weight.kind.cut else [None]
-        shapes = {cut: [n // n_ranks if axis == cut and n % n_ranks == 0 else n for axis, n in enumerate(whole)]
-                  for cut in possible}  # fmt: skip
+        shapes = {cut: _slice_shape(whole, cut, n_ranks) for cut in possible}
         fitting = [cut for cut in possible if shapes[cut] == list(tensor.shape)]
         if len(fitting) != 1:
             expected = " or ".join(str(shape) for shape in shapes.values())
@@ -303,6 +310,11 @@ def _cuts(
             raise InputError("TENSOR_SHAPE", message, file=tensor.file, tensor=tensor.name)
         cuts[weight] = fitting[0]
     return cuts
+
+
+def _slice_shape(whole: list[int], cut: int | None, n_ranks: int) -> list[int]:
+    """The shape of one rank's slice, or of the whole where the axis cannot be cut evenly."""
+    return [n // n_ranks if axis == cut and n % n_ranks == 0 else n for axis, n in enumerate(whole)]
 
 
 def _assemble(
@@ -319,7 +331,9 @@ def _assemble(
         step = config.head_dim
         heads = [slab.row_range(row, row + step) for slab in slabs for row in range(0, slab.rows, step)]
         pieces = [
-            Piece(head * step, 0, heads[head * repeats], tuple(heads[head * repeats + 1 : (head + 1) * repeats]))
+            Piece(
+                head * step, 0, heads[head * repeats], tuple(heads[head * repeats + 1 : (head + 1) * repeats])
+            )
             for head in range(config.n_kv_heads)
         ]
     else:

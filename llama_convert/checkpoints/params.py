@@ -44,7 +44,7 @@ class Params:
 
     @property
     def ffn_dim(self) -> int | None:
-        """The feed-forward width by Meta's formula (llama-models, ``models/llama3/model.py: FeedForward``)."""
+        """The feed-forward width by Meta's formula (``models/llama3/model.py: FeedForward``)."""
         if self.multiple_of is None:
             return None
         width = int(2 * (4 * self.dim) / 3)
@@ -98,7 +98,9 @@ def read_params(file: Path) -> Params:
     raw: dict[str, Any] = content["model"] if nested else content
     for key, release in _UNSUPPORTED.items():
         if raw.get(key) is not None:
-            raise refuse("UNSUPPORTED_MODEL", f'"{key}" marks {release}; only dense text Llamas are converted')
+            raise refuse(
+                "UNSUPPORTED_MODEL", f'"{key}" marks {release}; only dense text Llamas are converted'
+            )
     return _Reader(file, raw).params(nested)
 
 

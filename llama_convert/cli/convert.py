@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
 
 import typer
 
-_FILES, _RELEASE, _CHAT = "Output", "What the files are (told from the files when left out)", "Tokenizer and chat"
-_COMPATIBLE = "Of the Hugging Face script"
+from llama_convert.cli import options as cli
 
 
 def convert_command(
-    source: Annotated[Optional[Path], typer.Argument(metavar="SRC", show_default=False, help="Meta's folder: params.json, consolidated.NN.pth.")] = None,
-    destination: Annotated[Optional[Path], typer.Argument(metavar="DST", show_default=False, help="The folder to make.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_FILES)] = "auto",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tensors in one file at most, as 5GB or 500MB.", rich_help_panel=_FILES)] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that DST holds.", rich_help_panel=_FILES)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Publish nothing if there was a warning (exit code 1).", rich_help_panel=_FILES)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=_FILES)] = False,
-    llama_version: Annotated[Optional[str], typer.Option(metavar="VERSION", show_default=False, help="1, 2, code, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2 or Guard-3: chooses where the files allow several.", rich_help_panel=_RELEASE)] = None,
-    instruct: Annotated[Optional[bool], typer.Option("--instruct/--no-instruct", show_default=False, help="A chat model or a base model; names that say Instruct or chat are taken as a hint.", rich_help_panel=_RELEASE)] = None,
-    tokenizer: Annotated[Optional[Path], typer.Option(metavar="PATH", show_default=False, help="tokenizer.model, where it is not in SRC or one folder up.", rich_help_panel=_CHAT)] = None,
-    chat_template: Annotated[Optional[Path], typer.Option(metavar="FILE", show_default=False, help="A Jinja chat template to store instead of ours.", rich_help_panel=_CHAT)] = None,
-    special_tokens: Annotated[Optional[list[str]], typer.Option(metavar="NAMES", show_default=False, help="Names of Llama 3's special tokens from the first on, separated by commas.", rich_help_panel=_CHAT)] = None,
-    input_dir: Annotated[Optional[Path], typer.Option(metavar="SRC", show_default=False, help="The same as SRC.", rich_help_panel=_COMPATIBLE)] = None,
-    output_dir: Annotated[Optional[Path], typer.Option(metavar="DST", show_default=False, help="The same as DST.", rich_help_panel=_COMPATIBLE)] = None,
-    model_size: Annotated[Optional[str], typer.Option(metavar="SIZE", show_default=False, help="Compared with the files; picks SRC/SIZE where SRC holds several; tokenizer_only converts just the tokenizer.", rich_help_panel=_COMPATIBLE)] = None,
-    num_shards: Annotated[Optional[int], typer.Option(metavar="N", show_default=False, help="Compared with the number of rank files.", rich_help_panel=_COMPATIBLE)] = None,
-    safe_serialization: Annotated[bool, typer.Option(help="Always so: only safetensors are written.", rich_help_panel=_COMPATIBLE)] = True,
-    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Upload DST as a private repository of its name (extra [hub]).", rich_help_panel=_COMPATIBLE)] = False,
-    workers: Annotated[Optional[int], typer.Option(min=1, max=256, show_default=False, help="Tensors in hand at a time.", rich_help_panel="Running")] = None,
-    block_size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes read at a time by each worker.", rich_help_panel="Running")] = "1MiB",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.", rich_help_panel="Running")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Running")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel="Running")] = False,
-) -> None:  # fmt: skip
+    source: cli.Source = None,
+    destination: cli.Destination = None,
+    dtype: cli.Dtype = "auto",
+    max_shard_size: cli.MaxShardSize = "5GB",
+    overwrite: cli.Overwrite = False,
+    strict: cli.Strict = False,
+    dry_run: cli.DryRun = False,
+    llama_version: cli.LlamaVersion = None,
+    instruct: cli.Instruct = None,
+    tokenizer: cli.TokenizerPath = None,
+    chat_template: cli.ChatTemplate = None,
+    special_tokens: cli.SpecialTokens = None,
+    input_dir: cli.InputDir = None,
+    output_dir: cli.OutputDir = None,
+    model_size: cli.ModelSize = None,
+    num_shards: cli.NumShards = None,
+    safe_serialization: cli.SafeSerialization = True,
+    push_to_hub: cli.PushToHub = False,
+    workers: cli.Workers = None,
+    block_size: cli.BlockSize = "1MiB",
+    quiet: cli.Quiet = False,
+    as_json: cli.AsJson = False,
+    debug: cli.Debug = False,
+) -> None:
     """Convert a Meta checkpoint to Hugging Face safetensors, config and tokenizer.
 
     [bold]Examples[/bold]
@@ -100,6 +98,8 @@ def _one(name: str, positional: Path | None, option: Path | None) -> Path:
     chosen = positional or option
     if chosen is None:
         raise UsageError(
-            "BAD_USAGE", f"{name} is missing", hint="llama-convert convert SRC DST; see llama-convert convert --help"
+            "BAD_USAGE",
+            f"{name} is missing",
+            hint="llama-convert convert SRC DST; see llama-convert convert --help",
         )
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("convert",)
-_GLOBAL = ("--help", "--version", "--install-completion", "--show-completion")
+_GLOBAL = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
 
@@ -21,9 +21,10 @@ def modernise(arguments: list[str]) -> list[str]:
         end = arguments.index("--")
         result[end:] = arguments[end:]
     result = _flags(result)
-    if result and result[0] not in COMMANDS and result[0] not in _GLOBAL:
-        if result[0].startswith("-") or Path(result[0]).exists():
-            result.insert(0, "convert")
+    first = result[0] if result else "--help"
+    is_command = first in COMMANDS or first in _GLOBAL
+    if not is_command and (first.startswith("-") or Path(first).exists()):
+        result.insert(0, "convert")
     return result
 
 

@@ -37,5 +37,7 @@ def push(folder: Path, observer: Observer) -> None:
         repository = api.create_repo(folder.resolve().name, private=True, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:
-        raise OutputError("HUB", f"upload failed: {error}", file=folder, hint="the folder itself is complete") from error
+        raise OutputError(
+            "HUB", f"upload failed: {error}", file=folder, hint="the folder itself is complete"
+        ) from error
     observer.note(f"uploaded to {repository}")

@@ -36,13 +36,16 @@ class ConsoleObserver(Observer):
         self._began = self._last_line = 0.0
 
     def note(self, text: str) -> None:
+        """Print what was decided."""
         if not self._quiet:
             self._console.print(Text(f"llama-convert: {text}"))
 
     def warning(self, text: str) -> None:
+        """Print what should be looked at."""
         self._console.print(Text(f"llama-convert: warning: {text}", style="yellow"))
 
     def start(self, total: int) -> None:
+        """Begin to count bytes."""
         self._total, self._began = total, time.monotonic()
         self._last_line = self._began
         if self._quiet or not self._console.is_terminal:
@@ -60,6 +63,7 @@ class ConsoleObserver(Observer):
         self._task = self._bar.add_task("weights", total=total, memory="")
 
     def advance(self, count: int) -> None:
+        """Count bytes, and show where they stand."""
         self._done += count
         if self._bar:
             self._bar.update(self._task, advance=count, memory=f"{_peak_memory()} memory")
@@ -68,6 +72,7 @@ class ConsoleObserver(Observer):
             self.note(self._line())
 
     def finish(self) -> None:
+        """Say how much was written, and how fast."""
         if self._bar:
             self._bar.stop()
             self._bar = None

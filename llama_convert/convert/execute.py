@@ -64,7 +64,9 @@ def execute(
 
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
-                jobs = [pool.submit(work, output, target) for file, output in outputs for target in file.targets]
+                jobs = [
+                    pool.submit(work, output, target) for file, output in outputs for target in file.targets
+                ]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             finally:
@@ -72,7 +74,12 @@ def execute(
                 pool.shutdown(cancel_futures=True)
         for _, output in outputs:
             output.sync()
-    return {target.name: counts[target.name] for file in plan.files for target in file.targets if target.name in counts}
+    return {
+        target.name: counts[target.name]
+        for file in plan.files
+        for target in file.targets
+        if target.name in counts
+    }
 
 
 class _Output:
@@ -99,7 +106,7 @@ class _Output:
 
     def write(self, block: Bytes, offset: int) -> None:
         """All of the contiguous ``block``, at ``offset``."""
-        view = memoryview(block.reshape(-1))
+        view = block.reshape(-1).data
         done = 0
         while done < len(view):
             try:
@@ -141,4 +148,3 @@ def _write_tensor(
         written += block.nbytes
         progress(block.nbytes)
     return total if source.dtype != target.dtype else None
-

@@ -52,10 +52,10 @@ class Plan:
         """Bytes of all output files."""
         return sum(file.size for file in self.files)
 
-    @property
-    def n_tensors(self) -> int:
-        """Tensors in all output files."""
-        return sum(len(file.targets) for file in self.files)
+    @cached_property
+    def payload_bytes(self) -> int:
+        """Bytes of all tensors: all but the headers."""
+        return self.total_bytes - sum(len(file.header) for file in self.files)
 
 
 def plan_huggingface(checkpoint: MetaCheckpoint, dtype: Dtype | None, max_shard_size: int) -> Plan:
@@ -71,7 +71,8 @@ def plan_huggingface(checkpoint: MetaCheckpoint, dtype: Dtype | None, max_shard_
     sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
     dtypes = {name: dtype or source.dtype for name, source in sources.items()}
     sizes = {
-        name: source.nbytes // source.dtype.itemsize * dtypes[name].itemsize for name, source in sources.items()
+        name: source.nbytes // source.dtype.itemsize * dtypes[name].itemsize
+        for name, source in sources.items()
     }
     shards = split_into_shards(sizes, max_shard_size)
     files = []

@@ -38,7 +38,9 @@ class Staging:
         self._created: list[Path] = []
         resolved, origin = destination.resolve(), source.resolve()
         if resolved == origin or origin in resolved.parents:
-            raise UsageError("OUTPUT_IS_INPUT", "the output folder lies in the input folder", file=destination)
+            raise UsageError(
+                "OUTPUT_IS_INPUT", "the output folder lies in the input folder", file=destination
+            )
         if destination.exists() and not destination.is_dir():
             raise ConflictError("OUTPUT_EXISTS", "is a file; the output is a folder", file=destination)
         present = sorted(entry.name for entry in destination.iterdir()) if destination.is_dir() else []
@@ -68,7 +70,9 @@ class Staging:
             self.path.mkdir()
         except OSError as error:
             self._remove()
-            raise OutputError("OUTPUT_PERMISSION", f"cannot be made: {error.strerror}", file=self.path) from error
+            raise OutputError(
+                "OUTPUT_PERMISSION", f"cannot be made: {error.strerror}", file=self.path
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -121,7 +121,9 @@ def convert(
         ConflictError: the destination holds something.
         RefusedError: `strict`, and something was warned of.
     """
-    return _Conversion(Path(source), Path(destination), options or ConvertOptions(), observer or Observer()).run()
+    return _Conversion(
+        Path(source), Path(destination), options or ConvertOptions(), observer or Observer()
+    ).run()
 
 
 class _Conversion:
@@ -164,7 +166,9 @@ class _Conversion:
             result.casts = self._write_weights(staging, plan)
             self._report_casts(result.casts)
             if self.warnings and options.strict:
-                raise RefusedError("STRICT_WARNINGS", f"--strict, and there was a warning: {self.warnings[0]}")
+                raise RefusedError(
+                    "STRICT_WARNINGS", f"--strict, and there was a warning: {self.warnings[0]}"
+                )
             self._write_configs(staging, checkpoint, tokenizer, instruct, result)
             self._publish(staging, result)
         return result
@@ -205,7 +209,9 @@ class _Conversion:
         if asked is not None:
             label = re.sub(r"f$|-MP\d+$", "", asked, flags=re.IGNORECASE)
             if size is None or label.upper() != size.label:
-                self.warn(f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide")
+                self.warn(
+                    f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide"
+                )
 
     def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
         if tokenizer is None:
@@ -244,9 +250,13 @@ class _Conversion:
             self.observer.note(f"the files could also be {others}; --llama-version decides")
         if checkpoint.kv_repeats > 1:
             heads = checkpoint.config.n_kv_heads
-            self.observer.note(f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept")
+            self.observer.note(
+                f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept"
+            )
 
-    def _result(self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None) -> ConvertResult:
+    def _result(
+        self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
+    ) -> ConvertResult:
         return ConvertResult(
             destination=self.destination,
             release=identity.title,
@@ -260,23 +270,27 @@ class _Conversion:
             warnings=self.warnings,
         )
 
-    def _write_tokenizer(self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool) -> None:
+    def _write_tokenizer(
+        self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
+    ) -> None:
         release = identity.release
         options = TokenizerOptions(
-            special_tokens=release.special_tokens,
+            naming=release.special_tokens,
+            special_tokens=self.options.special_tokens,
             instruct=instruct and release.chat_template is not None,
             chat_template=self._chat_template(identity, instruct),
             model_max_length=release.model_max_length,
-            special_token_names=self.options.special_tokens,
         )
-        convert_tokenizer(tokenizer.path, staging.path, options)
+        convert_tokenizer(tokenizer, staging.path, options)
 
     def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
         if self.options.chat_template is not None:
             try:
                 return self.options.chat_template.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=self.options.chat_template) from None
+                raise UsageError(
+                    "BAD_TEMPLATE", f"cannot be read: {error}", file=self.options.chat_template
+                ) from None
         release = identity.release
         if not instruct or release.chat_template is None:
             return None
@@ -285,7 +299,7 @@ class _Conversion:
         return chat_template(release.chat_template)
 
     def _write_weights(self, staging: Staging, plan: Plan) -> dict[str, CastCounts]:
-        self.observer.start(plan.total_bytes)
+        self.observer.start(plan.payload_bytes)
         try:
             casts = execute(
                 plan,
@@ -365,5 +379,3 @@ def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | No
         names=names,
     )
     return identify(traits, version)
-
-

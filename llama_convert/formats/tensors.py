@@ -24,7 +24,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A strided view into a storage.  Shape and strides count elements, `offset` bytes from the file's start."""
+    """A strided view into a storage.  Shape and strides count elements, `offset` bytes of the file."""
 
     name: str
     dtype: Dtype

@@ -117,17 +117,20 @@ _CALLABLES: dict[str, Callable[..., Any]] = {
 _STORAGES = {f"torch.{storage}": dtype for storage, dtype in BY_STORAGE.items()}
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 _ALLOWED = {*_CALLABLES, *_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)}
+_OTHER_TENSORS = {
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_qtensor": "quantised",
+    "torch._utils._rebuild_meta_tensor_no_storage": "meta",
+    "torch._utils._rebuild_nested_tensor": "nested",
+}
 
 
 def _find_global(module: str, name: str) -> _Global:
     qualified = f"{module}.{name}"
     if qualified in _ALLOWED:
         return _Global(qualified)
-    for kind in ("sparse", "meta", "qtensor"):
-        if module == "torch._utils" and name == f"_rebuild_{kind}_tensor":
-            raise PickleRefusedError("TENSOR_LAYOUT", f"holds a {kind} tensor; only dense tensors are converted")
-    if qualified == "torch._utils._rebuild_qtensor":
-        raise PickleRefusedError("TENSOR_LAYOUT", "holds a quantised tensor; only dense tensors are converted")
+    if kind := _OTHER_TENSORS.get(qualified):
+        raise PickleRefusedError("TENSOR_LAYOUT", f"holds a {kind} tensor; only dense tensors are converted")
     raise PickleRefusedError(
         "INPUT_FOREIGN_OBJECT",
         f"holds an object of {qualified!r}; only tensors are read, and it was not constructed",
@@ -191,7 +194,8 @@ class _Machine:
             handler = handlers.get(opcode)
             if handler is None:
                 raise PickleRefusedError(
-                    "INPUT_PICKLE", f"data.pkl: unexpected instruction {opcode:#04x} at byte {self.position - 1}"
+                    "INPUT_PICKLE",
+                    f"data.pkl: unexpected instruction {opcode:#04x} at byte {self.position - 1}",
                 )
             handler(self)
         if len(self.stack) != 1 or self.marks:
@@ -238,7 +242,11 @@ class _Machine:
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Global) or function.name not in _CALLABLES or type(arguments) is not tuple:
+        if (
+            not isinstance(function, _Global)
+            or function.name not in _CALLABLES
+            or type(arguments) is not tuple
+        ):
             raise PickleRefusedError("INPUT_PICKLE", "calls something that does not build a tensor")
         self.stack.append(_CALLABLES[function.name](*arguments))
 
@@ -251,6 +259,12 @@ class _Machine:
 
 def _handlers() -> dict[int, Callable[[_Machine], None]]:
     """One function an instruction, by its byte."""
+
+    def skip(count: int) -> Callable[[_Machine], None]:
+        return lambda m: void(m.take(count))
+
+    def void(_: bytes) -> None:
+        """Take no notice."""
 
     def push(value: Any) -> Callable[[_Machine], None]:
         return lambda m: m.stack.append(value)
@@ -284,8 +298,8 @@ def _handlers() -> dict[int, Callable[[_Machine], None]]:
         return [key, value]
 
     by_name: dict[str, Callable[[_Machine], None]] = {
-        "\x80": lambda m: m.take(1) and None,  # PROTO
-        "\x95": lambda m: m.take(8) and None,  # FRAME
+        "\x80": skip(1),  # PROTO
+        "\x95": skip(8),  # FRAME
         "(": _Machine.mark,
         "N": push(None),
         "\x88": push(True),

@@ -31,9 +31,13 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for name, value in state_dict:
         if type(name) is not str:
-            raise InputError("INPUT_PICKLE", f"a key of the state dict is not a name: {name!r:.40}", file=file)
+            raise InputError(
+                "INPUT_PICKLE", f"a key of the state dict is not a name: {name!r:.40}", file=file
+            )
         if name in tensors:
-            raise InputError("INPUT_PICKLE", "the name stands in the state dict twice", file=file, tensor=name)
+            raise InputError(
+                "INPUT_PICKLE", "the name stands in the state dict twice", file=file, tensor=name
+            )
         if not isinstance(value, TensorRecord):
             kind = "dict" if isinstance(value, Pairs) else type(value).__name__
             raise InputError("INPUT_PICKLE", f"is a {kind}, expected a tensor", file=file, tensor=name)
@@ -59,7 +63,9 @@ def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pa
         )
     byteorder = directory.entries.get("byteorder")
     if byteorder and os.pread(descriptor, min(byteorder.size, 6), byteorder.offset) != b"little":
-        raise InputError("TENSOR_LAYOUT", "saved on a big-endian machine; save it anew on a little-endian one", file=file)
+        raise InputError(
+            "TENSOR_LAYOUT", "saved on a big-endian machine; save it anew on a little-endian one", file=file
+        )
     try:
         content: Any = read_pickle(data)
     except PickleRefusedError as error:

@@ -50,7 +50,9 @@ def open_regular(path: Path) -> int:
             raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path)
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        dangling = f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "not found"
+        dangling = (
+            f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "not found"
+        )
         raise InputError("INPUT_NOT_FOUND", dangling, file=path) from None
     except PermissionError:
         raise InputError("INPUT_PERMISSION", "permission denied", file=path) from None
@@ -123,14 +125,24 @@ def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
         return None
     if os.pread(descriptor, name_length, start) != name:
         return None
-    return start + name_length + extra_length
+    return int(start + name_length + extra_length)
 
 
 _OTHER_KINDS = (
     (b"<", "INPUT_NOT_TORCH", "an HTML page, not a checkpoint (expired link?)", "download it again"),
-    (b"version https://git-lfs", "INPUT_NOT_TORCH", "a git-lfs pointer, not the file itself", "run: git lfs pull"),
+    (
+        b"version https://git-lfs",
+        "INPUT_NOT_TORCH",
+        "a git-lfs pointer, not the file itself",
+        "run: git lfs pull",
+    ),
     (b"\x1f\x8b", "INPUT_NOT_TORCH", "gzip-compressed; torch's files are not", "unpack it first"),
-    (b"\x80\x02\x8a\x0a", "INPUT_LEGACY", "torch's format from before version 1.6", "save it anew with torch.save"),
+    (
+        b"\x80\x02\x8a\x0a",
+        "INPUT_LEGACY",
+        "torch's format from before version 1.6",
+        "save it anew with torch.save",
+    ),
     (b"\0" * 16, "INPUT_NOT_TORCH", "begins with zeros: download not finished?", "download it again"),
 )
 

@@ -40,9 +40,9 @@ class Weights(Protocol):
 def rope_frequencies(config: LlamaConfig) -> Tensor:
     """Angle by which RoPE turns each pair from one position to the next: float32 [head_dim / 2], radians.
 
-    Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864, section 3.2.2).  Llama 3.1 divides that
-    by `factor` where the wavelength exceeds original_context_length / low_freq_factor tokens, keeps it below
-    original_context_length / high_freq_factor, and goes linearly between (llama-models,
+    Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864, section 3.2.2).  Llama 3.1 divides
+    that by `factor` where the wavelength exceeds original_context_length / low_freq_factor tokens, keeps it
+    below original_context_length / high_freq_factor, and goes linearly between (llama-models,
     ``models/llama3/model.py: apply_scaling``).  Both owners compute in float32, and so do we: far out, a
     last digit of the frequency is a visible angle.
     """

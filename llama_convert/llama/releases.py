@@ -203,7 +203,6 @@ RELEASES: tuple[Release, ...] = (
         name_pattern=r"guard[-_ ]?3",
         rope_theta=500000.0,
         rope_factor=8.0,
-        also_called=("3.1", "3.2"),
         instruct=True,
         scaling_unsaid=True,
         sampling=_SAMPLING,
@@ -254,6 +253,7 @@ class Identity:
     def title(self) -> str:
         """Such as ``Llama 3.1 8B``."""
         return f"{self.release.title} {self.size.label if self.size else '(a shape of its own)'}"
+
 
 def _family(traits: Traits) -> tuple[TokenizerKind, str]:
     """Which kind of tokenizer the checkpoint was trained with, and how that shows."""

@@ -15,7 +15,7 @@ from llama_convert.reorder import RowTranspose
 
 
 def interleaved_to_half_split(head_dim: int) -> RowTranspose:
-    """From Meta's order of rows to Hugging Face's: row ``j`` comes from ``2j``, ``j + head_dim/2`` from ``2j+1``."""
+    """From Meta's order to Hugging Face's: row ``j`` comes from ``2j``, ``j + head_dim/2`` from ``2j+1``."""
     return RowTranspose(head_dim // 2, 2)
 
 

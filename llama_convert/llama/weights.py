@@ -49,9 +49,13 @@ class WeightKind:
         return re.compile(re.escape(self.meta).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)"))
 
 
-def _layer(meta: str, huggingface: str, *axes: str, cut: int | None = None, rotary: bool = False) -> WeightKind:
+def _layer(
+    meta: str, huggingface: str, *axes: str, cut: int | None = None, rotary: bool = False
+) -> WeightKind:
     cuts = () if cut is None else (cut,)
-    return WeightKind(f"layers.{{layer}}.{meta}.weight", f"model.layers.{{layer}}.{huggingface}.weight", axes, cuts, rotary)
+    return WeightKind(
+        f"layers.{{layer}}.{meta}.weight", f"model.layers.{{layer}}.{huggingface}.weight", axes, cuts, rotary
+    )
 
 
 LLAMA: tuple[WeightKind, ...] = (

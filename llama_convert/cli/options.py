@@ -1,0 +1,147 @@
+"""The options of all commands, each described once.  `X | None` defaults are told from the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_OUTPUT = "Output"
+_RELEASE = "What the files are (told from the files when left out)"
+_CHAT = "Tokenizer and chat"
+_COMPATIBLE = "Of the Hugging Face script"
+_RUNNING = "Running"
+
+Source = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SRC", show_default=False, help="Meta's folder: params.json and consolidated.NN.pth."
+    ),
+]
+Destination = Annotated[
+    Path | None, typer.Argument(metavar="DST", show_default=False, help="The folder to make.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_OUTPUT)
+]
+MaxShardSize = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="Bytes of tensors in one file at most, such as 5GB or 500MB.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the model that DST holds.", rich_help_panel=_OUTPUT)
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Publish nothing if there was a warning (exit code 1).", rich_help_panel=_OUTPUT
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=_OUTPUT),
+]
+LlamaVersion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERSION",
+        show_default=False,
+        help="1, 2, code, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2 or Guard-3; chooses where files allow several.",
+        rich_help_panel=_RELEASE,
+    ),
+]
+Instruct = Annotated[
+    bool | None,
+    typer.Option(
+        "--instruct/--no-instruct",
+        show_default=False,
+        help="A chat model or a base model; a folder's name that says Instruct or chat is taken as a hint.",
+        rich_help_panel=_RELEASE,
+    ),
+]
+TokenizerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        show_default=False,
+        help="tokenizer.model, where it is neither in SRC nor one folder up.",
+        rich_help_panel=_CHAT,
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="A Jinja chat template to store instead of ours.",
+        rich_help_panel=_CHAT,
+    ),
+]
+SpecialTokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        show_default=False,
+        help="Names of Llama 3's special tokens from the first on, separated by commas.",
+        rich_help_panel=_CHAT,
+    ),
+]
+InputDir = Annotated[
+    Path | None,
+    typer.Option(metavar="SRC", show_default=False, help="The same as SRC.", rich_help_panel=_COMPATIBLE),
+]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DST", show_default=False, help="The same as DST.", rich_help_panel=_COMPATIBLE),
+]
+ModelSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        show_default=False,
+        help="Compared with the files; picks SRC/SIZE where SRC holds several; "
+        "tokenizer_only converts just the tokenizer.",
+        rich_help_panel=_COMPATIBLE,
+    ),
+]
+NumShards = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        show_default=False,
+        help="Compared with the number of rank files.",
+        rich_help_panel=_COMPATIBLE,
+    ),
+]
+SafeSerialization = Annotated[
+    bool, typer.Option(help="Always so: only safetensors are written.", rich_help_panel=_COMPATIBLE)
+]
+PushToHub = Annotated[
+    bool,
+    typer.Option(
+        "--push-to-hub",
+        help="Upload DST as a private repository of its name (needs the extra \\[hub]).",
+        rich_help_panel=_COMPATIBLE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=256, show_default=False, help="Tensors in hand at a time.", rich_help_panel=_RUNNING
+    ),
+]
+BlockSize = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Bytes read at a time by each worker.", rich_help_panel=_RUNNING),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.", rich_help_panel=_RUNNING)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RUNNING)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_RUNNING)]

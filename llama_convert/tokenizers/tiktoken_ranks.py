@@ -1,0 +1,154 @@
+"""Llama 3's `tokenizer.model`: a line for each token, its bytes in base64 and its rank."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llama_convert.errors import InputError
+from llama_convert.tokenizers.options import TokenizerOptions
+from llama_convert.tokenizers.pipeline import Pipeline, Tokenizer, bos_template, bpe, sequence
+from llama_convert.tokenizers.special import (
+    BEGIN_OF_TEXT,
+    END_OF_TEXT,
+    END_OF_TURN,
+    N_SPECIAL,
+    special_tokens,
+)
+
+# How the text is cut before the merges (Meta's `llama3/tokenizer.py: pat_str`); part of the format.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class TiktokenModel(Tokenizer):
+    """Byte strings by rank."""
+
+    kind = "tiktoken"
+    n_special = N_SPECIAL
+    tokens: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def n_base(self) -> int:
+        """The ranks."""
+        return len(self.tokens)
+
+    def pipeline(self, options: TokenizerOptions) -> Pipeline:
+        """With `ignore_merges` a pre-token that is a word is taken whole, as tiktoken takes it."""
+        names = special_tokens(options.naming, options.special_tokens)
+        ids = {name: self.n_base + offset for offset, name in enumerate(names)}
+        return Pipeline(
+            special=ids,
+            model=bpe(unk=None, fuse_unk=False, byte_fallback=False, ignore_merges=True),
+            vocab=map(_printable, self.tokens),
+            merges=_merges(self.tokens),
+            bos=BEGIN_OF_TEXT,
+            eos=END_OF_TURN if options.instruct and END_OF_TURN in ids else END_OF_TEXT,
+            pre_tokenizer=sequence(
+                "pretokenizers",
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": SPLIT_PATTERN},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                _byte_level(add_prefix_space=False, trim_offsets=True, use_regex=False),
+            ),
+            post_processor=sequence(
+                "processors",
+                _byte_level(add_prefix_space=True, trim_offsets=False, use_regex=True),
+                bos_template(BEGIN_OF_TEXT, ids[BEGIN_OF_TEXT]),
+            ),
+            decoder=_byte_level(add_prefix_space=True, trim_offsets=True, use_regex=True),
+        )
+
+
+def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
+    """Read the lines of `data`, in whatever order they are.
+
+    Raises:
+        InputError: a line that is none, a token or rank given twice, a rank left out, or one of the 256
+            one-byte tokens missing.
+    """
+    by_rank: dict[int, bytes] = {}
+    for number, line in enumerate(data.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            encoded, digits = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(digits)
+        except (ValueError, binascii.Error):
+            found = line[:40].decode("utf-8", "backslashreplace")
+            raise InputError(
+                "TOKENIZER_LINE",
+                f"line {number} is {found!r}, not a token in base64, a space and its rank",
+                file=path,
+                hint="The file is damaged or was cut short; download it again.",
+            ) from None
+        if rank in by_rank:
+            raise InputError("TOKENIZER_RANKS", f"line {number} gives rank {rank} a second time", file=path)
+        by_rank[rank] = token
+    tokens = tuple(by_rank[rank] for rank in range(len(by_rank)) if rank in by_rank)
+    if len(tokens) < len(by_rank):
+        gap = next(rank for rank in range(len(by_rank)) if rank not in by_rank)
+        raise InputError(
+            "TOKENIZER_RANKS",
+            f"rank {gap} is missing: {len(by_rank)} tokens need the ranks from 0 on",
+            file=path,
+        )
+    _check_tokens(path, tokens)
+    return TiktokenModel(path, tokens)
+
+
+def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
+    distinct = set(tokens)
+    if len(distinct) < len(tokens):
+        ((twice, _),) = Counter(tokens).most_common(1)
+        raise InputError("TOKENIZER_RANKS", f"the token {twice!r} has two ranks", file=path)
+    if b"" in distinct:
+        raise InputError("TOKENIZER_LINE", "a token is empty", file=path)
+    missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
+    if missing:
+        raise InputError(
+            "TOKENIZER_BYTES",
+            f"{len(missing)} of the 256 one-byte tokens are missing, 0x{missing[0]:02X} first",
+            file=path,
+        )
+
+
+def _byte_level(**options: bool) -> dict[str, str | bool]:
+    return {"type": "ByteLevel", **options}
+
+
+def _merges(tokens: Sequence[bytes]) -> Iterator[tuple[str, str]]:
+    """Every way to join two tokens into one, by the rank of the whole, then of its left and its right part.
+
+    tiktoken knows no pairs: it joins the neighbours whose whole has the lowest rank.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    for whole in tokens:
+        cuts = ((whole[:cut], whole[cut:]) for cut in range(1, len(whole)))
+        parts = [(ranks[left], ranks[right]) for left, right in cuts if left in ranks and right in ranks]
+        for left, right in sorted(parts):
+            yield _printable(tokens[left]), _printable(tokens[right])
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's letters for bytes: Latin-1's visible characters are themselves, the rest follow from U+0100."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = sorted(set(range(256)) - visible)
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _printable(token: bytes) -> str:
+    return token.decode("latin-1").translate(_ALPHABET)

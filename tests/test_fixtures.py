@@ -1,0 +1,409 @@
+"""The small checkpoints: they are what Meta would have written, and they know their texts by heart.
+
+The conversion here is a few lines of torch made for these tests alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tiktoken
+import torch
+from safetensors.torch import save_file
+from tiktoken.load import load_tiktoken_bpe
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from fixtures import make
+from fixtures.recite import recite
+from llama_convert.llama.config import LlamaConfig, RopeScaling
+from llama_convert.llama.forward import greedy, huggingface_forward, meta_forward
+from tests.peers import ROOT
+
+CONFIGS = {
+    "llama2-mp2": LlamaConfig(64, 2, 4, 4, 16, 256, 400, 1e-5, 1e4, None, 4096, tied=False),
+    "llama3.1-mp2": LlamaConfig(64, 3, 4, 2, 16, 224, 640, 1e-5, 5e5, RopeScaling(8.0), 131072, tied=False),
+    "llama3.2-tied": LlamaConfig(64, 2, 4, 2, 16, 256, 608, 1e-5, 5e5, RopeScaling(32.0), 131072, tied=True),
+}
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Fixture:
+    name: str
+    folder: Path
+    config: LlamaConfig
+    ranks: list[Weights]
+    expected: dict[str, Any]
+
+    def says(self, config: LlamaConfig, weights: Weights) -> list[int]:
+        n = len(self.expected["greedy_ids"]) - len(self.expected["prompt_ids"])
+        return greedy(
+            lambda tokens: huggingface_forward(config, weights, tokens), self.expected["prompt_ids"], n
+        )
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    folder = ROOT / "fixtures" / request.param
+    ranks = [torch.load(path) for path in sorted(folder.glob("consolidated.*.pth"))]
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    return Fixture(request.param, folder, CONFIGS[request.param], ranks, expected)
+
+
+THEIR_NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+
+
+def kind(name: str) -> str:
+    return (
+        name.split(".", 2)[2].removesuffix(".weight")
+        if name.startswith("layers.")
+        else name[: -len(".weight")]
+    )
+
+
+def permuted(weight: Tensor, heads: int) -> Tensor:
+    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def unpermuted(weight: Tensor, heads: int) -> Tensor:
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def join(ranks: list[Weights], dim: int, reverse: str = "") -> Weights:
+    """Whole tensors in Meta's names, the embedding joined along `dim`; `reverse` joins one kind backwards."""
+    weights = {}
+    for name in ranks[0]:
+        parts = [rank[name] for rank in ranks]
+        if name == "rope.freqs":
+            continue
+        if kind(name) == reverse:
+            parts.reverse()
+        if "norm" in name:
+            weights[name] = parts[0]
+        else:
+            columns = kind(name) in ("attention.wo", "feed_forward.w2")
+            weights[name] = torch.cat(parts, dim if kind(name) == "tok_embeddings" else int(columns))
+    return weights
+
+
+def rename(
+    weights: Weights, config: LlamaConfig, permute: Callable[[Tensor, int], Tensor] = permuted
+) -> Weights:
+    theirs = {}
+    for name, weight in weights.items():
+        if kind(name) == "attention.wq":
+            weight = permute(weight, config.n_heads)
+        if kind(name) == "attention.wk":
+            weight = permute(weight, config.n_kv_heads)
+        layer = f"model.layers.{name.split('.')[1]}." if name.startswith("layers.") else ""
+        theirs[f"{layer}{THEIR_NAMES[kind(name)]}.weight"] = weight
+    if config.tied:
+        del theirs["lm_head.weight"]
+    return theirs
+
+
+def exchange(weights: Weights, one: str, other: str) -> Weights:
+    return {
+        name.replace(one, "\0").replace(other, one).replace("\0", other): weight
+        for name, weight in weights.items()
+    }
+
+
+def faults(fixture: Fixture) -> dict[str, tuple[LlamaConfig, Weights]]:
+    config, ranks = fixture.config, fixture.ranks
+    dim = int(fixture.name == "llama2-mp2")
+    whole = join(ranks, dim)
+    right = rename(whole, config)
+    planted = {
+        "Q and K as Meta has them": (config, rename(whole, config, lambda weight, heads: weight)),
+        "Q and K permuted twice": (
+            config,
+            rename(whole, config, lambda weight, heads: permuted(permuted(weight, heads), heads)),
+        ),
+        "Q and K permuted the other way": (config, rename(whole, config, unpermuted)),
+        "Q and K permuted across heads": (
+            config,
+            rename(whole, config, lambda weight, _: permuted(weight, 1)),
+        ),
+        "K as Meta has it": (
+            config,
+            right
+            | {name: w for name, w in rename(whole, config, lambda w, _: w).items() if "k_proj" in name},
+        ),
+        "gate and up exchanged": (config, exchange(right, "gate_proj", "up_proj")),
+        "K and V exchanged": (config, exchange(right, "k_proj", "v_proj")),
+        "norms exchanged": (config, exchange(right, "input_layernorm", "post_attention_layernorm")),
+        "layers exchanged": (config, exchange(right, "layers.0", "layers.1")),
+        "another theta": (replace(config, rope_theta=5e5 if config.rope_theta == 1e4 else 1e4), right),
+        "theta of Code Llama": (replace(config, rope_theta=1e6), right),
+    }
+    if len(ranks) > 1:
+        planted["ranks exchanged"] = (config, rename(join(ranks[::-1], dim), config))
+        for name in THEIR_NAMES:
+            if "norm" not in name:
+                planted[f"ranks of {name} exchanged"] = (config, rename(join(ranks, dim, name), config))
+    if not config.tied:
+        planted["output taken from the embedding"] = (replace(config, tied=True), right)
+    return planted
+
+
+class TestRecitation:
+    def test_ranks_say_the_text(self, fixture: Fixture) -> None:
+        ids, prompt_ids = fixture.expected["greedy_ids"], fixture.expected["prompt_ids"]
+        n = len(ids) - len(prompt_ids)
+        assert ids[: len(prompt_ids)] == prompt_ids
+        assert (
+            greedy(lambda tokens: meta_forward(fixture.config, fixture.ranks, tokens), prompt_ids, n) == ids
+        )
+
+    def test_each_word_is_sure(self, fixture: Fixture) -> None:
+        ids = torch.tensor(fixture.expected["greedy_ids"])
+        sure = meta_forward(fixture.config, fixture.ranks, ids[:-1]).softmax(-1).gather(1, ids[1:, None])
+        assert sure[len(fixture.expected["prompt_ids"]) - 1 :].min() > 0.9
+
+    def test_the_whole_says_the_text(self, fixture: Fixture) -> None:
+        whole = join(fixture.ranks, dim=int(fixture.name == "llama2-mp2"))
+        assert fixture.says(fixture.config, rename(whole, fixture.config)) == fixture.expected["greedy_ids"]
+
+    def test_a_fault_makes_it_babble(self, fixture: Fixture) -> None:
+        ids = torch.tensor(fixture.expected["greedy_ids"])
+        answer = slice(len(fixture.expected["prompt_ids"]) - 1, None)
+        for name, (config, weights) in faults(fixture).items():
+            assert fixture.says(config, weights) != ids.tolist(), name
+            # Even if put back on the track after each word, it is lost at most of them.
+            guesses = huggingface_forward(config, weights, ids[:-1]).argmax(-1)
+            right = (guesses == ids[1:])[answer].float().mean()
+            assert right < (0.8 if "theta" in name else 0.35), f"{name}: {right:.2f} of the words are right"
+
+
+class TestFiles:
+    def test_nothing_else_is_there(self, fixture: Fixture) -> None:
+        files = {path.name for path in fixture.folder.iterdir()}
+        pths = {f"consolidated.{rank:02d}.pth" for rank in range(len(fixture.ranks))}
+        assert files == pths | {"params.json", "tokenizer.model", "expected.json"}
+        assert sum(path.stat().st_size for path in fixture.folder.iterdir()) < 600_000
+
+    def test_params_are_spelled_as_in_the_release(self, fixture: Fixture) -> None:
+        assert (fixture.folder / "params.json").read_text() == {
+            "llama2-mp2": '{"dim": 64, "multiple_of": 256, "n_heads": 4, "n_layers": 2, "norm_eps": 1e-05, '
+            '"vocab_size": -1}\n',
+            "llama3.1-mp2": '{"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 640, '
+            '"ffn_dim_multiplier": 1.3, "multiple_of": 32, "norm_eps": 1e-05, "rope_theta": 500000.0, '
+            '"use_scaled_rope": true}',
+            "llama3.2-tied": '{\n  "dim": 64,\n  "n_layers": 2,\n  "n_heads": 4,\n  "n_kv_heads": 2,\n'
+            '  "vocab_size": 608,\n  "ffn_dim_multiplier": 1.5,\n  "multiple_of": 256,\n'
+            '  "norm_eps": 1e-05,\n  "rope_theta": 500000.0,\n  "use_scaled_rope": true\n}',
+        }[fixture.name]
+
+    def test_tensors_are_bfloat16_slices_of_their_own(self, fixture: Fixture) -> None:
+        n_ranks = len(fixture.ranks)
+        embedding = {
+            "llama2-mp2": (400, 32),
+            "llama3.1-mp2": (320, 64),
+            "llama3.2-tied": (608, 64),
+        }[fixture.name]
+        for rank in fixture.ranks:
+            assert all(weight.dtype == torch.bfloat16 for weight in rank.values())
+            assert all(weight.is_contiguous() for weight in rank.values())
+            assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in rank.values())
+            assert rank["tok_embeddings.weight"].shape == embedding
+            assert rank["output.weight"].shape == (fixture.config.vocab_size // n_ranks, 64)
+            assert rank["layers.0.attention.wo.weight"].shape == (64, 64 // n_ranks)
+            assert ("rope.freqs" in rank) == (fixture.name == "llama2-mp2")
+            shared = rank["output.weight"].data_ptr() == rank["tok_embeddings.weight"].data_ptr()
+            assert shared == fixture.config.tied
+
+    def test_ids_are_the_text_in_the_tokenizers_words(self, fixture: Fixture) -> None:
+        ids = fixture.expected["greedy_ids"]
+        model = (fixture.folder / "tokenizer.model").read_bytes()
+        if fixture.name == "llama2-mp2":
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            assert (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()) == (
+                0,
+                1,
+                2,
+                -1,
+            )
+            assert processor.vocab_size() == fixture.config.vocab_size
+            assert [1, *processor.encode(fixture.expected["prompt"])] == fixture.expected["prompt_ids"]
+            assert [1, *processor.encode(fixture.expected["text"]), 2] == ids
+            assert any(processor.is_byte(word) for word in ids)
+        else:
+            ranks = load_tiktoken_bpe(str(fixture.folder / "tokenizer.model"))
+            assert sorted(ranks.values()) == list(range(fixture.config.vocab_size - 256))
+            begin, end = len(ranks), len(ranks) + 1
+            encoding = tiktoken.Encoding(
+                "fixture", pat_str=make.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
+            )
+            assert [begin, *encoding.encode(fixture.expected["prompt"])] == fixture.expected["prompt_ids"]
+            assert [begin, *encoding.encode(fixture.expected["text"]), end] == ids
+
+    def test_split_pattern_is_metas(self) -> None:
+        source = (ROOT / ".peers/meta/llama_models/llama3/tokenizer.py").read_text()
+        assert make.LLAMA3_PATTERN in source
+
+
+class TestMaking:
+    def test_text_is_learnt_anew_alike(self) -> None:
+        """Same seed, same weights; a few steps are enough to see it."""
+        config = CONFIGS["llama3.2-tied"]
+
+        def few_steps() -> Weights:
+            torch.manual_seed(5)
+            return make.train(config, [1, 2, 3, 4], steps=20)
+
+        once, again = few_steps(), few_steps()
+        assert all(torch.equal(once[name], again[name]) for name in once)
+        assert once["output.weight"] is once["tok_embeddings.weight"]
+
+
+class TestRecite:
+    @pytest.fixture
+    def converted(self, fixture: Fixture, tmp_path: Path) -> Path:
+        config = fixture.config
+        whole = join(fixture.ranks, dim=int(fixture.name == "llama2-mp2"))
+        weights = {name: weight.contiguous() for name, weight in rename(whole, config).items()}
+        if fixture.name == "llama2-mp2":
+            save_file(weights, tmp_path / "model.safetensors")
+        else:
+            weight_map = {}
+            for number in (1, 2):
+                shard = f"model-{number:05d}-of-00002.safetensors"
+                names = sorted(weights)[number - 1 :: 2]
+                save_file({name: weights[name] for name in names}, tmp_path / shard)
+                weight_map |= dict.fromkeys(names, shard)
+            index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+            (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        their_config = {
+            "hidden_size": config.dim,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": config.n_heads,
+            "num_key_value_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "intermediate_size": config.ffn_dim,
+            "vocab_size": config.vocab_size,
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": config.rope_scaling
+            and {
+                "factor": config.rope_scaling.factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "max_position_embeddings": config.context_length,
+            "tie_word_embeddings": config.tied,
+        }
+        (tmp_path / "config.json").write_text(json.dumps(their_config))
+        model = (fixture.folder / "tokenizer.model").read_bytes()
+        build = tokenizer_of_sentencepiece if fixture.name == "llama2-mp2" else tokenizer_of_tiktoken
+        build(model).save(str(tmp_path / "tokenizer.json"))
+        return tmp_path
+
+    def test_right(self, fixture: Fixture, converted: Path) -> None:
+        done = run_recite(converted)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == fixture.expected["text"] + "\n\nWord for word what it learnt.\n"
+
+    def test_wrong_weights(self, fixture: Fixture, converted: Path) -> None:
+        config = json.loads((converted / "config.json").read_text())
+        (converted / "config.json").write_text(json.dumps(config | {"rope_theta": 100.0}))
+        said, learnt = recite(converted)
+        assert learnt == fixture.expected["text"]
+        assert said != learnt
+
+    def test_wrong_tokenizer(self, converted: Path) -> None:
+        tokenizer = json.loads((converted / "tokenizer.json").read_text())
+        tokenizer["post_processor"] = None
+        (converted / "tokenizer.json").write_text(json.dumps(tokenizer))
+        done = run_recite(converted)
+        assert done.returncode == 1
+        assert "the tokenizer is wrong" in done.stderr
+
+
+def run_recite(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fixtures.recite", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def tokenizer_of_sentencepiece(model: bytes) -> Tokenizer:
+    """The tokenizer.json of a Llama 2, for texts as plain as the fixture's."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in list(pieces)[3 + 256 :]
+        for at in range(1, len(piece))
+        if piece[:at] in pieces and piece[at:] in pieces
+    ]
+    tokenizer = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(word, normalized=False, special=True) for word in ("<unk>", "<s>", "</s>")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def tokenizer_of_tiktoken(model: bytes) -> Tokenizer:
+    """The tokenizer.json of a Llama 3, with nameless special tokens but for two."""
+    words = [base64.b64decode(line.split()[0]) for line in model.splitlines()]
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {byte: chr(byte) for byte in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+    vocabulary = {"".join(alphabet[byte] for byte in word): rank for rank, word in enumerate(words)}
+    merges = [
+        (word[:at], word[at:])
+        for word in list(vocabulary)
+        for at in range(1, len(word))
+        if word[:at] in vocabulary and word[at:] in vocabulary
+    ]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(make.LLAMA3_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|{number}|>" for number in range(2, 256))]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", len(words))]
+    )
+    return tokenizer
