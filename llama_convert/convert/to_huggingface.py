@@ -133,6 +133,7 @@ class _Conversion:
         self.options = options
         self.observer = observer
         self.warnings: list[str] = []
+        self.own_template = _read_template(options.chat_template)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -284,13 +285,8 @@ class _Conversion:
         convert_tokenizer(tokenizer, staging.path, options)
 
     def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
-        if self.options.chat_template is not None:
-            try:
-                return self.options.chat_template.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(
-                    "BAD_TEMPLATE", f"cannot be read: {error}", file=self.options.chat_template
-                ) from None
+        if self.own_template is not None:
+            return self.own_template
         release = identity.release
         if not instruct or release.chat_template is None:
             return None
@@ -358,6 +354,15 @@ class _Conversion:
         result.files = {path.name: path.stat().st_size for path in sorted(staging.path.iterdir())}
         staging.publish()
         self.observer.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
+
+
+def _read_template(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=file) from None
 
 
 def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:

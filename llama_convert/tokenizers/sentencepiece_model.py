@@ -205,16 +205,21 @@ def _read_proto(data: bytes) -> tuple[tuple[Piece, ...], Fields, Fields]:
 
 
 def _piece(fields: Fields) -> Piece:
-    (score,) = struct.unpack("<f", fields.get(_SCORE, b"\0\0\0\0"))
-    return Piece(fields.get(_PIECE, b"").decode(), score, PieceType(fields.get(_TYPE, PieceType.NORMAL)))
+    text, score = fields.get(_PIECE, b""), fields.get(_SCORE, bytes(4))
+    if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
+        raise ValueError("a piece is malformed")
+    (number,) = struct.unpack("<f", score)
+    return Piece(text.decode(), number, PieceType(fields.get(_TYPE, PieceType.NORMAL)))
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+def _fields(message: Any) -> Iterator[tuple[int, Any]]:
     """The fields of a protocol buffer message: a number for a varint, bytes for any other.
 
     Raises:
-        ValueError: the bytes are no whole message.
+        ValueError: `message` is not the bytes of a whole message.
     """
+    if not isinstance(message, bytes):
+        raise ValueError("a number where a message is expected")
     position = 0
     while position < len(message):
         key, position = _varint(message, position)

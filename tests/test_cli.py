@@ -1,0 +1,199 @@
+"""The command line as people and programs meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_convert import __version__
+from llama_convert.cli.dropin import modernise
+from tests import synthetic
+from tests.peers import ROOT
+from tests.run import fresh, llama_convert
+from tests.synthetic import LLAMA2
+
+FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
+
+CONVERT_OPTIONS = [
+    "--block-size",
+    "--chat-template",
+    "--debug",
+    "--dry-run",
+    "--dtype",
+    "--input-dir",
+    "--instruct",
+    "--json",
+    "--llama-version",
+    "--max-shard-size",
+    "--model-size",
+    "--no-instruct",
+    "--no-safe-serialization",
+    "--num-shards",
+    "--output-dir",
+    "--overwrite",
+    "--push-to-hub",
+    "--quiet",
+    "--safe-serialization",
+    "--special-tokens",
+    "--strict",
+    "--tokenizer",
+    "--workers",
+]
+
+
+def test_the_surface_is_frozen() -> None:
+    """A new option is a promise: add it here too."""
+    import typer
+
+    from llama_convert.cli.app import app
+
+    command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
+    options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    assert sorted(name for name in options if name.startswith("--")) == CONVERT_OPTIONS
+
+
+def test_help_has_examples_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from llama_convert.cli import main; sys.argv = ['llama-convert', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'sentencepiece', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--input_dir SRC" in " ".join(run.stdout.split())
+    assert "llama-convert convert" in fresh("convert", "--help").stdout
+    subprocess.run(
+        [sys.executable, "-c", "import sys, llama_convert; assert not {'torch', 'numpy'} & set(sys.modules)"],
+        check=True,
+    )
+
+
+def test_converting_without_a_cast_does_not_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from llama_convert.cli import main\n"
+        f"sys.argv = ['llama-convert', 'convert', {str(FIXTURE)!r}, {str(tmp_path / 'out')!r}]\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'transformers', 'sentencepiece', 'tiktoken'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--input_dir A --output_dir B", "convert --input-dir A --output-dir B"),
+        ("--input_dir=A_B --output_dir=C_D", "convert --input-dir=A_B --output-dir=C_D"),
+        ("--input-dir A --output_dir B --instruct True", "convert --input-dir A --output-dir B --instruct"),
+        ("--instruct False --input_dir A", "convert --no-instruct --input-dir A"),
+        ("--safe_serialization --input_dir A", "convert --safe-serialization --input-dir A"),
+        ("--safe_serialization True", "convert --safe-serialization"),
+        ("--safe_serialization=False", "convert --no-safe-serialization"),
+        ("convert A B --max_shard_size 1GB", "convert A B --max-shard-size 1GB"),
+        ("convert --instruct false A B", "convert --no-instruct A B"),
+        ("--help", "--help"),
+        ("--version", "--version"),
+        ("-h", "-h"),
+        ("", ""),
+        ("/tmp /out", "convert /tmp /out"),
+        ("convrt A B", "convrt A B"),
+        ("convert -- --odd_name B", "convert -- --odd_name B"),
+    ],
+)
+def test_old_spellings(typed: str, meant: str) -> None:
+    assert modernise(typed.split()) == meant.split()
+
+
+def test_the_hugging_face_scripts_command_line(tmp_path: Path) -> None:
+    run = llama_convert(
+        *("--input_dir", FIXTURE, "--output_dir", tmp_path / "out", "--model_size", "8B"),
+        *("--llama_version", "3.1", "--num_shards", "2", "--safe_serialization", "True", "--instruct"),
+        *("--special_tokens", "<|begin_of_text|>,<|end_of_text|>"),
+    )
+    assert run.exit_code == 0, run.stderr
+    assert "--model-size 8B: the files are" in run.stderr
+    assert run.stdout == ""
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_without_safetensors_is_answered(tmp_path: Path) -> None:
+    run = llama_convert("convert", FIXTURE, tmp_path / "out", "--safe_serialization", "False")
+    assert run.exit_code == 0
+    assert "only safetensors are written" in run.stderr
+
+
+def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
+    run = llama_convert("convert", FIXTURE, tmp_path / "out", "--json")
+    answer = json.loads(run.stdout)
+    assert (answer["schema"], answer["ok"], answer["command"]) == (1, True, "convert")
+    assert answer["version"] == "3.1"
+    assert set(answer["files"]) == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_json_errors(tmp_path: Path) -> None:
+    run = llama_convert("convert", tmp_path / "nowhere", tmp_path / "out", "--json")
+    answer = json.loads(run.stdout)
+    assert run.exit_code == answer["exit_code"] == 3
+    assert (answer["ok"], answer["code"]) == (False, "INPUT_NOT_FOUND")
+    assert answer["file"] == str(tmp_path / "nowhere")
+
+
+def test_dry_run_lists_files(tmp_path: Path) -> None:
+    run = llama_convert("convert", FIXTURE, tmp_path / "out", "--dry-run")
+    assert "model.safetensors" in run.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_quiet_says_only_warnings(tmp_path: Path) -> None:
+    assert llama_convert("convert", FIXTURE, tmp_path / "out", "--quiet").stderr == ""
+    synthetic.make(tmp_path / "meta", LLAMA2)
+    run = llama_convert("convert", tmp_path / "meta", tmp_path / "other", "--quiet")
+    assert run.stderr.startswith("llama-convert: warning: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_plain_words_where_there_is_no_terminal(tmp_path: Path) -> None:
+    run = fresh("convert", FIXTURE, tmp_path / "out")
+    assert "\x1b" not in run.stderr
+    assert all(line.startswith("llama-convert: ") for line in run.stderr.splitlines())
+    assert "peak memory" in run.stderr
+
+
+def test_version_and_module() -> None:
+    assert fresh("--version").stdout == f"llama-convert {__version__}\n"
+
+
+def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, object]] = []
+
+    class Repository:
+        repo_id = "me/out"
+
+    class Api:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> Repository:
+            calls.append((name, private))
+            return Repository()
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+            calls.append((repo_id, (Path(folder_path) / "config.json").is_file()))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    run = llama_convert("--input_dir", FIXTURE, "--output_dir", tmp_path / "out", "--push_to_hub")
+    assert run.exit_code == 0, run.stderr
+    assert calls == [("out", True), ("me/out", True)]
+
+
+def test_push_to_hub_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    run = llama_convert("convert", FIXTURE, tmp_path / "out", "--push-to-hub")
+    assert run.exit_code == 2
+    assert "pip install 'llama-convert[hub]'" in run.stderr
+    assert not (tmp_path / "out").exists()
