@@ -49,3 +49,25 @@ def fresh(*arguments: Any, **environment: str) -> Run:
         check=False,
     )
     return Run(run.returncode, run.stdout, run.stderr)
+
+
+_MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
+
+
+def peak_memory(*arguments: Any) -> int:
+    """Bytes of resident memory that the command needs at its peak, by the kernel's accounting.
+
+    A small process starts it: the kernel counts what the starting process had at the fork.
+    """
+    command = [sys.executable, "-m", "llama_convert", *map(str, arguments)]
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True
+    )
+    exit_code, kibibytes = map(int, run.stdout.split())
+    assert exit_code == 0
+    return kibibytes * 1024

@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_convert.checkpoints.huggingface import split_into_shards, stored_weights
+from llama_convert.checkpoints.huggingface import (
+    FORMAT_VERSION,
+    config_json,
+    generation_config_json,
+    split_into_shards,
+    stored_weights,
+)
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.convert.execute import execute
 from llama_convert.convert.plan import plan_huggingface
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
-from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.config import LlamaConfig, RopeScaling
+from llama_convert.llama.releases import RELEASES
 from tests import synthetic
 from tests.peers import Peer
 from tests.synthetic import LLAMA2, LLAMA3, Shape
@@ -24,8 +31,9 @@ from tests.synthetic import LLAMA2, LLAMA3, Shape
 LLAMA3_8B = LlamaConfig(4096, 32, 32, 8, 128, 14336, 128256, 1e-5, 5e5, None, 8192, False)
 LLAMA3_70B = LlamaConfig(8192, 80, 64, 8, 128, 28672, 128256, 1e-5, 5e5, None, 8192, False)
 LLAMA3_405B = LlamaConfig(16384, 126, 128, 8, 128, 53248, 128256, 1e-5, 5e5, None, 131072, False)
-LLAMA32_1B = LlamaConfig(2048, 16, 32, 8, 64, 8192, 128256, 1e-5, 5e5, None, 131072, True)
-LLAMA32_3B = LlamaConfig(3072, 28, 24, 8, 128, 8192, 128256, 1e-5, 5e5, None, 131072, True)
+SCALED = RopeScaling(factor=32.0)
+LLAMA32_1B = LlamaConfig(2048, 16, 32, 8, 64, 8192, 128256, 1e-5, 5e5, SCALED, 131072, True)
+LLAMA32_3B = LlamaConfig(3072, 28, 24, 8, 128, 8192, 128256, 1e-5, 5e5, SCALED, 131072, True)
 
 
 def layouts(config: LlamaConfig, dtype: Dtype = BFLOAT16) -> list[tuple[bytes, int]]:
@@ -73,6 +81,35 @@ def test_headers_of_8b_are_the_published_ones() -> None:
         "66a34736c569ccab",
         "bed1eb708f106718",
     ]
+
+
+RELEASE = {release.version: release for release in RELEASES}
+END, END_OF_TURN = 128001, [128001, 128008, 128009]
+
+
+# SHA-256 of files in the meta-llama repositories; those of other releases were written by other versions.
+@pytest.mark.parametrize(
+    ("content", "written_by", "digest"),
+    [
+        (config_json(LLAMA32_1B, BFLOAT16, 128000, END), FORMAT_VERSION, "bfb5d39c327ee5c3a65e"),
+        (config_json(LLAMA32_1B, BFLOAT16, 128000, END_OF_TURN), FORMAT_VERSION, "2febf68cea25bf4611be"),
+        (config_json(LLAMA32_3B, BFLOAT16, 128000, END_OF_TURN), FORMAT_VERSION, "39fb36dc5416f445ebc4"),
+        (generation_config_json(RELEASE["3.2"], 128000, END_OF_TURN), FORMAT_VERSION, "88effbb63300dbbc7390"),
+        (generation_config_json(RELEASE["3.1"], 128000, END_OF_TURN), "4.42.3", "189fb0c0d7fd8a527db2"),
+        (generation_config_json(RELEASE["2"], 1, 2), "4.32.0.dev0", "4eb769d945b7c9a9d9b5"),
+    ],
+    ids=[
+        "1B",
+        "1B-Instruct",
+        "3B-Instruct",
+        "3.2-Instruct generation",
+        "3.1-Instruct generation",
+        "2-chat generation",
+    ],
+)
+def test_configs_are_the_published_ones(content: bytes, written_by: str, digest: str) -> None:
+    content = content.replace(FORMAT_VERSION.encode(), written_by.encode())
+    assert hashlib.sha256(content).hexdigest().startswith(digest)
 
 
 SAVE_PRETRAINED = """

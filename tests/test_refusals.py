@@ -145,7 +145,10 @@ CASES |= {
     "complex": (both(lambda s: s.update({W1: s[W1].to(torch.complex64)})), (W1, "complex64")),
     "int8": (both(lambda s: s.update({W1: s[W1].to(torch.int8)})), (W1, "int8", "quantised")),
     "float8": (both(lambda s: s.update({W1: s[W1].to(torch.float8_e4m3fn)})), (W1, "float8", "quantised")),
-    "LoRA": (both(lambda s: s.update({"layers.0.attention.wq.lora_A.weight": s[NORM]})), ("lora_A", "no weight of a Llama")),
+    "LoRA": (
+        both(lambda s: s.update({"layers.0.attention.wq.lora_A.weight": s[NORM]})),
+        ("lora_A", "no weight of a Llama"),
+    ),
     "Hugging Face's names": (
         both(lambda s: s.update({"model.layers.0.self_attn.q_proj.weight": s.pop(WQ)})),
         ("q_proj", "Hugging Face"),

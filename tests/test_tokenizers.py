@@ -531,6 +531,13 @@ def test_damaged(name: str, tmp_path: Path) -> None:
     assert (error.code, message in error.message) == (code, True), error.message
 
 
+def test_llama4_is_refused(llama3_tokenizer_model: Path) -> None:
+    path = llama3_tokenizer_model.parents[1] / "llama4/tokenizer.model"
+    with pytest.raises(InputError, match="Llama 4") as caught:
+        open_tokenizer(path)
+    assert caught.value.code == "TOKENIZER_FORM"
+
+
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="cannot be read") as caught:

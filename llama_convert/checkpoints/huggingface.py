@@ -17,8 +17,8 @@ from llama_convert.llama.weights import Weight, model_weights
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DEFAULT_SHARD_SIZE = "5GB"
-FORMAT_VERSION = "4.45.2"
-"""The transformers version whose files ours are written like."""
+FORMAT_VERSION = "4.45.0.dev0"
+"""The transformers version whose files ours are written like: the one that wrote the Hub's Llama 3.2."""
 
 
 def stored_weights(config: LlamaConfig) -> list[Weight]:

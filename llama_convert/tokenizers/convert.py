@@ -31,17 +31,11 @@ class TokenizerReport:
     files: tuple[Path, ...]
 
 
-_AGAIN = "Download it again."
-# What lies in place of a tokenizer.model most often: code, how it begins, what it is, what to do.
+# What often lies in place of a tokenizer.model: code, how it begins, what it is, what to do.
 _IMPOSTORS = (
-    ("TOKENIZER_EMPTY", rb"\s*\Z", "the file is empty", _AGAIN),
-    (
-        "TOKENIZER_POINTER",
-        rb"version https://git-lfs",
-        "a git-lfs pointer, not the file",
-        "Run `git lfs pull`.",
-    ),
-    ("TOKENIZER_HTML", rb"\s*<(!doctype|html|\?xml)", "a web page, not a tokenizer", _AGAIN),
+    ("TOKENIZER_EMPTY", rb"\s*\Z", "the file is empty", "Download it again."),
+    ("TOKENIZER_POINTER", rb"version https://git-lfs", "only a git-lfs pointer", "Run `git lfs pull`."),
+    ("TOKENIZER_HTML", rb"\s*<(!doctype|html|\?xml)", "a web page, not a tokenizer", "Download it again."),
     ("TOKENIZER_JSON", rb"\s*\{", "a JSON file, not Meta's tokenizer.model", "It may be converted already."),
 )
 
@@ -89,9 +83,8 @@ def convert_tokenizer(
         ("special_tokens_map.json", _roles(pipeline, _described)),
     ):
         path = folder / name
-        path.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8", newline="\n")
         written.append(path)
     if tokenizer.kind == "sentencepiece":
         written.append(Path(shutil.copyfile(tokenizer.path, folder / "tokenizer.model")))

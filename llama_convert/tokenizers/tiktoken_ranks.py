@@ -26,6 +26,9 @@ SPLIT_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_LLAMA4_RANKS = 200_000
+"""Llama 4 cuts the text by another pattern, which its file does not tell."""
+
 
 @dataclass(frozen=True)
 class TiktokenModel(Tokenizer):
@@ -74,8 +77,8 @@ def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
     """Read the lines of `data`, in whatever order they are.
 
     Raises:
-        InputError: a line that is none, a token or rank given twice, a rank left out, or one of the 256
-            one-byte tokens missing.
+        InputError: a line that is none, a token or rank given twice, a rank left out, one of the 256 one-byte
+            tokens missing; or it is Llama 4's.
     """
     by_rank: dict[int, bytes] = {}
     for number, line in enumerate(data.splitlines(), start=1):
@@ -108,6 +111,8 @@ def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
 
 
 def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
+    if len(tokens) == _LLAMA4_RANKS:
+        raise InputError("TOKENIZER_FORM", "the tokenizer of Llama 4, which is not supported", file=path)
     distinct = set(tokens)
     if len(distinct) < len(tokens):
         ((twice, _),) = Counter(tokens).most_common(1)

@@ -1,0 +1,46 @@
+"""Memory does not depend on the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests import large
+from tests.run import peak_memory
+
+MIB = 1 << 20
+OFFICIAL_SIZES = {
+    "3.2-1B": [2471645608],
+    "3-8B": [4976698672, 4999802720, 4915916176, 1168138808],
+}
+
+
+@pytest.mark.parametrize("name", ["3.2-1B", pytest.param("3-8B", marks=pytest.mark.slow)])
+def test_real_shapes_in_128_mib(tmp_path: Path, llama3_tokenizer_model: Path, name: str) -> None:
+    source, out = tmp_path / "meta", tmp_path / "out"
+    needed = 3 * sum(OFFICIAL_SIZES[name])
+    if shutil.disk_usage(tmp_path).free < needed:
+        pytest.skip(f"needs {needed:,} bytes of disk")
+    try:
+        large.make(source, large.SHAPES[name])
+        shutil.copy(llama3_tokenizer_model, source)
+        assert peak_memory("convert", source, out) < 128 * MIB
+        files = sorted(out.glob("*.safetensors"))
+        assert [file.stat().st_size for file in files] == OFFICIAL_SIZES[name]
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                assert tensors.metadata() == {"format": "pt"}
+    finally:
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_a_cast_in_512_mib(tmp_path: Path) -> None:
+    source = large.make(tmp_path / "meta", large.SHAPES["3.2-1B"].but(n_layers=3))
+    try:
+        assert peak_memory("convert", source, tmp_path / "out", "--dtype", "fp16") < 512 * MIB
+    finally:
+        shutil.rmtree(tmp_path)
