@@ -157,7 +157,8 @@ with warnings.catch_warnings(record=True) as caught:
     if prompt_ids:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = model.float()
-        output = model.generate(torch.tensor([prompt_ids]), max_new_tokens=count, do_sample=False, max_length=None,
+        output = model.generate(torch.tensor([prompt_ids]), max_new_tokens=count, do_sample=False,
+                                max_length=None,
                                 temperature=None, top_p=None, eos_token_id=None, pad_token_id=0)
         ids = output[0].tolist()
 logging.getLogger("transformers").removeHandler(handler)

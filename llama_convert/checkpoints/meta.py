@@ -23,7 +23,7 @@ from llama_convert.errors import InputError
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Identity, TokenizerKind, Traits, identify
+from llama_convert.llama.releases import Identity, TokenizerKind, Traits, identify, released_kv_heads
 from llama_convert.llama.weights import EMBEDDING, HEAD, RECOMPUTED, Weight, model_weights, parse_meta_name
 
 Rank = dict[str, StoredTensor]
@@ -218,7 +218,8 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
     """How often each KV head is stored: more ranks than KV heads hold copies, on neighbouring ranks.
 
     405B in 16 ranks stores 16 KV heads of which 8 are distinct, and its ``params.json`` says 16: only the
-    weights tell.  The heads of layer 0 are compared here, those of all layers while they are copied.
+    weights tell.  The heads of layer 0 are compared here, those of all layers while they are copied; where
+    they are placeholders of zeros, the table of releases tells.
     """
     head_dim = params.dim // params.n_heads
     declared = params.n_kv_heads or params.n_heads
@@ -237,7 +238,10 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
         for digest in _head_digests(files, rank["layers.0.attention.wk.weight"], head_dim)
     )
     heads = [next(every_head), next(every_head)]
-    if heads[0] != heads[1] or heads[0] is None:
+    if heads[0] is None:
+        released = released_kv_heads(params.dim, params.n_layers, params.n_heads, joined.ffn_dim)
+        return stored // released if released and stored % released == 0 else 1
+    if heads[0] != heads[1]:
         return 1
     heads += every_head
     for repeats in (n for n in range(stored, 1, -1) if stored % n == 0):

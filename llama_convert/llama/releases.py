@@ -214,6 +214,15 @@ RELEASES: tuple[Release, ...] = (
 VERSIONS = tuple(release.version for release in RELEASES)
 
 
+def released_kv_heads(dim: int, n_layers: int, n_heads: int, ffn_dim: int) -> int | None:
+    """How many KV heads the release of this shape has; None for a shape that Meta never released."""
+    for release in RELEASES:
+        for size in release.sizes:
+            if (size.dim, size.n_layers, size.n_heads, size.ffn_dim) == (dim, n_layers, n_heads, ffn_dim):
+                return size.n_kv_heads
+    return None
+
+
 @dataclass(frozen=True)
 class Traits:
     """What the files say that bears on the release."""
