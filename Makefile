@@ -40,7 +40,7 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 	$(PIP) --no-deps --target .peers/transformers-4.45 transformers==4.45.2 tokenizers==0.20.3 huggingface_hub==0.25.2 \
 		accelerate==0.34.2 psutil
 	$(PIP) --no-deps --target .peers/transformers-5 transformers==5.23.0 tokenizers huggingface_hub
-	$(PIP) --no-deps --target .peers/meta llama-models==0.3.0
+	$(PIP) --no-deps --target .peers/meta llama-models==0.3.0 pillow
 	@touch $@
 
 clean:

@@ -43,7 +43,7 @@ def official(version: str, label: str, ranks: int, **changes: Any) -> Shape:
 
 FP16 = torch.float16
 R8, R32 = 8.0, 32.0
-THETA = {"params": {"rope_theta": 10000}}
+CODE_70B_INSTRUCT = official("code", "70B", 8, params={"rope_theta": 10000}).but(vocab_size=32016)
 
 # release, size, ranks, how it differs; title; context length, rope factor, rope theta, KV heads, tied.
 CASES: list[tuple[Shape, str, tuple[Any, ...]]] = [
@@ -56,7 +56,7 @@ CASES: list[tuple[Shape, str, tuple[Any, ...]]] = [
     (official("2", "70B", 8), "Llama 2 70B", (4096, None, 1e4, 8, False)),
     (official("code", "7B", 1), "Code Llama 7B", (16384, None, 1e6, 32, False)),
     (official("code", "34B", 4), "Code Llama 34B", (16384, None, 1e6, 8, False)),
-    (official("code", "70B", 8, **THETA).but(vocab_size=32016), "Code Llama 70B", (4096, None, 1e4, 8, False)),
+    (CODE_70B_INSTRUCT, "Code Llama 70B", (4096, None, 1e4, 8, False)),
     (official("3", "8B", 1), "Llama 3 8B", (8192, None, 5e5, 8, False)),
     (official("3", "70B", 8), "Llama 3 70B", (8192, None, 5e5, 8, False)),
     (official("3.1", "8B", 1), "Llama 3.1 8B", (131072, R8, 5e5, 8, False)),
@@ -83,7 +83,7 @@ def test_official_sizes(tmp_path: Path, shape: Shape, title: str, expected: tupl
     assert str(checkpoint.dtype) == str(shape.dtype).removeprefix("torch.")
     result = convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(dry_run=True))
     parameters = sum(
-        (2 * c.dim**2 + 2 * c.n_kv_heads * c.head_dim * c.dim + 3 * c.dim * c.ffn_dim + 2 * c.dim) * c.n_layers
+        c.n_layers * (2 * c.dim**2 + 2 * c.n_kv_heads * c.head_dim * c.dim + 3 * c.dim * c.ffn_dim + 2 * c.dim)
         + c.dim + c.vocab_size * c.dim * (1 if c.tied else 2)
         for c in [config]
     )  # fmt: skip

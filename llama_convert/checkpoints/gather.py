@@ -10,9 +10,11 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.tensors import Storage
 from llama_convert.formats.zip_directory import open_regular
 
 Bytes = npt.NDArray[np.uint8]
@@ -27,6 +29,9 @@ class SourceFiles:
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
         self._lock = Lock()
+        self._checksums = Checksums()
+        self.rounded: dict[str, str] = {}
+        """Weights whose copies differ by rounding, and the file of one such copy."""
 
     def __enter__(self) -> SourceFiles:
         return self
@@ -60,6 +65,26 @@ class SourceFiles:
                 raise InputError("INPUT_CHANGED", message, file=file)
             done += count
 
+    def read_checked(self, storage: Storage, offset: int, target: Bytes, tensor: str) -> None:
+        """As `read_into`, and count the bytes towards the checksum of their storage.
+
+        Raises:
+            InputError: also when the storage is now read whole, and damaged.
+        """
+        self.read_into(storage.file, offset, target)
+        self._checksums.add(storage, offset, target.reshape(-1).data, tensor)
+
+    def check_the_rest(self, block_size: int) -> None:
+        """Read what no tensor asked for of the storages that were read, so that all of them are checked.
+
+        Raises:
+            InputError: one of them is damaged.
+        """
+        for storage, offset, length in self._checksums.gaps():
+            for start in range(0, length, block_size):
+                block = np.empty(min(block_size, length - start), np.uint8)
+                self.read_checked(storage, offset + start, block, "(a storage read in parts)")
+
 
 def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
     """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows."""
@@ -84,24 +109,26 @@ def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, t
             continue
         columns = slice(piece.column * itemsize, (piece.column + piece.slab.columns) * itemsize)
         window = target[first - start : last - start, columns]
-        _read_slab(files, piece.slab.row_range(first - piece.row, last - piece.row), itemsize, window)
+        rows = (first - piece.row, last - piece.row)
+        _read_slab(files, piece.slab.row_range(*rows), itemsize, window, weight.name)
         for replica in piece.replicas:
             copy = np.empty(window.shape, np.uint8)
-            _read_slab(files, replica.row_range(first - piece.row, last - piece.row), itemsize, copy)
+            _read_slab(files, replica.row_range(*rows), itemsize, copy, weight.name)
             if not np.array_equal(copy, window):
                 _compare_replicas(weight, piece, replica, window, copy)
+                files.rounded[weight.name] = replica.file.name
 
 
-def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
+def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, name: str) -> None:
     """All of a slab, into a target whose rows may lie apart."""
     row_bytes = slab.columns * itemsize
     rows_contiguous = slab.column_stride == itemsize or slab.columns == 1
     if rows_contiguous and (slab.row_stride == row_bytes or slab.rows == 1):
         if target.flags.c_contiguous:
-            files.read_into(slab.file, slab.offset, target)
+            files.read_checked(slab.storage, slab.offset, target, name)
         else:
             scratch = np.empty(target.shape, np.uint8)
-            files.read_into(slab.file, slab.offset, scratch)
+            files.read_checked(slab.storage, slab.offset, scratch, name)
             target[:] = scratch
     elif rows_contiguous:
         for row in range(slab.rows):

@@ -65,7 +65,7 @@ def to_json(content: dict[str, Any], *, sort_keys: bool = True) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
 
 
-def config_json(config: LlamaConfig, dtype: Dtype, bos: int, eos: int | list[int]) -> bytes:
+def config_json(config: LlamaConfig, dtype: Dtype, bos: int, eos: Ids) -> bytes:
     """``config.json`` of `LlamaForCausalLM`."""
     return to_json(
         {
@@ -110,22 +110,26 @@ def _rope_scaling_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
     }
 
 
-def generation_config_json(release: Release, bos: int, eos: int | list[int]) -> bytes:
+def generation_config_json(release: Release, bos: int, eos: Ids) -> bytes:
     """``generation_config.json``: the ids that begin and end a text, and the release's way of sampling."""
     sampling: dict[str, Any] = dict(release.sampling) or {"_from_model_config": True}
     ids = {"bos_token_id": bos, "eos_token_id": eos, "transformers_version": FORMAT_VERSION}
     return to_json(sampling | ids)
 
 
-def eos_ids(release: Release, instruct: bool, first_special: int) -> tuple[int | list[int], int | list[int]]:
+Ids = int | list[int]
+
+
+def eos_ids(release: Release, instruct: bool, bos: int, eos: int) -> tuple[Ids, Ids]:
     """What ends a text, in config.json and in generation_config.json.
 
-    Llama 3's special tokens count from ``first_special``: 1 ``<|end_of_text|>``, 8 ``<|eom_id|>`` (from 3.1
-    on), 9 ``<|eot_id|>``.
+    Llama 3's special tokens count from the ``bos`` that begins a text: 1 ``<|end_of_text|>``, 8
+    ``<|eom_id|>`` (from 3.1 on), 9 ``<|eot_id|>``.  ``eos`` is what the tokenizer ends with, which for Code
+    Llama 70B Instruct is a token of its own.
     """
     if release.tokenizer == "sentencepiece":
-        return 2, 2
-    end_of_text, eom, eot = (first_special + offset for offset in (1, 8, 9))
+        return 2, 2 if eos == 2 else [2, eos]
+    end_of_text, eom, eot = bos + 1, bos + 8, bos + 9
     if not instruct:
         return end_of_text, end_of_text
     if release.special_tokens == "llama3":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_convert.dtypes import Dtype
-from llama_convert.formats.tensors import StoredTensor
+from llama_convert.formats.tensors import Storage, StoredTensor
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -21,14 +21,19 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Slab:
-    """A matrix of elements in a file; offset and strides in bytes."""
+    """A matrix of elements in a storage; offset (from the start of the file) and strides in bytes."""
 
-    file: Path
+    storage: Storage
     offset: int
     rows: int
     columns: int
     row_stride: int
     column_stride: int
+
+    @property
+    def file(self) -> Path:
+        """The file its bytes are in."""
+        return self.storage.file
 
     @classmethod
     def of(cls, tensor: StoredTensor) -> Slab:
@@ -38,12 +43,12 @@ class Slab:
         strides = (0, *tensor.strides) if len(tensor.shape) < 2 else tensor.strides
         if len(strides) != 2:
             raise ValueError(f"{tensor.name} has {len(tensor.shape)} axes")
-        return cls(tensor.file, tensor.offset, rows, columns, strides[0] * itemsize, strides[1] * itemsize)
+        return cls(tensor.storage, tensor.offset, rows, columns, strides[0] * itemsize, strides[1] * itemsize)
 
     def row_range(self, start: int, stop: int) -> Slab:
         """Rows ``start`` to ``stop`` of it."""
         offset = self.offset + start * self.row_stride
-        return Slab(self.file, offset, stop - start, self.columns, self.row_stride, self.column_stride)
+        return Slab(self.storage, offset, stop - start, self.columns, self.row_stride, self.column_stride)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -27,6 +28,16 @@ Progress = Callable[[int], None]
 """Called with the number of bytes just written, from any worker."""
 
 
+@dataclass(frozen=True)
+class Report:
+    """What was noticed on the way."""
+
+    casts: dict[str, CastCounts]
+    """What changing the dtype did to each tensor that changed it, by name."""
+    rounded: dict[str, str]
+    """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
+
+
 def execute(
     plan: Plan,
     folder: Path,
@@ -34,7 +45,7 @@ def execute(
     workers: int = DEFAULT_WORKERS,
     block_size: int = DEFAULT_BLOCK_SIZE,
     progress: Progress = lambda _: None,
-) -> dict[str, CastCounts]:
+) -> Report:
     """Write the plan's files into ``folder``, on disk when this returns.
 
     Args:
@@ -43,9 +54,6 @@ def execute(
         workers: tensors in hand at a time.
         block_size: bytes read at a time by each worker.
         progress: told of every block.
-
-    Returns:
-        What changing the dtype did to each tensor that changed it, by name.
 
     Raises:
         InputError: a source file is not what it was, or copies in it differ.
@@ -72,14 +80,12 @@ def execute(
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+        files.check_the_rest(block_size)
         for _, output in outputs:
             output.sync()
-    return {
-        target.name: counts[target.name]
-        for file in plan.files
-        for target in file.targets
-        if target.name in counts
-    }
+        rounded = dict(files.rounded)
+    in_order = (target.name for file in plan.files for target in file.targets if target.name in counts)
+    return Report({name: counts[name] for name in in_order}, rounded)
 
 
 class _Output:

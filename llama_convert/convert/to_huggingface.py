@@ -24,11 +24,12 @@ from llama_convert.convert.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS, e
 from llama_convert.convert.plan import Plan, plan_huggingface
 from llama_convert.convert.publish import MANIFEST, Staging
 from llama_convert.dtypes import parse_weight_dtype
-from llama_convert.errors import InputError, RefusedError, UsageError
+from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from llama_convert.llama.releases import Identity, Traits, identify
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
+    TokenizerReport,
     chat_template,
     convert_tokenizer,
     open_tokenizer,
@@ -162,15 +163,17 @@ class _Conversion:
             needed=plan.total_bytes + (_TOKENIZER_SPACE if tokenizer else 0),
             overwrite=options.overwrite,
         ) as staging:
-            if tokenizer:
+            report = (
                 self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+                if tokenizer
+                else None
+            )
             result.casts = self._write_weights(staging, plan)
-            self._report_casts(result.casts)
             if self.warnings and options.strict:
                 raise RefusedError(
                     "STRICT_WARNINGS", f"--strict, and there was a warning: {self.warnings[0]}"
                 )
-            self._write_configs(staging, checkpoint, tokenizer, instruct, result)
+            self._write_configs(staging, checkpoint, report, instruct, result)
             self._publish(staging, result)
         return result
 
@@ -273,16 +276,20 @@ class _Conversion:
 
     def _write_tokenizer(
         self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
-    ) -> None:
+    ) -> TokenizerReport:
         release = identity.release
         options = TokenizerOptions(
             naming=release.special_tokens,
             special_tokens=self.options.special_tokens,
-            instruct=instruct and release.chat_template is not None,
+            instruct=instruct,
             chat_template=self._chat_template(identity, instruct),
             model_max_length=release.model_max_length,
         )
-        convert_tokenizer(tokenizer, staging.path, options)
+        try:
+            return convert_tokenizer(tokenizer, staging.path, options)
+        except OSError as error:
+            message = f"cannot be written: {error.strerror}"
+            raise OutputError("OUTPUT_IO", message, file=staging.path / "tokenizer.json") from error
 
     def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
         if self.own_template is not None:
@@ -297,7 +304,7 @@ class _Conversion:
     def _write_weights(self, staging: Staging, plan: Plan) -> dict[str, CastCounts]:
         self.observer.start(plan.payload_bytes)
         try:
-            casts = execute(
+            report = execute(
                 plan,
                 staging.path,
                 workers=self.options.workers,
@@ -308,7 +315,10 @@ class _Conversion:
             self.observer.finish()
         if plan.index:
             staging.write(INDEX_FILE, plan.index)
-        return casts
+        for name, file in report.rounded.items():
+            self.warn(f"{file}: {name}: differs from the first rank's by rounding; the first rank's is kept")
+        self._report_casts(report.casts)
+        return report.casts
 
     def _report_casts(self, casts: dict[str, CastCounts]) -> None:
         for name, counts in casts.items():
@@ -325,16 +335,17 @@ class _Conversion:
         self,
         staging: Staging,
         checkpoint: MetaCheckpoint,
-        tokenizer: Tokenizer | None,
+        tokenizer: TokenizerReport | None,
         instruct: bool,
         result: ConvertResult,
     ) -> None:
         release, config = checkpoint.identity.release, checkpoint.config
         dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
-        tiktoken = release.tokenizer == "tiktoken"
-        first_special = tokenizer.n_base if tokenizer else max(config.vocab_size - 256, 0)
-        bos = first_special if tiktoken else 1
-        config_eos, generation_eos = eos_ids(release, instruct, first_special)
+        if tokenizer:
+            bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        else:  # Llama 3's special tokens are the last 256
+            bos, eos = (max(config.vocab_size - 256, 0), 0) if release.tokenizer == "tiktoken" else (1, 2)
+        config_eos, generation_eos = eos_ids(release, instruct, bos, eos)
         staging.write("config.json", config_json(config, dtype, bos, config_eos))
         staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
         sources = [*checkpoint.folder.rank_files, checkpoint.params.file]
