@@ -82,11 +82,10 @@ def test_official_sizes(tmp_path: Path, shape: Shape, title: str, expected: tupl
     assert found == expected
     assert str(checkpoint.dtype) == str(shape.dtype).removeprefix("torch.")
     result = convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(dry_run=True))
-    parameters = sum(
-        c.n_layers * (2 * c.dim**2 + 2 * c.n_kv_heads * c.head_dim * c.dim + 3 * c.dim * c.ffn_dim + 2 * c.dim)
-        + c.dim + c.vocab_size * c.dim * (1 if c.tied else 2)
-        for c in [config]
-    )  # fmt: skip
+    kv = config.n_kv_heads * config.head_dim
+    layer = 2 * config.dim**2 + 2 * kv * config.dim + 3 * config.dim * config.ffn_dim + 2 * config.dim
+    embeddings = config.vocab_size * config.dim * (1 if config.tied else 2)
+    parameters = config.n_layers * layer + config.dim + embeddings
     assert 0 < sum(result.files.values()) - 2 * parameters < 1_000_000
 
 
