@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint fixtures clean
+.PHONY: demo test test-all lint bench fixtures clean
 
 demo: .venv/ready  ## convert a fixture and let the result speak
 	@rm -rf build/demo && mkdir -p build
@@ -22,6 +22,8 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/ready .peers/ready  ## cp, ours and the old script on the same bytes
+	$(BIN)/python -m tests.bench
 
 fixtures: .venv/ready  ## train the small checkpoints anew
 	$(BIN)/python -m fixtures.make

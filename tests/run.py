@@ -52,22 +52,32 @@ def fresh(*arguments: Any, **environment: str) -> Run:
 
 
 _MEASURE = """
-import os, subprocess, sys
+import os, subprocess, sys, time
+began = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
-print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss)
 """
 
 
-def peak_memory(*arguments: Any) -> int:
-    """Bytes of resident memory that the command needs at its peak, by the kernel's accounting.
+def measured(command: list[str], **environment: str) -> tuple[float, int]:
+    """Seconds, and bytes of resident memory at the peak, that a command takes in a process of its own.
 
     A small process starts it: the kernel counts what the starting process had at the fork.
     """
-    command = [sys.executable, "-m", "llama_convert", *map(str, arguments)]
     run = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", _MEASURE, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=True,
     )
-    exit_code, kibibytes = map(int, run.stdout.split())
-    assert exit_code == 0
-    return kibibytes * 1024
+    exit_code, seconds, kibibytes = run.stdout.split()
+    assert exit_code == "0", command
+    return float(seconds), int(kibibytes) * 1024
+
+
+def peak_memory(*arguments: Any) -> int:
+    """Bytes of resident memory that llama-convert needs at its peak."""
+    return measured([sys.executable, "-m", "llama_convert", *map(str, arguments)])[1]
