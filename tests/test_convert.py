@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_convert.convert.to_huggingface import ConvertOptions, Observer, convert
+from llama_convert.convert.observer import Observer
+from llama_convert.convert.options import ConvertOptions
+from llama_convert.convert.to_huggingface import convert
 from llama_convert.errors import ConflictError, InputError, RefusedError
 from tests import synthetic
 from tests.peers import ROOT, Peer

@@ -51,7 +51,8 @@ def convert_command(
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.convert.execute import DEFAULT_WORKERS
-        from llama_convert.convert.to_huggingface import ConvertOptions, convert
+        from llama_convert.convert.options import ConvertOptions
+        from llama_convert.convert.to_huggingface import convert
         from llama_convert.units import parse_size
 
         source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)

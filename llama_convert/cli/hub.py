@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_convert.convert.to_huggingface import Observer
+from llama_convert.convert.observer import Observer
 from llama_convert.errors import OutputError, UsageError
 
 

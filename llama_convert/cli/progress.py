@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from llama_convert.convert.to_huggingface import Observer
+from llama_convert.convert.observer import Observer
 from llama_convert.units import format_size
 
 _PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llama_convert import __version__
 from llama_convert.checkpoints.huggingface import (
-    DEFAULT_SHARD_SIZE,
     INDEX_FILE,
     config_json,
     eos_ids,
@@ -20,7 +18,9 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
 from llama_convert.convert.cast import CastCounts
-from llama_convert.convert.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS, execute
+from llama_convert.convert.execute import execute
+from llama_convert.convert.observer import Observer
+from llama_convert.convert.options import ConvertOptions, ConvertResult
 from llama_convert.convert.plan import Plan, plan_huggingface
 from llama_convert.convert.publish import MANIFEST, Staging
 from llama_convert.dtypes import parse_weight_dtype
@@ -38,67 +38,6 @@ from llama_convert.units import format_size, parse_size
 
 TOKENIZER_ONLY = "tokenizer_only"
 _TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What may be asked of a conversion; every default is told from the files."""
-
-    dtype: str = "auto"
-    max_shard_size: str = DEFAULT_SHARD_SIZE
-    llama_version: str | None = None
-    model_size: str | None = None
-    num_shards: int | None = None
-    instruct: bool | None = None
-    tokenizer: Path | None = None
-    chat_template: Path | None = None
-    special_tokens: tuple[str, ...] = ()
-    overwrite: bool = False
-    strict: bool = False
-    dry_run: bool = False
-    workers: int = DEFAULT_WORKERS
-    block_size: int = DEFAULT_BLOCK_SIZE
-
-
-class Observer:
-    """Is told what happens while a conversion runs.  The methods do nothing; override what is of interest."""
-
-    def note(self, text: str) -> None:
-        """Something was decided."""
-
-    def warning(self, text: str) -> None:
-        """Something should be looked at."""
-
-    def start(self, total: int) -> None:
-        """The weights will be written: ``total`` bytes."""
-
-    def advance(self, count: int) -> None:
-        """``count`` more bytes were written.  Called from several threads."""
-
-    def finish(self) -> None:
-        """The weights are written, or the attempt has ended."""
-
-
-@dataclass
-class ConvertResult:
-    """What a conversion did, or with `dry_run` would do."""
-
-    destination: Path
-    release: str
-    version: str
-    size: str | None
-    evidence: tuple[str, ...]
-    alternatives: tuple[str, ...]
-    instruct: bool
-    dtype: str | None
-    files: dict[str, int]
-    """Bytes of each output file."""
-    casts: dict[str, CastCounts] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self) | {"destination": str(self.destination)}
 
 
 def convert(
@@ -163,23 +102,21 @@ class _Conversion:
             needed=plan.total_bytes + (_TOKENIZER_SPACE if tokenizer else 0),
             overwrite=options.overwrite,
         ) as staging:
-            report = (
-                self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
-                if tokenizer
-                else None
-            )
+            words = None
+            if tokenizer:
+                words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
             result.casts = self._write_weights(staging, plan)
             if self.warnings and options.strict:
-                raise RefusedError(
-                    "STRICT_WARNINGS", f"--strict, and there was a warning: {self.warnings[0]}"
-                )
-            self._write_configs(staging, checkpoint, report, instruct, result)
+                message = f"--strict, and there was a warning: {self.warnings[0]}"
+                raise RefusedError("STRICT_WARNINGS", message)
+            self._write_configs(staging, checkpoint, words, instruct, result)
             self._publish(staging, result)
         return result
 
     def _tokenizer_only(self) -> ConvertResult:
         folder = self.source if self.source.is_dir() else self.source.parent
-        path = self.options.tokenizer or folder / "tokenizer.model"
+        places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
+        path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
         tokenizer = open_tokenizer(path)
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
         located = MetaFolder(folder, (), path, (folder.resolve().name,))
