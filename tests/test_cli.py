@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -196,4 +197,38 @@ def test_push_to_hub_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = llama_convert("convert", FIXTURE, tmp_path / "out", "--push-to-hub")
     assert run.exit_code == 2
     assert "pip install 'llama-convert[hub]'" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", [">&-", "> /dev/full"])
+def test_a_result_that_nobody_can_read_is_a_failure(tmp_path: Path, where: str) -> None:
+    command = f"{sys.executable} -m llama_convert convert {FIXTURE} {tmp_path / 'out'} --json {where}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert run.returncode == 4
+    assert "Traceback" not in run.stderr
+    assert "cannot be printed" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_leave_nothing_behind(tmp_path: Path, name: str) -> None:
+    """The observer stands for the moment: the first block is written when the signal comes."""
+    code = f"""
+import os, signal, sys
+from llama_convert.cli import main
+from llama_convert.cli.progress import ConsoleObserver
+ConsoleObserver.advance = lambda self, count: os.kill(os.getpid(), signal.{name})
+sys.argv = ["llama-convert", "convert", {str(FIXTURE)!r}, {str(tmp_path / "out")!r}]
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 128 + getattr(signal, name)
+    assert run.stderr.splitlines()[-1] == f"llama-convert: error: stopped by {name}; nothing was published"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_size_limit_is_told(tmp_path: Path) -> None:
+    command = f"ulimit -f 100; {sys.executable} -m llama_convert convert {FIXTURE} {tmp_path / 'out'}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert run.returncode == 4
+    assert "File too large" in run.stderr
     assert not (tmp_path / "out").exists()

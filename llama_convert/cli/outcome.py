@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from llama_convert.errors import LlamaConvertError
+from llama_convert.errors import LlamaConvertError, OutputError
 
 SCHEMA = 1
 """Version of the JSON envelope; it changes when a field's meaning does."""
@@ -27,25 +27,48 @@ def talk() -> Console:
 
 
 def print_json(envelope: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str) + "\n")
-    sys.stdout.flush()
+    """One JSON object on stdout.
+
+    Raises:
+        OutputError: nobody can read it: stdout is closed, or full.
+    """
+    text = json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str) + "\n"
+    try:
+        if sys.stdout is None:
+            raise OSError("stdout is closed")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None  # nor will the interpreter try again as it exits
+        raise OutputError("OUTPUT_IO", f"the result cannot be printed: {error.strerror or error}") from error
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that ends the run as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise _Stopped(number)
 
 
 @contextmanager
 def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
     """Turn whatever ends the command into its exit code and one message; with ``debug``, a traceback too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     try:
         yield
     except LlamaConvertError as error:
         _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
     except KeyboardInterrupt as error:
-        _fail(130, "STOPPED", error, as_json=as_json, debug=debug, message="stopped; nothing was published")
+        number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
+        message = f"stopped by {number.name}; nothing was published"
+        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message=message)
     except MemoryError as error:
         _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
-    except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _fail(4, "OUTPUT_IO", error, as_json=False, debug=debug, message="nobody reads the output any more")
     except typer.Exit:
         raise
     except Exception as error:
@@ -71,17 +94,17 @@ def _fail(
     if known and known.hint:
         console.print(Text(f"llama-convert: hint: {known.hint}"))
     if as_json:
-        print_json(
-            {
-                "ok": False,
-                "exit_code": exit_code,
-                "code": code,
-                "message": known.message if known else message,
-                "file": str(known.file) if known and known.file else None,
-                "tensor": known.tensor if known else None,
-                "hint": known.hint if known else None,
-            }
-        )
+        envelope = {
+            "ok": False,
+            "exit_code": exit_code,
+            "code": code,
+            "message": known.message if known else message,
+            "file": str(known.file) if known and known.file else None,
+            "tensor": known.tensor if known else None,
+            "hint": known.hint if known else None,
+        }
+        with suppress(OutputError):  # then stderr has said it alone
+            print_json(envelope)
     raise typer.Exit(exit_code) from None
 
 

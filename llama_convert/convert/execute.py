@@ -98,8 +98,11 @@ class _Output:
         except OSError as error:
             raise self._failed("cannot be created", error) from error
         try:
-            os.truncate(self._descriptor, file.size)
+            os.ftruncate(self._descriptor, file.size)
             self.write(np.frombuffer(file.header, np.uint8), 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise self._failed(f"cannot be made {file.size:,} bytes long", error) from error
         except BaseException:
             os.close(self._descriptor)
             raise
