@@ -1,4 +1,4 @@
-"""Each release's folder: what its configs say, base and instruct, and that transformers takes it without a word."""
+"""Each release's folder: what its configs say, base and instruct; transformers takes it without a word."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALED = LLAMA3.but(vocab_size=128256, **TINY)
 PLAIN = SCALED.but(params={"rope_theta": 500000.0})
 END, TURN3, TURN31 = 128001, [128001, 128009], [128001, 128008, 128009]
 
-# version, instruct asked, shape; instruct found; context, rope factor, eos in config and generation config, chat.
+# version, instruct asked, shape; instruct found, context, rope factor, eos in both configs, chat template.
 CASES: list[tuple[str, bool | None, Any, tuple[Any, ...]]] = [
     ("1", None, SENTENCEPIECE, (False, 2048, None, 2, 2, False)),
     ("2", None, SENTENCEPIECE, (False, 4096, None, 2, 2, False)),
