@@ -184,7 +184,8 @@ class _Conversion:
 
     def _describe(self, checkpoint: MetaCheckpoint) -> None:
         identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
-        ranks = f"{n_ranks} ranks" if n_ranks > 1 else "1 rank"
+        cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
+        ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
         self.observer.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
         if identity.alternatives:
             others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
