@@ -44,7 +44,7 @@ LAYOUTS = {
     "16 ranks": {"ranks": 16, "n_heads": 16, "n_kv_heads": 16},
     "KV heads twice": {"ranks": 8, "n_kv_heads": 4, "kv_repeats": 2},
     "KV heads twice, 16 ranks": {"ranks": 16, "n_heads": 16, "n_kv_heads": 8, "kv_repeats": 2},
-    "KV heads four times": {"ranks": 4, "n_heads": 8, "n_kv_heads": 1, "kv_repeats": 4},
+    "KV heads four times": {"ranks": 8, "n_heads": 8, "n_kv_heads": 2, "kv_repeats": 4},
 }
 
 
@@ -66,6 +66,17 @@ def test_every_tensor_is_bit_exact(
 def test_params_may_give_the_distinct_kv_heads(tmp_path: Path) -> None:
     shape = LLAMA3.but(ranks=8, n_kv_heads=4, kv_repeats=2, params={"n_kv_heads": 4, "use_scaled_rope": True})
     state = synthetic.make(tmp_path / "meta", shape)
+    convert(tmp_path / "meta", tmp_path / "out")
+    assert_same(tensors(tmp_path / "out"), synthetic.huggingface(shape, state))
+
+
+def test_kv_heads_that_are_all_alike_are_kept(tmp_path: Path) -> None:
+    """As in placeholders filled with one number; Meta repeats heads only where several are distinct."""
+    shape = LLAMA3.but(ranks=4)
+    state = synthetic.weights(shape)
+    for layer in range(shape.n_layers):
+        state[f"layers.{layer}.attention.wk.weight"].fill_(0.5)
+    synthetic.write(tmp_path / "meta", shape, synthetic.cut(shape, state))
     convert(tmp_path / "meta", tmp_path / "out")
     assert_same(tensors(tmp_path / "out"), synthetic.huggingface(shape, state))
 

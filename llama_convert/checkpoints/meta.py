@@ -219,7 +219,8 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
 
     405B in 16 ranks stores 16 KV heads of which 8 are distinct, and its ``params.json`` says 16: only the
     weights tell.  The heads of layer 0 are compared here, those of all layers while they are copied; where
-    they are placeholders of zeros, the table of releases tells.
+    they are placeholders of zeros, the table of releases tells.  Heads that are all alike prove nothing, and
+    are kept as they are.
     """
     head_dim = params.dim // params.n_heads
     declared = params.n_kv_heads or params.n_heads
@@ -244,7 +245,7 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
     if heads[0] != heads[1]:
         return 1
     heads += every_head
-    for repeats in (n for n in range(stored, 1, -1) if stored % n == 0):
+    for repeats in (n for n in range(stored // 2, 1, -1) if stored % n == 0):
         groups = [set(heads[start : start + repeats]) for start in range(0, stored, repeats)]
         distinct = set().union(*groups)
         if all(len(group) == 1 for group in groups) and len(distinct) == len(groups):
