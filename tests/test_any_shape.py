@@ -1,0 +1,92 @@
+"""Conversions of checkpoints that nobody thought of, and proof that the tests would notice a wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fixtures import recite
+from llama_convert.convert import plan
+from llama_convert.convert.options import ConvertOptions
+from llama_convert.convert.to_huggingface import convert
+from llama_convert.reorder import RowTranspose
+from tests import synthetic
+from tests.synthetic import Shape
+from tests.test_convert import FIXTURES, assert_same, tensors
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    ranks = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    kv_repeats = draw(st.sampled_from([1, 1, 2])) if ranks > 1 else 1
+    stored_kv = ranks * draw(st.integers(1, 2)) * (1 if ranks % kv_repeats == 0 else kv_repeats)
+    n_kv_heads = stored_kv // kv_repeats
+    if n_kv_heads < 2:
+        kv_repeats, n_kv_heads = 1, stored_kv
+    n_heads = stored_kv * draw(st.integers(1, 3))
+    return Shape(
+        dim=n_heads * 2 * draw(st.integers(1, 6)),
+        n_layers=draw(st.integers(1, 2)),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        kv_repeats=kv_repeats,
+        ffn_dim=ranks * draw(st.integers(1, 9)),
+        vocab_size=ranks * draw(st.integers(1, 9)),
+        ranks=ranks,
+        embedding_cut=draw(st.integers(0, 1)),
+        tied=draw(st.booleans()) and ranks == 1,
+        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
+        params=draw(st.sampled_from([{}, {"use_scaled_rope": True}, {"rope_theta": 1e6}])),
+    )
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    shape=shapes(),
+    seed=st.integers(0, 99),
+    block_size=st.integers(1, 5000),
+    shard=st.integers(100, 9000),
+    workers=st.integers(1, 5),
+)
+def test_bit_exact(
+    shape: Shape,
+    seed: int,
+    block_size: int,
+    shard: int,
+    workers: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    state = synthetic.make(folder / "meta", shape, seed)
+    options = ConvertOptions(block_size=block_size, max_shard_size=str(shard), workers=workers)
+    convert(folder / "meta", folder / "out", options)
+    assert_same(tensors(folder / "out"), synthetic.huggingface(shape, state))
+    config = json.loads((folder / "out/config.json").read_text())
+    assert config["num_key_value_heads"] == shape.n_kv_heads
+
+
+def unpermuted(head_dim: int) -> RowTranspose:
+    return RowTranspose(head_dim, 1)
+
+
+def permuted_backwards(head_dim: int) -> RowTranspose:
+    return RowTranspose(2, head_dim // 2)
+
+
+@pytest.mark.parametrize("fault", [unpermuted, permuted_backwards])
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.name)
+def test_a_wrong_row_order_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixture: Path, fault: Any
+) -> None:
+    """By the fixtures, which then babble; the right order recites."""
+    convert(fixture, tmp_path / "right")
+    monkeypatch.setattr(plan, "interleaved_to_half_split", fault)
+    convert(fixture, tmp_path / "wrong")
+    assert recite.main([str(tmp_path / "right")]) == 0
+    assert recite.main([str(tmp_path / "wrong")]) == 1
