@@ -357,6 +357,25 @@ def test_output_in_use_and_overwrite(tmp_path: Path) -> None:
     assert [path.name for path in out.glob("model*")] == ["model.safetensors"]
 
 
+def test_two_runs_into_one_folder(tmp_path: Path) -> None:
+    """The second is told of the first; what a killed run left is cleared away."""
+
+    class Intruder(Observer):
+        def start(self, total: int) -> None:
+            with pytest.raises(ConflictError, match="is being written by process"):
+                convert(FIXTURES[0], tmp_path / "out")
+            self.met = True
+
+    intruder = Intruder()
+    (tmp_path / "out/.llama-convert-killed").mkdir(parents=True)
+    (tmp_path / "out/.llama-convert-killed/lock").touch()
+    (tmp_path / "out/.llama-convert-killed/model.safetensors").touch()
+    convert(FIXTURES[0], tmp_path / "out", observer=intruder)
+    assert intruder.met
+    assert not list((tmp_path / "out").glob(".*"))
+    assert not (tmp_path / "out/lock").exists()
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = convert(FIXTURES[0], tmp_path / "out", ConvertOptions(dry_run=True))
     assert not (tmp_path / "out").exists()

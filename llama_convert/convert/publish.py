@@ -1,20 +1,26 @@
 """Nothing counts as written until it is published.
 
 Files are made in a staging folder inside the output folder (so on its file system) and renamed into place
-when all of them are complete and on disk, the ones that make a folder a model last.
+when all of them are complete and on disk, the ones that make a folder a model last.  Each run stages under a
+name of its own and holds a lock there: a second run is told of the first, and clears away what a killed one
+left.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llama_convert.errors import ConflictError, OutputError, UsageError
 from llama_convert.units import format_size
 
-STAGING = ".llama-convert"
+_STAGING = ".llama-convert-"
+_LOCK = "lock"
 MANIFEST = "llama-convert.json"
 _LAST = ("generation_config.json", "model.safetensors.index.json", "config.json", MANIFEST)
 
@@ -34,7 +40,10 @@ class Staging:
             OutputError: it is no folder, or too little space is left for ``needed`` bytes.
         """
         self.destination = destination
-        self.path = destination / STAGING
+        self.path = destination
+        """The staging folder, while the context lasts."""
+        self._overwrite = overwrite
+        self._lock = -1
         self._created: list[Path] = []
         resolved, origin = destination.resolve(), source.resolve()
         if resolved == origin or origin in resolved.parents:
@@ -43,21 +52,27 @@ class Staging:
             )
         if destination.exists() and not destination.is_dir():
             raise ConflictError("OUTPUT_EXISTS", "is a file; the output is a folder", file=destination)
-        present = sorted(entry.name for entry in destination.iterdir()) if destination.is_dir() else []
-        present = [name for name in present if name != STAGING]
-        if present and not overwrite:
-            more = f" and {len(present) - 3} more" if len(present) > 3 else ""
-            raise ConflictError(
-                "OUTPUT_EXISTS",
-                f"holds {', '.join(present[:3])}{more}",
-                file=destination,
-                hint="choose another folder, or replace what is there with --overwrite",
-            )
+        self._refuse_foreign_files()
         existing = next(place for place in (resolved, *resolved.parents) if place.exists())
         free = shutil.disk_usage(existing).free
         if free < needed:
             message = f"needs {format_size(needed)}, {format_size(free)} are free"
             raise OutputError("OUTPUT_SPACE", message, file=destination)
+
+    def _refuse_foreign_files(self) -> None:
+        """The output folder may hold what runs left that were killed, and with `overwrite` an older model."""
+        if self._overwrite or not self.destination.is_dir():
+            return
+        present = sorted(entry.name for entry in self.destination.iterdir())
+        present = [name for name in present if not name.startswith(_STAGING)]
+        if present:
+            more = f" and {len(present) - 3} more" if len(present) > 3 else ""
+            raise ConflictError(
+                "OUTPUT_EXISTS",
+                f"holds {', '.join(present[:3])}{more}",
+                file=self.destination,
+                hint="choose another folder, or replace what is there with --overwrite",
+            )
 
     def __enter__(self) -> Staging:
         try:
@@ -65,24 +80,31 @@ class Staging:
                 if not folder.exists():
                     folder.mkdir()
                     self._created.append(folder)
-            if self.path.exists():
-                shutil.rmtree(self.path)  # left by a run that was killed
-            self.path.mkdir()
+            for other in self.destination.glob(f"{_STAGING}*"):
+                _clear_away(other)
+            self.path = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.destination))
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         except OSError as error:
-            self._remove()
-            raise OutputError(
-                "OUTPUT_PERMISSION", f"cannot be made: {error.strerror}", file=self.path
-            ) from error
+            self.__exit__()
+            message = f"cannot be written to: {error.strerror}"
+            raise OutputError("OUTPUT_PERMISSION", message, file=self.destination) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path != self.destination:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
         for folder in reversed(self._created):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+    @property
+    def files(self) -> list[Path]:
+        """What has been staged so far."""
+        return sorted(path for path in self.path.iterdir() if path.name != _LOCK)
 
     def write(self, name: str, content: bytes) -> None:
         """A small file, on disk when this returns."""
@@ -102,7 +124,8 @@ class Staging:
 
         Files of an older model that stands here (``--overwrite``) go first, its config before its weights.
         """
-        names = sorted((entry.name for entry in self.path.iterdir()), key=_publication_order)
+        self._refuse_foreign_files()
+        names = sorted((path.name for path in self.files), key=_publication_order)
         try:
             for name in sorted(_older_model(self.destination, names), key=_publication_order, reverse=True):
                 (self.destination / name).unlink()
@@ -112,6 +135,27 @@ class Staging:
         except OSError as error:
             message = f"cannot be moved into place: {error.strerror}"
             raise OutputError("OUTPUT_IO", message, file=self.destination) from error
+
+
+def _clear_away(staging: Path) -> None:
+    """Remove the staging folder of a run that is no more.
+
+    Raises:
+        ConflictError: the run is alive.
+    """
+    try:
+        lock = os.open(staging / _LOCK, os.O_RDWR)
+    except FileNotFoundError:  # about to be made, or half removed; in neither case ours to touch
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(lock, 200).decode(errors="replace") or "another run"
+        raise ConflictError("OUTPUT_LOCKED", f"is being written by {owner}", file=staging.parent) from None
+    else:
+        shutil.rmtree(staging)
+    finally:
+        os.close(lock)
 
 
 def _publication_order(name: str) -> tuple[int, str]:

@@ -300,7 +300,7 @@ class _Conversion:
         staging.write(MANIFEST, to_json(manifest, sort_keys=False))
 
     def _publish(self, staging: Staging, result: ConvertResult) -> None:
-        result.files = {path.name: path.stat().st_size for path in sorted(staging.path.iterdir())}
+        result.files = {path.name: path.stat().st_size for path in staging.files}
         staging.publish()
         self.observer.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
 
