@@ -357,6 +357,21 @@ def test_output_in_use_and_overwrite(tmp_path: Path) -> None:
     assert [path.name for path in out.glob("model*")] == ["model.safetensors"]
 
 
+def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    import resource
+
+    shape = LLAMA3.but(n_layers=30)
+    state = synthetic.make(tmp_path / "meta", shape)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(max_shard_size="1KB"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 200
+    assert_same(tensors(tmp_path / "out"), synthetic.huggingface(shape, state))
+
+
 def test_two_runs_into_one_folder(tmp_path: Path) -> None:
     """The second is told of the first; what a killed run left is cleared away."""
 

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 
@@ -63,17 +63,21 @@ def execute(
     counts: dict[str, CastCounts] = {}
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
-        outputs = [(file, stack.enter_context(_Output(folder / file.name, file))) for file in plan.files]
+        outputs = [stack.enter_context(_Output(folder, file)) for file in plan.files]
 
         def work(output: _Output, target: Target) -> None:
+            output.open()
             cast = _write_tensor(files, output, target, block_size, progress, stop)
-            if cast is not None:
+            if cast is None:
+                return
+            if target.dtype != target.source.dtype:
                 counts[target.name] = cast
+            output.tensor_done()
 
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
                 jobs = [
-                    pool.submit(work, output, target) for file, output in outputs for target in file.targets
+                    pool.submit(work, output, target) for output in outputs for target in output.file.targets
                 ]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
@@ -81,37 +85,52 @@ def execute(
                 stop.set()
                 pool.shutdown(cancel_futures=True)
         files.check_the_rest(block_size)
-        for _, output in outputs:
-            output.sync()
         rounded = dict(files.rounded)
     in_order = (target.name for file in plan.files for target in file.targets if target.name in counts)
     return Report({name: counts[name] for name in in_order}, rounded)
 
 
 class _Output:
-    """A file being written at planned offsets."""
+    """A file being written at planned offsets; open only from its first tensor to its last."""
 
-    def __init__(self, path: Path, file: OutputFile) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except OSError as error:
-            raise self._failed("cannot be created", error) from error
-        try:
-            os.ftruncate(self._descriptor, file.size)
-            self.write(np.frombuffer(file.header, np.uint8), 0)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise self._failed(f"cannot be made {file.size:,} bytes long", error) from error
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+    def __init__(self, folder: Path, file: OutputFile) -> None:
+        self.file = file
+        self.path = folder / file.name
+        self._descriptor = -1
+        self._tensors_left = len(file.targets)
+        self._lock = Lock()
 
     def __enter__(self) -> _Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def open(self) -> None:
+        """Create the file in its full length, with its header, unless that is done."""
+        with self._lock:
+            if self._descriptor >= 0:
+                return
+            try:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                os.ftruncate(self._descriptor, self.file.size)
+            except OSError as error:
+                raise self._failed(f"cannot be made, {self.file.size:,} bytes long", error) from error
+            self.write(np.frombuffer(self.file.header, np.uint8), 0)
+
+    def tensor_done(self) -> None:
+        """One more tensor is written; after the last, wait until the file is on disk, and close it."""
+        with self._lock:
+            self._tensors_left -= 1
+            if self._tensors_left:
+                return
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._failed("cannot be brought to disk", error) from error
+        self.__exit__()
 
     def write(self, block: Bytes, offset: int) -> None:
         """All of the contiguous ``block``, at ``offset``."""
@@ -123,13 +142,6 @@ class _Output:
             except OSError as error:
                 raise self._failed(f"cannot be written at byte {offset + done:,}", error) from error
 
-    def sync(self) -> None:
-        """Wait until the file is on disk."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise self._failed("cannot be brought to disk", error) from error
-
     def _failed(self, what: str, error: OSError) -> OutputError:
         return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
 
@@ -137,6 +149,7 @@ class _Output:
 def _write_tensor(
     files: SourceFiles, output: _Output, target: Target, block_size: int, progress: Progress, stop: Event
 ) -> CastCounts | None:
+    """Write all of one tensor; None if told to stop before it was whole."""
     source = target.source
     _, columns = matrix_shape(source.shape)
     row_bytes = columns * source.dtype.itemsize
@@ -156,4 +169,4 @@ def _write_tensor(
         output.write(block, written)
         written += block.nbytes
         progress(block.nbytes)
-    return total if source.dtype != target.dtype else None
+    return total
