@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llama_convert.checkpoints.locate import locate
 from llama_convert.convert.observer import Observer
 from llama_convert.convert.options import ConvertOptions
 from llama_convert.convert.to_huggingface import convert
@@ -318,6 +319,19 @@ def test_a_folders_name_hints_at_instruct(tmp_path: Path, name: str, instruct: b
     assert ("chat_template" in tokenizer) == instruct
     opposite = convert(tmp_path / name, tmp_path / "other", ConvertOptions(instruct=not instruct))
     assert opposite.instruct != instruct
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("models--meta-llama--Llama-3.1-8B-Instruct/snapshots/" + "0a" * 20 + "/original/mp16", 5),
+        ("LLaMA/7Bf", 2),
+        ("chat/mine", 1),
+    ],
+)
+def test_names_that_are_taken_as_hints(tmp_path: Path, path: str, names: int) -> None:
+    shutil.copytree(FIXTURES[0], tmp_path / path)
+    assert locate(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
 
 
 def test_chat_template_of_ones_own(tmp_path: Path) -> None:

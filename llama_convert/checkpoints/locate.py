@@ -13,6 +13,8 @@ from pathlib import Path
 from llama_convert.errors import InputError
 
 _RANK_FILE = re.compile(r"consolidated(?:\.(\d+))?\.pth")
+_SAYS_NOTHING = re.compile(r"original|mp\d+|\d+Bf?|snapshots|[0-9a-f]{40}")
+"""Folders within a download, and within the Hub's cache: the model's name stands above them."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ def locate(path: Path, model_size: str | None = None) -> MetaFolder:
 
 
 def _names(folder: Path) -> tuple[str, ...]:
-    """The names around it that may tell the release, up to the first that plainly does."""
-    names = []
-    for place in [folder, *folder.parents][:3]:
+    """Its name, and if that says nothing of its own the names around it, up to the first that does."""
+    names: list[str] = []
+    for place in (folder, *folder.parents):
         names.append(place.name)
-        if re.search(r"llama|guard", place.name, re.IGNORECASE):
+        if not _SAYS_NOTHING.fullmatch(place.name):
             break
     return tuple(names)
 
