@@ -1,0 +1,1 @@
+"""Evidence that a checkpoint is right, the cheapest first; what is wrong with it, by name."""
