@@ -20,6 +20,8 @@ class LlamaConvertError(Exception):
         file: the file (or folder) at fault; its name leads the printed message.
         tensor: the tensor at fault, in the name the file gives it.
         hint: one sentence on what to do.
+        expected: the value that was expected, where there is one.
+        found: the value that was found instead.
     """
 
     exit_code: ClassVar[int] = 70
@@ -32,12 +34,16 @@ class LlamaConvertError(Exception):
         file: Path | str | None = None,
         tensor: str | None = None,
         hint: str | None = None,
+        expected: object = None,
+        found: object = None,
     ) -> None:
         self.code = code
         self.message = message
         self.file = None if file is None else Path(file)
         self.tensor = tensor
         self.hint = hint
+        self.expected = None if expected is None else str(expected)
+        self.found = None if found is None else str(found)
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -9,21 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_convert.checkpoints.huggingface import (
-    FORMAT_VERSION,
-    config_json,
-    generation_config_json,
-    split_into_shards,
-    stored_weights,
-)
+from llama_convert.checkpoints.huggingface_config import FORMAT_VERSION, config_json, generation_config_json
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.shards import split_into_shards
 from llama_convert.convert.execute import execute
 from llama_convert.convert.plan import plan_huggingface
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import RELEASES
+from llama_convert.llama.weights import huggingface_weights
 from tests import synthetic
 from tests.peers import Peer
 from tests.synthetic import LLAMA2, LLAMA3, Shape
@@ -38,7 +34,7 @@ LLAMA32_3B = LlamaConfig(3072, 28, 24, 8, 128, 8192, 128256, 1e-5, 5e5, SCALED, 
 
 def layouts(config: LlamaConfig, dtype: Dtype = BFLOAT16) -> list[tuple[bytes, int]]:
     """Header and size of every file, at the Hub's 5 GB."""
-    shapes = {weight.huggingface_name: weight.shape(config) for weight in stored_weights(config)}
+    shapes = {weight.huggingface_name: weight.shape(config) for weight in huggingface_weights(config)}
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
     files = [
         lay_out((name, dtype, shapes[name]) for name in names)

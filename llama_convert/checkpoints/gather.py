@@ -14,8 +14,8 @@ from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import open_regular
 from llama_convert.formats.tensors import Storage
-from llama_convert.formats.zip_directory import open_regular
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -1,137 +1,226 @@
-"""A checkpoint in Hugging Face's layout: its files' names, its shards, its configs.
-
-``config.json`` keeps the spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which all
-versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings in 4.
-"""
+"""A checkpoint in Hugging Face's layout: ``config.json`` and safetensors files, read and checked."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 
-from llama_convert.dtypes import Dtype
-from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Release
-from llama_convert.llama.weights import Weight, model_weights
+from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
+from llama_convert.checkpoints.json_object import read_json_object
+from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
+from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
+from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
+from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.formats.safetensors import read_safetensors_file
+from llama_convert.formats.tensors import StoredTensor
+from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.weights import (
+    HEAD,
+    RECOMPUTED,
+    Weight,
+    WeightKind,
+    huggingface_weights,
+    parse_huggingface_name,
+)
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-DEFAULT_SHARD_SIZE = "5GB"
-FORMAT_VERSION = "4.45.0.dev0"
-"""The transformers version whose files ours are written like: the one that wrote the Hub's Llama 3.2."""
+_MAX_INDEX = 64 << 20
 
 
-def stored_weights(config: LlamaConfig) -> list[Weight]:
-    """The weights a Hugging Face folder holds, in the order of its modules; a tied LM head is left out."""
-    return [w for w in model_weights(config) if not (config.tied and w.kind.dropped_when_tied)]
+@dataclass(frozen=True)
+class HuggingFaceCheckpoint:
+    """A checkpoint in Hugging Face's layout, its headers read."""
+
+    folder: Path
+    config: LlamaConfig
+    files: tuple[Path, ...]
+    """Those that transformers reads the tensors from."""
+    dtype: Dtype
+    """What most of its weights are stored in."""
+    weights: dict[Weight, StoredWeight]
+    """In the order of the model.  A tied LM head is not among them, unless the files hold one."""
 
 
-def split_into_shards(sizes: dict[str, int], max_shard_size: int) -> dict[str, list[str]]:
-    """Which tensor goes into which file, as ``save_pretrained`` has it.
+def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
+    """Read the headers of a checkpoint; no weight is read.
 
-    A shard is filled in model order until the next tensor would pass ``max_shard_size`` bytes; a tensor
-    larger than that gets a file of its own, which comes before the shard being filled (huggingface_hub,
-    ``serialization/_base.py: split_state_dict_into_shards_factory``).
+    Raises:
+        InputError: a file is missing, damaged, or at odds with another; the first that `survey` found.
     """
-    shards: list[list[str]] = []
-    current: list[str] = []
-    filled = 0
-    for name, size in sizes.items():
-        if size > max_shard_size:
-            shards.append([name])
+    checkpoint, problems = survey(folder)
+    if problems or checkpoint is None:
+        raise problems[0]
+    return checkpoint
+
+
+def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConvertError]]:
+    """The checkpoint as far as it can be read, and everything that is wrong with its headers.
+
+    Weights that are missing or do not fit are left out of the checkpoint; without a config or any readable
+    file there is none.
+    """
+    problems: list[LlamaConvertError] = []
+    config: HuggingFaceConfig | None = None
+    try:
+        config = read_config(folder / "config.json")
+    except LlamaConvertError as error:
+        problems.append(error)
+    files, weight_map = _files(folder, problems)
+    tensors = _tensors(files, weight_map, problems)
+    if config is None or not tensors:
+        return None, problems
+    weights = _fitting(config, tensors, problems)
+    if not weights:
+        return None, problems
+    sizes: Counter[Dtype] = Counter()
+    for weight in weights.values():
+        sizes[weight.dtype] += weight.nbytes
+    dtype = sizes.most_common(1)[0][0]
+    if config.dtype not in (None, dtype):
+        problems.append(
+            InputError(
+                "CONFIG_TENSORS_DISAGREE",
+                f'"torch_dtype" is {config.dtype}, the weights are {dtype}',
+                file=config.file,
+                expected=dtype,
+                found=config.dtype,
+            )
+        )
+    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights), problems
+
+
+def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that transformers reads, which prefers a single one, and what an index says of each name."""
+    index_file, single = folder / INDEX_FILE, folder / SINGLE_FILE
+    if single.exists():
+        if index_file.exists():
+            message = f"transformers reads {SINGLE_FILE} and passes over this index"
+            problems.append(InputError("INDEX_STALE", message, file=index_file, hint="remove one of them"))
+        return [single], None
+    if not index_file.exists():
+        hint = "its weights are in pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else None
+        message = f"neither {SINGLE_FILE} nor {INDEX_FILE} is here"
+        problems.append(InputError("INPUT_NOT_FOUND", message, file=folder, hint=hint))
+        return [], None
+    try:
+        index = read_json_object(index_file, "INDEX", belongs="", max_bytes=_MAX_INDEX)
+        below = index.below("weight_map")
+        if below is None:
+            raise index.refuse('"weight_map" is missing')
+        weight_map: dict[str, str] = below.content
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
+                raise index.refuse(f"{name} is said to be in {file!r:.60}, which is no name of a file here")
+    except LlamaConvertError as error:
+        problems.append(error)
+        return sorted(folder.glob("*.safetensors")), None
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    for extra in sorted(set(folder.glob("model*.safetensors")) - set(files)):
+        message = "the index names no tensor of it: left over from another conversion?"
+        problems.append(InputError("FILE_EXTRA", message, file=extra))
+    return files, weight_map
+
+
+def _tensors(
+    files: list[Path], weight_map: dict[str, str] | None, problems: list[LlamaConvertError]
+) -> dict[str, StoredTensor]:
+    """All tensors of the files by name, held against the index."""
+    tensors: dict[str, StoredTensor] = {}
+    unread: set[str] = set()
+    for file in files:
+        try:
+            found = read_safetensors_file(file)
+        except LlamaConvertError as error:
+            problems.append(error)
+            unread.add(file.name)
             continue
-        if filled + size > max_shard_size:
-            shards.append(current)
-            current, filled = [], 0
-        current.append(name)
-        filled += size
-    if current:
-        shards.append(current)
-    if len(shards) == 1:
-        return {SINGLE_FILE: shards[0]}
-    count = len(shards)
-    return {f"model-{n:05d}-of-{count:05d}.safetensors": names for n, names in enumerate(shards, start=1)}
+        for name, tensor in found.items():
+            if name in tensors:
+                message = f"is in {tensors[name].file.name} too"
+                problems.append(InputError("TENSOR_TWICE", message, file=file, tensor=name))
+            elif weight_map is not None and weight_map.get(name) != file.name:
+                said = weight_map.get(name, "in no file")
+                message = "the index says otherwise where it is"
+                problems.append(
+                    InputError("INDEX_WRONG", message, file=file, tensor=name, expected=file.name, found=said)
+                )
+            tensors.setdefault(name, tensor)
+    if weight_map is not None and files:
+        index_file = files[0].parent / INDEX_FILE
+        for name, said in weight_map.items():
+            if name not in tensors and said not in unread:
+                message = f"is not in {said}, where the index has it"
+                problems.append(InputError("INDEX_WRONG", message, file=index_file, tensor=name))
+        problems += _check_total(index_file, tensors) if not unread else []
+    return tensors
 
 
-def index_json(shards: dict[str, list[str]], total_size: int) -> bytes:
-    """``model.safetensors.index.json``; ``total_size`` counts the bytes of all tensors."""
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    return to_json(index, sort_keys=True)
+def _check_total(index_file: Path, tensors: dict[str, StoredTensor]) -> list[LlamaConvertError]:
+    metadata = read_json_object(index_file, "INDEX", belongs="", max_bytes=_MAX_INDEX).content.get("metadata")
+    said = metadata.get("total_size") if isinstance(metadata, dict) else None
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if said in (None, total):
+        return []
+    message = f'"total_size" is {said}, the tensors have {total:,} bytes'
+    return [InputError("INDEX_WRONG", message, file=index_file, expected=total, found=said)]
 
 
-def to_json(content: dict[str, Any], *, sort_keys: bool = True) -> bytes:
-    """JSON as transformers writes its configs."""
-    return (json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
+def _fitting(
+    config: HuggingFaceConfig, tensors: dict[str, StoredTensor], problems: list[LlamaConvertError]
+) -> dict[Weight, StoredWeight]:
+    """The tensors that are weights of this model, in its order."""
+    expected = huggingface_weights(config.llama)
+    found: dict[Weight, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        weight = parse_huggingface_name(name)
+        known = weight is not None and (weight.layer is None or weight.layer < config.llama.n_layers)
+        if weight is not None and known:
+            found[weight] = tensor
+        elif not RECOMPUTED.fullmatch(name):
+            message = "is no weight of this model"
+            if weight is not None:
+                message += f": config.json says num_hidden_layers {config.llama.n_layers}"
+            problems.append(InputError("TENSOR_UNKNOWN", message, file=tensor.file, tensor=name))
+    problems += [_missing(config, weight) for weight in expected if weight not in found]
+    misfits: dict[WeightKind, list[StoredTensor]] = defaultdict(list)
+    fitting: dict[Weight, StoredWeight] = {}
+    for weight in dict.fromkeys([*expected, *found]):
+        if weight not in found:
+            continue
+        tensor = found[weight]
+        if tensor.dtype not in WEIGHT_DTYPES:
+            message = f"is {tensor.dtype}: expected a float type"
+            problems.append(InputError("TENSOR_DTYPE", message, file=tensor.file, tensor=tensor.name))
+        elif tensor.shape != weight.shape(config.llama):
+            misfits[weight.kind].append(tensor)
+        else:
+            pieces = (Piece(0, 0, Slab.of(tensor)),)
+            fitting[weight] = StoredWeight(tensor.name, tensor.shape, tensor.dtype, pieces)
+    problems += [_misfit(config.llama, kind, of_kind) for kind, of_kind in misfits.items()]
+    return fitting
 
 
-def config_json(config: LlamaConfig, dtype: Dtype, bos: int, eos: Ids) -> bytes:
-    """``config.json`` of `LlamaForCausalLM`."""
-    return to_json(
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
-            "head_dim": config.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": config.dim,
-            "initializer_range": 0.02,
-            "intermediate_size": config.ffn_dim,
-            "max_position_embeddings": config.context_length,
-            "mlp_bias": False,
-            "model_type": "llama",
-            "num_attention_heads": config.n_heads,
-            "num_hidden_layers": config.n_layers,
-            "num_key_value_heads": config.n_kv_heads,
-            "pretraining_tp": 1,
-            "rms_norm_eps": config.norm_eps,
-            "rope_scaling": _rope_scaling_json(config.rope_scaling),
-            "rope_theta": config.rope_theta,
-            "tie_word_embeddings": config.tied,
-            "torch_dtype": dtype.name,
-            "transformers_version": FORMAT_VERSION,
-            "use_cache": True,
-            "vocab_size": config.vocab_size,
-        }
+def _missing(config: HuggingFaceConfig, weight: Weight) -> LlamaConvertError:
+    hint = 'or "tie_word_embeddings" should be true' if weight.kind == HEAD else None
+    return InputError(
+        "TENSOR_MISSING", "is in no file", file=config.file.parent, tensor=weight.huggingface_name, hint=hint
     )
 
 
-def _rope_scaling_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    return {
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_context_length,
-        "rope_type": "llama3",
-    }
-
-
-def generation_config_json(release: Release, bos: int, eos: Ids) -> bytes:
-    """``generation_config.json``: the ids that begin and end a text, and the release's way of sampling."""
-    sampling: dict[str, Any] = dict(release.sampling) or {"_from_model_config": True}
-    ids = {"bos_token_id": bos, "eos_token_id": eos, "transformers_version": FORMAT_VERSION}
-    return to_json(sampling | ids)
-
-
-Ids = int | list[int]
-
-
-def eos_ids(release: Release, instruct: bool, bos: int, eos: int) -> tuple[Ids, Ids]:
-    """What ends a text, in config.json and in generation_config.json.
-
-    Llama 3's special tokens count from the ``bos`` that begins a text: 1 ``<|end_of_text|>``, 8
-    ``<|eom_id|>`` (from 3.1 on), 9 ``<|eot_id|>``.  ``eos`` is what the tokenizer ends with, which for Code
-    Llama 70B Instruct is a token of its own.
-    """
-    if release.tokenizer == "sentencepiece":
-        return 2, 2 if eos == 2 else [2, eos]
-    end_of_text, eom, eot = bos + 1, bos + 8, bos + 9
-    if not instruct:
-        return end_of_text, end_of_text
-    if release.special_tokens == "llama3":
-        return eot, [end_of_text, eot]
-    return [end_of_text, eom, eot], [end_of_text, eom, eot]
+def _misfit(config: LlamaConfig, kind: WeightKind, tensors: list[StoredTensor]) -> LlamaConvertError:
+    """One problem for a kind of weight, however many layers have it."""
+    tensor = tensors[0]
+    expected = Weight(kind, 0 if kind.per_layer else None).shape(config)
+    more = f", and {len(tensors) - 1} layers more" if len(tensors) > 1 else ""
+    hint = None
+    if "kv" in kind.axes and len(tensor.shape) == 2 and tensor.shape[0] % config.head_dim == 0:
+        hint = f'"num_key_value_heads" should be {tensor.shape[0] // config.head_dim}'
+    return InputError(
+        "TENSOR_SHAPE",
+        f"is {list(tensor.shape)}, config.json makes it {list(expected)}{more}",
+        file=tensor.file,
+        tensor=tensor.name,
+        hint=hint,
+        expected=list(expected),
+        found=list(tensor.shape),
+    )

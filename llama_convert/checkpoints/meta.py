@@ -118,7 +118,7 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
     found: dict[Weight, StoredTensor] = {}
     for name, tensor in rank.items():
         weight = parse_meta_name(name)
-        if weight is None and name in RECOMPUTED:
+        if weight is None and RECOMPUTED.fullmatch(name):
             continue
         if weight is None:
             raise _unknown_name(file, name, rank)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.huggingface import DEFAULT_SHARD_SIZE
+from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.convert.cast import CastCounts
 from llama_convert.convert.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from llama_convert.checkpoints.huggingface import index_json, split_into_shards, stored_weights
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.shards import index_json, split_into_shards
 from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.dtypes import Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.rotary import interleaved_to_half_split
+from llama_convert.llama.weights import huggingface_weights
 from llama_convert.reorder import RowTranspose
 
 
@@ -67,7 +68,7 @@ def plan_huggingface(checkpoint: MetaCheckpoint, dtype: Dtype | None, max_shard_
         max_shard_size: bytes of tensors in one file at most.
     """
     transpose = interleaved_to_half_split(checkpoint.config.head_dim)
-    weights = {weight.huggingface_name: weight for weight in stored_weights(checkpoint.config)}
+    weights = {weight.huggingface_name: weight for weight in huggingface_weights(checkpoint.config)}
     sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
     dtypes = {name: dtype or source.dtype for name, source in sources.items()}
     sizes = {

@@ -7,16 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llama_convert import __version__
-from llama_convert.checkpoints.huggingface import (
-    INDEX_FILE,
-    config_json,
-    eos_ids,
-    generation_config_json,
-    to_json,
-)
+from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
+from llama_convert.checkpoints.json_object import to_json
 from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
+from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.convert.cast import CastCounts
 from llama_convert.convert.execute import execute
 from llama_convert.convert.observer import Observer

@@ -1,4 +1,4 @@
-"""The safetensors container, written as a stream: header first, every tensor at a place known beforehand.
+"""The safetensors container: its header read strictly, and laid out before a tensor is written.
 
 The library's own writer needs all tensors in memory at once; its files are matched byte for byte instead.
 Format: safetensors' README; order of tensors and padding: ``safetensors/src/tensor.rs: prepare``.
@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from llama_convert.dtypes import Dtype
+from llama_convert.dtypes import BY_SAFETENSORS, Dtype
+from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import open_regular
+from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_strides
+
+_MAX_HEADER = 100_000_000
+"""The library's own limit (``safetensors/src/tensor.rs``)."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +50,87 @@ def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> Layout:
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
     return Layout(header, {name: len(header) + start for name, start in starts.items()}, len(header) + end)
+
+
+def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, in the order of their bytes; no weight is read.
+
+    What the library's own reader refuses is refused: bytes that belong to no tensor or to two, lengths that
+    shapes do not give, offsets beyond the file.  A name that stands there twice is refused as well.
+
+    Raises:
+        InputError: not a whole safetensors file.
+    """
+
+    def refuse(message: str, tensor: str | None = None) -> InputError:
+        return InputError("INPUT_SAFETENSORS", message, file=file, tensor=tensor)
+
+    header, data_start, size = _read_header(file)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) < len(items):
+            names = [name for name, _ in items]
+            raise refuse("the name stands in the header twice", next(n for n in names if names.count(n) > 1))
+        return result
+
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=pairs)
+    except (UnicodeDecodeError, RecursionError, ValueError):
+        raise refuse("its header is no JSON") from None
+    if not isinstance(entries, dict):
+        raise refuse("its header is no JSON object")
+    entries.pop("__metadata__", None)
+    tensors = []
+    for name, entry in entries.items():
+        try:
+            code, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            numbers = [*shape, start, end]
+        except (TypeError, KeyError, ValueError):
+            raise refuse("its entry in the header is malformed", name) from None
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise refuse("its entry in the header is malformed", name)
+        dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
+        if dtype is None:
+            raise InputError("TENSOR_DTYPE", f"is {code!s:.20}: unknown", file=file, tensor=name)
+        if end - start != math.prod(shape) * dtype.itemsize:
+            message = f"{list(shape)} of {dtype} takes {math.prod(shape) * dtype.itemsize:,} bytes"
+            raise refuse(f"{message}, the header gives it {end - start:,}", name)
+        offset = data_start + start
+        storage = Storage(file, offset, end - start)
+        tensors.append(StoredTensor(name, dtype, shape, contiguous_strides(shape), offset, storage))
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.storage.size))
+    position = data_start
+    for tensor in tensors:
+        if tensor.offset != position:
+            kind = "overlaps the tensor before it" if tensor.offset < position else "is preceded by a hole"
+            raise refuse(kind, tensor.name)
+        position += tensor.storage.size
+    if position != size:
+        raise refuse(f"has {size:,} bytes, its header describes {position:,}: cut short or added to")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _read_header(file: Path) -> tuple[bytes, int, int]:
+    """The header's JSON, where the data begins, and the size of the file."""
+
+    def refuse(message: str) -> InputError:
+        return InputError("INPUT_SAFETENSORS", message, file=file)
+
+    descriptor = open_regular(file)
+    try:
+        size = os.fstat(descriptor).st_size
+        prefix = os.pread(descriptor, 8, 0)
+        if len(prefix) < 8:
+            raise refuse(f"has {size} bytes: no safetensors file")
+        length: int = struct.unpack("<Q", prefix)[0]
+        if length > _MAX_HEADER or length > size - 8:
+            raise refuse(f"says that its header has {length:,} bytes: damaged, or no safetensors file")
+        header = os.pread(descriptor, length, 8)
+    except OSError as error:
+        raise OutputError("INPUT_IO", f"cannot be read: {error.strerror}", file=file) from error
+    finally:
+        os.close(descriptor)
+    if not header.startswith(b"{"):
+        raise refuse("its header is no JSON object")
+    return header, 8 + length, size

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import open_regular
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
-from llama_convert.formats.zip_directory import ZipDirectory, open_regular, read_directory
+from llama_convert.formats.zip_directory import ZipDirectory, read_directory
 
 _MAX_PICKLE = 64 << 20  # 405B in 16 ranks has 0.4 MB a file
 _MAX_AXES = 8

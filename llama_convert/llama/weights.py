@@ -46,7 +46,16 @@ class WeightKind:
     @cached_property
     def meta_pattern(self) -> re.Pattern[str]:
         """Matches its names in a Meta checkpoint."""
-        return re.compile(re.escape(self.meta).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)"))
+        return _pattern(self.meta)
+
+    @cached_property
+    def huggingface_pattern(self) -> re.Pattern[str]:
+        """Matches its names in a Hugging Face checkpoint."""
+        return _pattern(self.huggingface)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)"))
 
 
 def _layer(
@@ -77,8 +86,8 @@ LLAMA: tuple[WeightKind, ...] = (
 
 EMBEDDING, HEAD = LLAMA[0], LLAMA[-1]
 
-RECOMPUTED = frozenset({"rope.freqs"})
-"""Entries of Meta's files that hold constants, not weights; every reader computes them anew."""
+RECOMPUTED = re.compile(r"rope\.freqs|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Entries of files that hold constants, not weights; every reader computes them anew."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,23 @@ def model_weights(config: LlamaConfig) -> Iterator[Weight]:
     yield from (Weight(kind) for kind in LLAMA[1:] if not kind.per_layer)
 
 
+def huggingface_weights(config: LlamaConfig) -> list[Weight]:
+    """The weights a Hugging Face folder holds, in the order of its modules; a tied LM head is left out."""
+    return [w for w in model_weights(config) if not (config.tied and w.kind.dropped_when_tied)]
+
+
 def parse_meta_name(name: str) -> Weight | None:
     """The weight that Meta's files call ``name``; None for a name that is no weight's."""
-    for kind in LLAMA:
-        if match := kind.meta_pattern.fullmatch(name):
+    return _parse(name, [kind.meta_pattern for kind in LLAMA])
+
+
+def parse_huggingface_name(name: str) -> Weight | None:
+    """The weight that Hugging Face's files call ``name``; None for a name that is no weight's."""
+    return _parse(name, [kind.huggingface_pattern for kind in LLAMA])
+
+
+def _parse(name: str, patterns: list[re.Pattern[str]]) -> Weight | None:
+    for kind, pattern in zip(LLAMA, patterns, strict=True):
+        if match := pattern.fullmatch(name):
             return Weight(kind, int(match["layer"]) if kind.per_layer else None)
     return None

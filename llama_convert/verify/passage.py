@@ -6,11 +6,11 @@ the length of its UTF-8.  Unlike perplexity per token it does not depend on the 
 
 PASSAGE = (
     "One day a little girl named Lily went to the park with her mom. She saw a big red ball in the grass. "
-    "Lily was very happy and she wanted to play with the ball. A boy came and said, \"That is my ball.\" "
-    "Lily said, \"I am sorry. Can we play together?\" The boy smiled and said yes. They played all day, and "
-    "they had a lot of fun. When the sun went down, her mom said, \"It is time to go home.\" Lily said goodbye "
-    "to her new friend. She went home, had dinner, and went to bed. She was happy to have a friend."
-)  # fmt: skip
+    'Lily was very happy and she wanted to play with the ball. A boy came and said, "That is my ball." '
+    'Lily said, "I am sorry. Can we play together?" The boy smiled and said yes. They played all day, and '
+    'they had a lot of fun. When the sun went down, her mom said, "It is time to go home." Lily said '
+    "goodbye to her new friend. She went home, had dinner, and went to bed. She was happy to have a friend."
+)
 
 MAX_BITS_PER_BYTE = 1.5
 """What a checkpoint that speaks stays below.

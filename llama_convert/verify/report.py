@@ -53,6 +53,8 @@ class Finding:
             message=error.message,
             file=error.file.name if error.file else None,
             tensor=error.tensor,
+            expected=error.expected,
+            found=error.found,
             hint=error.hint,
             warning=warning,
         )

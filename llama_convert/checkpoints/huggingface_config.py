@@ -1,0 +1,188 @@
+"""``config.json`` and ``generation_config.json`` of a Llama in Hugging Face's layout, written and read.
+
+What is written keeps the spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which all
+versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings in 4.  Both are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_convert.checkpoints.json_object import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    JsonObject,
+    read_json_object,
+    to_json,
+)
+from llama_convert.dtypes import BY_NAME, Dtype
+from llama_convert.errors import InputError
+from llama_convert.llama.config import LlamaConfig, RopeScaling
+from llama_convert.llama.releases import Release
+
+FORMAT_VERSION = "4.45.0.dev0"
+"""The transformers version whose files ours are written like: the one that wrote the Hub's Llama 3.2."""
+
+
+def config_json(config: LlamaConfig, dtype: Dtype, bos: int, eos: Ids) -> bytes:
+    """``config.json`` of `LlamaForCausalLM`."""
+    return to_json(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": bos,
+            "eos_token_id": eos,
+            "head_dim": config.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": config.dim,
+            "initializer_range": 0.02,
+            "intermediate_size": config.ffn_dim,
+            "max_position_embeddings": config.context_length,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": config.n_heads,
+            "num_hidden_layers": config.n_layers,
+            "num_key_value_heads": config.n_kv_heads,
+            "pretraining_tp": 1,
+            "rms_norm_eps": config.norm_eps,
+            "rope_scaling": _rope_scaling_json(config.rope_scaling),
+            "rope_theta": config.rope_theta,
+            "tie_word_embeddings": config.tied,
+            "torch_dtype": dtype.name,
+            "transformers_version": FORMAT_VERSION,
+            "use_cache": True,
+            "vocab_size": config.vocab_size,
+        }
+    )
+
+
+def _rope_scaling_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    return {
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_context_length,
+        "rope_type": "llama3",
+    }
+
+
+def generation_config_json(release: Release, bos: int, eos: Ids) -> bytes:
+    """``generation_config.json``: the ids that begin and end a text, and the release's way of sampling."""
+    sampling: dict[str, Any] = dict(release.sampling) or {"_from_model_config": True}
+    ids = {"bos_token_id": bos, "eos_token_id": eos, "transformers_version": FORMAT_VERSION}
+    return to_json(sampling | ids)
+
+
+Ids = int | list[int]
+
+
+def eos_ids(release: Release, instruct: bool, bos: int, eos: int) -> tuple[Ids, Ids]:
+    """What ends a text, in config.json and in generation_config.json.
+
+    Llama 3's special tokens count from the ``bos`` that begins a text: 1 ``<|end_of_text|>``, 8
+    ``<|eom_id|>`` (from 3.1 on), 9 ``<|eot_id|>``.  ``eos`` is what the tokenizer ends with, which for Code
+    Llama 70B Instruct is a token of its own.
+    """
+    if release.tokenizer == "sentencepiece":
+        return 2, 2 if eos == 2 else [2, eos]
+    end_of_text, eom, eot = bos + 1, bos + 8, bos + 9
+    if not instruct:
+        return end_of_text, end_of_text
+    if release.special_tokens == "llama3":
+        return eot, [end_of_text, eot]
+    return [end_of_text, eom, eot], [end_of_text, eom, eot]
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig:
+    """A ``config.json``, read and checked."""
+
+    file: Path
+    llama: LlamaConfig
+    dtype: Dtype | None
+    """What it says the weights are stored in."""
+    raw: dict[str, Any]
+
+
+_REQUIRED_VALUES: tuple[tuple[str, Any], ...] = (
+    ("model_type", "llama"),
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+)
+
+
+def read_config(file: Path) -> HuggingFaceConfig:
+    """The hyper-parameters in a ``config.json``, with the defaults of transformers' `LlamaConfig`.
+
+    Raises:
+        InputError: missing, not JSON, a value of the wrong type or out of range, or not of a dense text Llama
+            with full-precision weights.
+    """
+    config = read_json_object(file, "CONFIG", belongs="it belongs beside model.safetensors")
+    for key, value in _REQUIRED_VALUES:
+        found = config.content.get(key, value)
+        if found != value:
+            message = f'"{key}" is {found!r:.40}, a Llama\'s is {value!r}'
+            raise InputError("UNSUPPORTED_MODEL", message, file=file)
+    if config.content.get("quantization_config") is not None:
+        raise InputError("UNSUPPORTED_MODEL", "quantised: its weights are not the model's own", file=file)
+    dim = config.integer("hidden_size", MAX_WIDTH)
+    n_heads = config.integer("num_attention_heads", MAX_WIDTH)
+    n_kv_heads = config.optional_integer("num_key_value_heads", MAX_WIDTH) or n_heads
+    head_dim = config.optional_integer("head_dim", MAX_WIDTH)
+    if head_dim is None and dim % n_heads:
+        raise config.refuse(f"num_attention_heads {n_heads} does not divide hidden_size {dim}")
+    head_dim = head_dim or dim // n_heads
+    if head_dim % 2:
+        raise config.refuse(f"heads of {head_dim} elements cannot be turned in pairs")
+    if n_heads % n_kv_heads:
+        raise config.refuse(f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}")
+    rope = config.below("rope_parameters") or config
+    dtype = config.content.get("torch_dtype") or config.content.get("dtype")
+    llama = LlamaConfig(
+        dim=dim,
+        n_layers=config.integer("num_hidden_layers", MAX_LAYERS),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        ffn_dim=config.integer("intermediate_size", MAX_WIDTH),
+        vocab_size=config.integer("vocab_size", MAX_WIDTH),
+        norm_eps=config.optional_number("rms_norm_eps") or 1e-6,
+        rope_theta=rope.optional_number("rope_theta") or 10000.0,
+        rope_scaling=_read_rope_scaling(config.below("rope_parameters") or config.below("rope_scaling")),
+        context_length=config.optional_integer("max_position_embeddings", 1 << 40) or 2048,
+        tied=config.flag("tie_word_embeddings"),
+    )
+    return HuggingFaceConfig(file, llama, BY_NAME.get(str(dtype)), config.content)
+
+
+def _read_rope_scaling(rope: JsonObject | None) -> RopeScaling | None:
+    kind = "default" if rope is None else rope.content.get("rope_type", rope.content.get("type", "default"))
+    if rope is None or kind == "default":
+        return None
+    if kind != "llama3":
+        raise InputError(
+            "UNSUPPORTED_MODEL", f"rope_type is {kind!r:.40}; Llama's is llama3 or none", file=rope.file
+        )
+
+    def number(key: str) -> float:
+        value = rope.optional_number(key)
+        if value is None:
+            raise rope.refuse(f'"{key}" of the rope scaling is missing')
+        return value
+
+    scaling = RopeScaling(
+        factor=number("factor"),
+        low_freq_factor=number("low_freq_factor"),
+        high_freq_factor=number("high_freq_factor"),
+        original_context_length=rope.integer("original_max_position_embeddings", 1 << 40),
+    )
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise rope.refuse("high_freq_factor of the rope scaling must exceed low_freq_factor")
+    return scaling

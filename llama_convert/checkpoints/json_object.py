@@ -1,0 +1,130 @@
+"""A JSON file that a checkpoint is described by, read strictly: no value is believed before it is checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_convert.errors import InputError
+
+MAX_LAYERS = 10_000
+MAX_WIDTH = 1 << 24
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class JsonObject:
+    """A JSON object and the file it came from; `kind` begins the codes of what is wrong with it."""
+
+    file: Path
+    kind: str
+    content: dict[str, Any]
+
+    def refuse(self, message: str) -> InputError:
+        """The error that a value is not what it must be."""
+        return InputError(f"{self.kind}_VALUE", message, file=self.file)
+
+    def integer(self, key: str, most: int) -> int:
+        """A whole number from 1 to ``most``.
+
+        Raises:
+            InputError: it is missing, or something else.
+        """
+        value = self.optional_integer(key, most)
+        if value is None:
+            raise self.refuse(f'"{key}" is missing')
+        return value
+
+    def optional_integer(self, key: str, most: int) -> int | None:
+        """As `integer`; None where it is missing or null."""
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if type(value) is not int:
+            shown = json.dumps(value)
+            raise self.refuse(f'"{key}" must be a whole number, found {shown:.40} ({type(value).__name__})')
+        if not 1 <= value <= most:
+            raise self.refuse(f'"{key}" must be from 1 to {most:,}, found {value}')
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        """A positive number; None where it is missing or null."""
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise self.refuse(f'"{key}" must be a positive number, found {value!r:.40}')
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """A truth value; False where it is missing or null."""
+        value = self.content.get(key)
+        if value not in (None, True, False):
+            raise self.refuse(f'"{key}" must be true or false, found {value!r:.40}')
+        return bool(value)
+
+    def below(self, key: str) -> JsonObject | None:
+        """The object that stands under a key; None where there is none."""
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.refuse(f'"{key}" must be an object, found {value!r:.40}')
+        return JsonObject(self.file, self.kind, value)
+
+
+def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _MAX_BYTES) -> JsonObject:
+    """The JSON object in ``file``.
+
+    Args:
+        file: what to read.
+        kind: begins the codes of errors, as in ``PARAMS_MISSING``.
+        belongs: said of a file that is missing.
+        max_bytes: more than any such file has.
+
+    Raises:
+        InputError: missing, too large, not JSON, or no object.
+    """
+
+    def refuse(code: str, message: str, hint: str | None = None) -> InputError:
+        return InputError(f"{kind}_{code}", message, file=file, hint=hint)
+
+    try:
+        if file.is_file() and file.stat().st_size > max_bytes:
+            raise refuse("JSON", f"{file.stat().st_size:,} bytes; that is no {file.name}")
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise refuse("MISSING", "not found", belongs) from None
+    except OSError as error:
+        raise refuse("JSON", error.strerror or str(error)) from None
+    if text.lstrip().startswith(b"<"):
+        raise refuse("JSON", "an HTML page, not JSON (expired link?)", "download it again")
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in items:
+            if key in result:
+                raise refuse("JSON", f'"{key}" appears twice ({result[key]!s:.40} and {value!s:.40})')
+            result[key] = value
+        return result
+
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
+    except UnicodeDecodeError:
+        raise refuse("JSON", "not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise refuse("JSON", f"not valid JSON at {where}: {error.msg}", "download it again") from None
+    except (RecursionError, ValueError):
+        raise refuse("JSON", "not valid JSON: nested too deeply, or a number too long") from None
+    if not isinstance(content, dict):
+        raise refuse("JSON", f"expected a JSON object, found a {type(content).__name__}")
+    return JsonObject(file, kind, content)
+
+
+def to_json(content: dict[str, Any], *, sort_keys: bool = True) -> bytes:
+    """JSON as transformers writes its configs."""
+    return (json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
