@@ -14,6 +14,7 @@ from torch import Tensor
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.forward import (
     attention,
+    causal,
     greedy,
     huggingface_forward,
     meta_embed,
@@ -330,7 +331,7 @@ class TestPieces:
         """Each token sees those whose position is not above its own, wherever they stand in the row."""
         v = torch.eye(3)[:, None, :]
         flat = torch.zeros(3, 1, 3)
-        seen = attention(flat, flat, v, torch.tensor([9, 4, 70])) > 0
+        seen = attention(flat, flat, v, causal(torch.tensor([9, 4, 70]))) > 0
         assert seen.tolist() == [[True, True, False], [False, True, False], [True, True, True]]
 
     def test_greedy_says_the_likeliest(self) -> None:

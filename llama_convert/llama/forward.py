@@ -9,9 +9,11 @@ differ: names, cuts over ranks, and the order of rows that RoPE turns.
 * `huggingface_forward` runs the merged model.  RoPE turns the pairs (j, j + head_dim / 2)
   (huggingface/transformers, ``models/llama/modeling_llama.py``).
 
-Shapes are written [tokens, ...]: one sequence, no batch, no KV cache.  `positions` is an integer tensor
-[tokens]; it may leave gaps.  Arithmetic is done in the dtype of `hidden` (float32 or float64) whatever the
-dtype of the weights; weights are asked for one layer at a time, by name.
+Shapes are written [tokens, ...]: no batch, no KV cache.  `positions` is an integer tensor [tokens]; it may
+leave gaps.  `visible` is a bool tensor [tokens, tokens], true where the first token sees the second; several
+sequences stand one after the other, none seeing the others'.  Arithmetic is done in the dtype of `hidden`,
+whatever that of the weights; in bfloat16 the norms, RoPE and softmax are done in float32, as both owners do.
+Weights are asked for one layer at a time, by name.
 """
 
 from __future__ import annotations
@@ -63,6 +65,11 @@ def rope_angles(config: LlamaConfig, positions: Tensor) -> Tensor:
     return torch.outer(positions.float(), rope_frequencies(config).to(positions.device))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half precision to float32; leave float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply x [..., in] by weight [out, in]: [..., out] in x's dtype."""
     return F.linear(x, weight.to(x.dtype))
@@ -70,7 +77,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis: x / sqrt(mean(x²) + eps) * weight (arXiv:1910.07467, equation 4)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.to(x.dtype)
+    wide = at_least_float32(x)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight.to(x.dtype)
 
 
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -78,22 +87,26 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return linear(F.silu(linear(x, gate)) * linear(x, up), down)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v, each token seeing the positions up to its own (arXiv:1706.03762).
+def causal(positions: Tensor) -> Tensor:
+    """Who sees whom in one sequence: each token the positions up to its own.  Bool [tokens, tokens]."""
+    return positions[None, :] <= positions[:, None]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(head_dim)) v over the tokens each one sees (arXiv:1706.03762).
 
     Args:
         q: [tokens, heads, head_dim], turned.
         k: as q; a key for every query head.
         v: as k, not turned.
-        positions: [tokens].
+        visible: bool [tokens, tokens].
 
     Returns:
         [tokens, heads * head_dim].
     """
     scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
-    ahead = positions[None, :] > positions[:, None]
-    probabilities = scores.masked_fill(ahead, -math.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", probabilities, v).flatten(1)
+    probabilities = at_least_float32(scores).masked_fill(~visible, -math.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", probabilities.to(v.dtype), v).flatten(1)
 
 
 # The source, as Meta runs it.
@@ -101,9 +114,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
 
 def meta_rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn x [tokens, heads, head_dim], whose neighbours (2j, 2j + 1) are one complex number, by angles."""
-    numbers = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    numbers = torch.view_as_complex(at_least_float32(x).reshape(*x.shape[:-1], -1, 2))
     turned = numbers * torch.polar(torch.ones_like(angles), angles)[:, None, :]
-    return torch.view_as_real(turned).flatten(-2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def meta_embed(
@@ -130,15 +143,21 @@ def meta_embed(
 
 
 def meta_layer(
-    config: LlamaConfig, ranks: Sequence[Weights], layer: int, hidden: Tensor, positions: Tensor
+    config: LlamaConfig,
+    ranks: Sequence[Weights],
+    layer: int,
+    hidden: Tensor,
+    positions: Tensor,
+    visible: Tensor | None = None,
 ) -> Tensor:
-    """Hidden state after `layer` (counted from 0): [tokens, dim].
+    """Hidden state after `layer` (counted from 0): [tokens, dim].  `visible` is causal if not given.
 
     Every rank holds whole heads; their number is read off its rows.  wq, wk, wv, w1, w3 are cut along their
     rows; wo, w2 along their columns, so that each rank yields a partial sum.
     """
     name = f"layers.{layer}."
     angles = rope_angles(config, positions)
+    visible = causal(positions) if visible is None else visible
 
     partial_sums = []
     for rank in ranks:
@@ -151,7 +170,7 @@ def meta_layer(
         queries_per_key = q.shape[1] // k.shape[1]
         k = k.repeat_interleave(queries_per_key, dim=1)
         v = v.repeat_interleave(queries_per_key, dim=1)
-        partial_sums.append(linear(attention(q, k, v, positions), rank[name + "attention.wo.weight"]))
+        partial_sums.append(linear(attention(q, k, v, visible), rank[name + "attention.wo.weight"]))
     hidden = hidden + torch.stack(partial_sums).sum(0)
 
     partial_sums = []
@@ -207,7 +226,7 @@ def huggingface_rotate(x: Tensor, angles: Tensor) -> Tensor:
     cos = torch.cat([angles.cos(), angles.cos()], dim=1)[:, None, :]
     sin = torch.cat([angles.sin(), angles.sin()], dim=1)[:, None, :]
     first_half, second_half = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second_half, first_half], dim=-1) * sin
+    return (x * cos + torch.cat([-second_half, first_half], dim=-1) * sin).to(x.dtype)
 
 
 def huggingface_embed(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -216,11 +235,17 @@ def huggingface_embed(weights: Weights, tokens: Tensor, dtype: torch.dtype = tor
 
 
 def huggingface_layer(
-    config: LlamaConfig, weights: Weights, layer: int, hidden: Tensor, positions: Tensor
+    config: LlamaConfig,
+    weights: Weights,
+    layer: int,
+    hidden: Tensor,
+    positions: Tensor,
+    visible: Tensor | None = None,
 ) -> Tensor:
-    """Hidden state after `layer` (counted from 0): [tokens, dim]."""
+    """Hidden state after `layer` (counted from 0): [tokens, dim].  `visible` is causal if not given."""
     name = f"model.layers.{layer}."
     angles = rope_angles(config, positions)
+    visible = causal(positions) if visible is None else visible
 
     x = rms_norm(hidden, weights[name + "input_layernorm.weight"], config.norm_eps)
     query_shape = (len(hidden), config.n_heads, config.head_dim)
@@ -233,7 +258,7 @@ def huggingface_layer(
     groups = config.n_heads // config.n_kv_heads
     k = k[:, :, None, :].expand(-1, -1, groups, -1).reshape(query_shape)
     v = v[:, :, None, :].expand(-1, -1, groups, -1).reshape(query_shape)
-    hidden = hidden + linear(attention(q, k, v, positions), weights[name + "self_attn.o_proj.weight"])
+    hidden = hidden + linear(attention(q, k, v, visible), weights[name + "self_attn.o_proj.weight"])
 
     x = rms_norm(hidden, weights[name + "post_attention_layernorm.weight"], config.norm_eps)
     gate = weights[name + "mlp.gate_proj.weight"]
