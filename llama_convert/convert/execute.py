@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 import numpy as np
+import xxhash
 
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
 from llama_convert.checkpoints.stored import matrix_shape
@@ -34,6 +35,8 @@ class Report:
 
     casts: dict[str, CastCounts]
     """What changing the dtype did to each tensor that changed it, by name."""
+    digests: dict[str, str]
+    """XXH3-128 of each tensor's bytes as they were written, by name."""
     rounded: dict[str, str]
     """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
 
@@ -61,17 +64,19 @@ def execute(
     """
     stop = Event()
     counts: dict[str, CastCounts] = {}
+    digests: dict[str, str] = {}
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
         outputs = [stack.enter_context(_Output(folder, file)) for file in plan.files]
 
         def work(output: _Output, target: Target) -> None:
             output.open()
-            cast = _write_tensor(files, output, target, block_size, progress, stop)
-            if cast is None:
+            written = _write_tensor(files, output, target, block_size, progress, stop)
+            if written is None:
                 return
+            digests[target.name] = written.digest
             if target.dtype != target.source.dtype:
-                counts[target.name] = cast
+                counts[target.name] = written.cast
             output.tensor_done()
 
         with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -86,8 +91,12 @@ def execute(
                 pool.shutdown(cancel_futures=True)
         files.check_the_rest(block_size)
         rounded = dict(files.rounded)
-    in_order = (target.name for file in plan.files for target in file.targets if target.name in counts)
-    return Report({name: counts[name] for name in in_order}, rounded)
+    names = [target.name for file in plan.files for target in file.targets]
+    return Report(
+        casts={name: counts[name] for name in names if name in counts},
+        digests={name: digests[name] for name in names},
+        rounded=rounded,
+    )
 
 
 class _Output:
@@ -146,15 +155,22 @@ class _Output:
         return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
 
 
+@dataclass(frozen=True)
+class _Written:
+    cast: CastCounts
+    digest: str
+
+
 def _write_tensor(
     files: SourceFiles, output: _Output, target: Target, block_size: int, progress: Progress, stop: Event
-) -> CastCounts | None:
+) -> _Written | None:
     """Write all of one tensor; None if told to stop before it was whole."""
     source = target.source
     _, columns = matrix_shape(source.shape)
     row_bytes = columns * source.dtype.itemsize
     written = target.offset
     total = CastCounts()
+    digest = xxhash.xxh3_128()
     run = target.reorder.run if target.reorder else 1
     for start, end in row_blocks(source, block_size, multiple_of=run):
         if stop.is_set():
@@ -166,7 +182,8 @@ def _write_tensor(
         if source.dtype != target.dtype:
             block, counts = cast_block(block, source.dtype, target.dtype)
             total += counts
+        digest.update(block.data)
         output.write(block, written)
         written += block.nbytes
         progress(block.nbytes)
-    return total
+    return _Written(total, digest.hexdigest())

@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.errors import ConflictError, OutputError, UsageError
 from llama_convert.units import format_size
 
 _STAGING = ".llama-convert-"
 _LOCK = "lock"
-MANIFEST = "llama-convert.json"
 _LAST = ("generation_config.json", "model.safetensors.index.json", "config.json", MANIFEST)
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from llama_convert import __version__
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
-from llama_convert.checkpoints.json_object import to_json
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.convert.cast import CastCounts
-from llama_convert.convert.execute import execute
+from llama_convert.convert.execute import Report, execute
 from llama_convert.convert.observer import Observer
 from llama_convert.convert.options import ConvertOptions, ConvertResult
 from llama_convert.convert.plan import Plan, plan_huggingface
-from llama_convert.convert.publish import MANIFEST, Staging
+from llama_convert.convert.publish import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from llama_convert.llama.releases import Identity, Traits, identify
@@ -101,11 +101,13 @@ class _Conversion:
             words = None
             if tokenizer:
                 words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
-            result.casts = self._write_weights(staging, plan)
+            report = self._write_weights(staging, plan)
+            result.casts = report.casts
             if self.warnings and options.strict:
                 message = f"--strict, and there was a warning: {self.warnings[0]}"
                 raise RefusedError("STRICT_WARNINGS", message)
-            self._write_configs(staging, checkpoint, words, instruct, result)
+            self._write_configs(staging, checkpoint, words, instruct)
+            self._write_manifest(staging, checkpoint, result, report)
             self._publish(staging, result)
         return result
 
@@ -235,7 +237,7 @@ class _Conversion:
             return chat_template("codellama-70b")
         return chat_template(release.chat_template)
 
-    def _write_weights(self, staging: Staging, plan: Plan) -> dict[str, CastCounts]:
+    def _write_weights(self, staging: Staging, plan: Plan) -> Report:
         self.observer.start(plan.payload_bytes)
         try:
             report = execute(
@@ -252,7 +254,7 @@ class _Conversion:
         for name, file in report.rounded.items():
             self.warn(f"{file}: {name}: differs from the first rank's by rounding; the first rank's is kept")
         self._report_casts(report.casts)
-        return report.casts
+        return report
 
     def _report_casts(self, casts: dict[str, CastCounts]) -> None:
         for name, counts in casts.items():
@@ -271,7 +273,6 @@ class _Conversion:
         checkpoint: MetaCheckpoint,
         tokenizer: TokenizerReport | None,
         instruct: bool,
-        result: ConvertResult,
     ) -> None:
         release, config = checkpoint.identity.release, checkpoint.config
         dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
@@ -282,18 +283,23 @@ class _Conversion:
         config_eos, generation_eos = eos_ids(release, instruct, bos, eos)
         staging.write("config.json", config_json(config, dtype, bos, config_eos))
         staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
+
+    def _write_manifest(
+        self, staging: Staging, checkpoint: MetaCheckpoint, result: ConvertResult, report: Report
+    ) -> None:
         sources = [*checkpoint.folder.rank_files, checkpoint.params.file]
         manifest = {
-            "schema": 1,
             "tool": f"llama-convert {__version__}",
             "release": result.release,
             "evidence": list(result.evidence),
-            "instruct": instruct,
-            "dtype": dtype.name,
+            "instruct": result.instruct,
+            "dtype": result.dtype,
             "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in sources],
             "casts": {name: asdict(counts) for name, counts in result.casts.items()},
+            "files": describe_files(staging.files),
+            "tensors": report.digests,
         }
-        staging.write(MANIFEST, to_json(manifest, sort_keys=False))
+        staging.write(MANIFEST, write_manifest(manifest))
 
     def _publish(self, staging: Staging, result: ConvertResult) -> None:
         result.files = {path.name: path.stat().st_size for path in staging.files}

@@ -65,7 +65,7 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
     def refuse(message: str, tensor: str | None = None) -> InputError:
         return InputError("INPUT_SAFETENSORS", message, file=file, tensor=tensor)
 
-    header, data_start, size = _read_header(file)
+    header, data_start, size = read_header(file)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
@@ -111,7 +111,7 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _read_header(file: Path) -> tuple[bytes, int, int]:
+def read_header(file: Path) -> tuple[bytes, int, int]:
     """The header's JSON, where the data begins, and the size of the file."""
 
     def refuse(message: str) -> InputError:

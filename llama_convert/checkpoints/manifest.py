@@ -1,0 +1,75 @@
+"""``llama-convert.json``: what a conversion read and wrote, so that it can be told later whether that is so.
+
+Digests are XXH3-128 in hexadecimal: of each tensor's bytes, of each small file, and of each safetensors
+header.  They tell damage and mix-ups, not forgery.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from llama_convert.checkpoints.json_object import read_json_object, to_json
+from llama_convert.errors import InputError
+from llama_convert.formats.safetensors import read_header
+
+MANIFEST = "llama-convert.json"
+SCHEMA = 2
+_MAX_BYTES = 64 << 20
+_SEAL = "seal"
+
+
+def describe_files(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file; of safetensors files the digest of the header, tensors have their own."""
+    return {
+        file.name: {"bytes": file.stat().st_size, "xxh3_128": _file_digest(file)} for file in sorted(files)
+    }
+
+
+def _file_digest(file: Path) -> str:
+    if file.suffix == ".safetensors":
+        return xxhash.xxh3_128_hexdigest(read_header(file)[0])
+    return xxhash.xxh3_128_hexdigest(file.read_bytes())
+
+
+def write_manifest(content: Mapping[str, Any]) -> bytes:
+    """The file's bytes, sealed with a digest of all the rest of it."""
+    whole = {"schema": SCHEMA, **content}
+    return to_json({**whole, _SEAL: _seal(whole)}, sort_keys=False)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest says; None if there is none.
+
+    Raises:
+        InputError: it is damaged, or written by a later version.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    content = read_json_object(file, "MANIFEST", belongs="", max_bytes=_MAX_BYTES).content
+    schema = content.get("schema")
+    if schema != SCHEMA:
+        raise InputError("MANIFEST_VALUE", f'"schema" is {schema!r:.20}, expected {SCHEMA}', file=file)
+    seal = content.pop(_SEAL, None)
+    if seal != _seal(content):
+        message = "its seal is broken: it was changed after it was written"
+        raise InputError("MANIFEST_VALUE", message, file=file)
+    return content
+
+
+def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
+    """Whether a file is what the manifest says of it.
+
+    Raises:
+        InputError: it has no header that can be read.
+    """
+    return file.stat().st_size == said.get("bytes") and _file_digest(file) == said.get("xxh3_128")
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
