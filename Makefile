@@ -34,13 +34,13 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 	@touch $@
 
 # Code we did not write, which the tests hold ours against.  Each version lives in a folder of its own and
-# reads torch and the rest from .venv.
+# reads torch and the rest from .venv.  fairscale has no wheel: the setuptools that torch needs builds it.
 .peers/ready: Makefile .venv/ready
 	rm -rf .peers
 	$(PIP) --no-deps --target .peers/transformers-4.45 transformers==4.45.2 tokenizers==0.20.3 huggingface_hub==0.25.2 \
 		accelerate==0.34.2 psutil
 	$(PIP) --no-deps --target .peers/transformers-5 transformers==5.23.0 tokenizers huggingface_hub
-	$(PIP) --no-deps --target .peers/meta llama-models==0.3.0 pillow
+	$(PIP) --no-deps --no-build-isolation --target .peers/meta llama-models==0.3.0 fairscale==0.4.13 pillow
 	@touch $@
 
 clean:
