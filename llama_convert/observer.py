@@ -12,11 +12,11 @@ class Observer:
     def warning(self, text: str) -> None:
         """Something should be looked at."""
 
-    def start(self, total: int) -> None:
-        """The weights will be written: ``total`` bytes."""
+    def start(self, total: int, verb: str = "written") -> None:
+        """The weights, ``total`` bytes, will be written, or what ``verb`` says."""
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes were written.  Called from several threads."""
+        """``count`` more bytes were.  Called from several threads."""
 
     def finish(self) -> None:
-        """The weights are written, or the attempt has ended."""
+        """All weights were, or the attempt has ended."""

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from llama_convert.checkpoints.locate import locate
-from llama_convert.convert.observer import Observer
 from llama_convert.convert.options import ConvertOptions
 from llama_convert.convert.to_huggingface import convert
 from llama_convert.errors import ConflictError, InputError, RefusedError
+from llama_convert.observer import Observer
 from tests import synthetic
 from tests.peers import ROOT, Peer
 from tests.synthetic import LLAMA2, LLAMA3, Shape

@@ -18,7 +18,7 @@ from llama_convert.errors import InputError
 from llama_convert.formats.safetensors import read_header
 
 MANIFEST = "llama-convert.json"
-SCHEMA = 2
+SCHEMA = 1
 _MAX_BYTES = 64 << 20
 _SEAL = "seal"
 

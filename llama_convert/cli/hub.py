@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_convert.convert.observer import Observer
 from llama_convert.errors import OutputError, UsageError
+from llama_convert.observer import Observer
 
 
 def require_hub() -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from llama_convert.convert.observer import Observer
+from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
 _PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
@@ -33,6 +33,7 @@ class ConsoleObserver(Observer):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._total = self._done = 0
+        self._verb = ""
         self._began = self._last_line = 0.0
 
     def note(self, text: str) -> None:
@@ -44,9 +45,9 @@ class ConsoleObserver(Observer):
         """Print what should be looked at."""
         self._console.print(Text(f"llama-convert: warning: {text}", style="yellow"))
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, verb: str = "written") -> None:
         """Begin to count bytes."""
-        self._total, self._began = total, time.monotonic()
+        self._total, self._done, self._verb, self._began = total, 0, verb, time.monotonic()
         self._last_line = self._began
         if self._quiet or not self._console.is_terminal:
             return
@@ -72,7 +73,7 @@ class ConsoleObserver(Observer):
             self.note(self._line())
 
     def finish(self) -> None:
-        """Say how much was written, and how fast."""
+        """Say how much was done, and how fast."""
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -84,7 +85,7 @@ class ConsoleObserver(Observer):
         left = (self._total - self._done) / speed if speed else 0.0
         eta = f", {left:.0f} s left" if left >= 1 else ""
         return (
-            f"{format_size(self._done)} of {format_size(self._total)} written in {seconds:.1f} s, "
+            f"{format_size(self._done)} of {format_size(self._total)} {self._verb} in {seconds:.1f} s, "
             f"{format_size(speed)}/s{eta}, {_peak_memory()} peak memory"
         )
 

@@ -15,13 +15,13 @@ from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.convert.cast import CastCounts
 from llama_convert.convert.execute import Report, execute
-from llama_convert.convert.observer import Observer
 from llama_convert.convert.options import ConvertOptions, ConvertResult
 from llama_convert.convert.plan import Plan, plan_huggingface
 from llama_convert.convert.publish import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.observer import Observer
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
