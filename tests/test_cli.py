@@ -42,19 +42,38 @@ CONVERT_OPTIONS = [
     "--special-tokens",
     "--strict",
     "--tokenizer",
+    "--verify",
     "--workers",
+]
+VERIFY_OPTIONS = [
+    "--checksums",
+    "--debug",
+    "--device",
+    "--dtype",
+    "--json",
+    "--level",
+    "--llama-version",
+    "--max-new-tokens",
+    "--no-checksums",
+    "--positions",
+    "--prompt",
+    "--quiet",
+    "--report",
+    "--source",
+    "--tokenizer",
 ]
 
 
-def test_the_surface_is_frozen() -> None:
+@pytest.mark.parametrize(("name", "frozen"), [("convert", CONVERT_OPTIONS), ("verify", VERIFY_OPTIONS)])
+def test_the_surface_is_frozen(name: str, frozen: list[str]) -> None:
     """A new option is a promise: add it here too."""
     import typer
 
     from llama_convert.cli.app import app
 
-    command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-    assert sorted(name for name in options if name.startswith("--")) == CONVERT_OPTIONS
+    assert sorted(name for name in options if name.startswith("--")) == frozen
 
 
 def test_help_has_examples_and_imports_nothing_heavy() -> None:

@@ -8,6 +8,7 @@ import typer
 
 from llama_convert import __version__
 from llama_convert.cli.convert import convert_command
+from llama_convert.cli.verify import verify_command
 
 app = typer.Typer(
     name="llama-convert",
@@ -38,3 +39,4 @@ def _root(
 
 
 app.command("convert")(convert_command)
+app.command("verify")(verify_command)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from llama_convert.cli import options as cli
+
+if TYPE_CHECKING:
+    from llama_convert.convert.options import ConvertOptions
+    from llama_convert.observer import Observer
+    from llama_convert.verify.report import VerifyReport
 
 
 def convert_command(
@@ -17,6 +23,7 @@ def convert_command(
     overwrite: cli.Overwrite = False,
     strict: cli.Strict = False,
     dry_run: cli.DryRun = False,
+    verify: cli.Verify = False,
     llama_version: cli.LlamaVersion = None,
     instruct: cli.Instruct = None,
     tokenizer: cli.TokenizerPath = None,
@@ -40,7 +47,7 @@ def convert_command(
 
       llama-convert convert ~/.llama/checkpoints/Llama3.1-8B-Instruct llama-3.1-8b-instruct
 
-      llama-convert convert Llama-2-70b llama-2-70b-fp16 --dtype fp16 --strict
+      llama-convert convert Llama-2-70b llama-2-70b-fp16 --dtype fp16 --strict --verify
 
       llama-convert --input_dir LLaMA --output_dir llama-7b --model_size 7B
     """
@@ -50,9 +57,11 @@ def convert_command(
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.progress import ConsoleObserver
+        from llama_convert.cli.report import print_report
         from llama_convert.convert.execute import DEFAULT_WORKERS
         from llama_convert.convert.options import ConvertOptions
         from llama_convert.convert.to_huggingface import convert
+        from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
         source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
@@ -61,6 +70,8 @@ def convert_command(
             observer.warning("--safe_serialization False: only safetensors are written")
         if push_to_hub:
             require_hub()
+        if verify and model_size == "tokenizer_only":
+            raise UsageError("BAD_USAGE", "--verify needs weights; tokenizer_only writes none")
         options = ConvertOptions(
             dtype=dtype,
             max_shard_size=max_shard_size,
@@ -77,16 +88,37 @@ def convert_command(
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
-        result = convert(source.expanduser(), destination.expanduser(), options, observer)
+        source, destination = source.expanduser(), destination.expanduser()
+        result = convert(source, destination, options, observer)
+        envelope = {"ok": True, "command": "convert", "dry_run": dry_run, **result.to_json()}
+        if dry_run:
+            if not as_json:
+                for name, size in result.files.items():
+                    typer.echo(f"{size:>15,}  {name}")
+        elif verify:
+            report = _verify(source, destination, options, observer)
+            envelope |= {"ok": report.ok, "exit_code": 0 if report.ok else 1, "verify": report.to_json()}
+            if not as_json:
+                print_report(report, quiet=quiet)
+        if as_json:
+            print_json(envelope)
+        if not envelope["ok"]:
+            raise typer.Exit(1)
         if push_to_hub and not dry_run:
             push(result.destination, observer)
-        if as_json:
-            print_json({"ok": True, "command": "convert", "dry_run": dry_run, **result.to_json()})
-        elif dry_run:
-            for name, size in result.files.items():
-                typer.echo(f"{size:>15,}  {name}")
-        elif not quiet:
+        if not (quiet or as_json or dry_run):
             observer.note(f"done: {result.destination}")
+
+
+def _verify(source: Path, destination: Path, options: ConvertOptions, observer: Observer) -> VerifyReport:
+    """Hold what was written against what it was made from."""
+    from llama_convert.checkpoints.locate import locate
+    from llama_convert.verify.options import VerifyOptions
+    from llama_convert.verify.run import verify
+
+    original = locate(source, options.model_size).path
+    asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
+    return verify(destination, original, asked, observer)
 
 
 def _one(name: str, positional: Path | None, option: Path | None) -> Path:

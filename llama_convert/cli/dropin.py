@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-COMMANDS = ("convert",)
+COMMANDS = ("convert", "verify")
 _GLOBAL = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")

@@ -11,6 +11,8 @@ _OUTPUT = "Output"
 _RELEASE = "What the files are (told from the files when left out)"
 _CHAT = "Tokenizer and chat"
 _COMPATIBLE = "Of the Hugging Face script"
+_LOOKING = "What is looked at"
+_FORWARD = "Forward pass"
 _RUNNING = "Running"
 
 Source = Annotated[
@@ -128,6 +130,85 @@ PushToHub = Annotated[
         "--push-to-hub",
         help="Upload DST as a private repository of its name (needs the extra \\[hub]).",
         rich_help_panel=_COMPATIBLE,
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Verify the output against SRC afterwards, as `verify DST --source SRC` does.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Checked = Annotated[
+    Path | None,
+    typer.Argument(metavar="PATH", show_default=False, help="The folder to look at, in either layout."),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="ORIGINAL",
+        show_default=False,
+        help="The folder that PATH was made from, in either layout.",
+        rich_help_panel=_LOOKING,
+    ),
+]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LEVEL",
+        show_default=False,
+        help="structure, values, weights, tokenizer or logits; several by repeating or with commas. "
+        "All by default.",
+        rich_help_panel=_LOOKING,
+    ),
+]
+Checksums = Annotated[
+    bool | None,
+    typer.Option(
+        "--checksums/--no-checksums",
+        show_default=False,
+        help="Hold every file, or none, against the published checksums of official files; by default "
+        "those whose size is an official file's.",
+        rich_help_panel=_LOOKING,
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        show_default=False,
+        help="Show how both sides go on from TEXT, the likeliest token each time.",
+        rich_help_panel=_LOOKING,
+    ),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        min=1, max=4096, help="Tokens after the prompt; each reads all weights.", rich_help_panel=_LOOKING
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.", rich_help_panel=_FORWARD)
+]
+ComputeDtype = Annotated[str, typer.Option(help="Arithmetic in fp32 or bf16.", rich_help_panel=_FORWARD)]
+Positions = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        max=4096,
+        help="Tokens to run, spread over the whole context length.",
+        rich_help_panel=_FORWARD,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="Write one self-contained HTML page with plots.",
+        rich_help_panel=_RUNNING,
     ),
 ]
 Workers = Annotated[

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from llama_convert.checkpoints.gather import SourceFiles
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.dtypes import Dtype
-from llama_convert.llama.config import LlamaConfig, RopeScaling
+from llama_convert.llama.config import LlamaConfig
+from llama_convert.verify.context import config_file
 from llama_convert.verify.reading import Reading, one_ahead, open_reading
 from llama_convert.verify.report import Finding
+from llama_convert.verify.sides import Checkpoint
+from llama_convert.verify.structure import config_differences
 from llama_convert.verify.thresholds import Limits, limits
 
 N_PROBES = 8
-
-Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
 
 
 @dataclass
@@ -174,44 +174,6 @@ _SHAPING = ("dim", "n_layers", "vocab_size")
 """What both sides must have alike for their hidden states and logits to be compared at all."""
 
 
-def config_differences(expected: LlamaConfig, found: LlamaConfig, file: str) -> list[Finding]:
-    """A finding for each hyper-parameter of the source that the output does not have."""
-    findings = []
-    for name in (one.name for one in fields(LlamaConfig)):
-        one, other = getattr(expected, name), getattr(found, name)
-        if one != other:
-            findings.append(
-                Finding(
-                    "CONFIG_DIFFERS",
-                    f"{_SPELLED.get(name, name)} differs: it says {_shown(other)}, the source {_shown(one)}",
-                    file=file,
-                    expected=_shown(one),
-                    found=_shown(other),
-                    warning=name == "context_length",  # tells how far to go, not what to compute
-                )
-            )
-    return findings
-
-
-_SPELLED = {
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "ffn_dim": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "context_length": "max_position_embeddings",
-    "tied": "tie_word_embeddings",
-}
-"""What config.json calls a hyper-parameter, where that is not its name here."""
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, RopeScaling):
-        return f"llama3 scaling by {value.factor:g} from {value.original_context_length}"
-    return "none" if value is None else str(value)
-
-
 def check_logits(
     source: Checkpoint,
     output: Checkpoint,
@@ -237,7 +199,7 @@ def check_logits(
         InputError: a file is damaged, or not what it was.
         OutputError: a file could not be read.
     """
-    differing = config_differences(source.config, output.config, "config.json")
+    differing = config_differences(source.config, output.config, config_file(output))
     if any(getattr(source.config, name) != getattr(output.config, name) for name in _SHAPING):
         return differing, {}
     limit = limits(source.config, source.dtype, output.dtype, compute)

@@ -119,3 +119,24 @@ class VerifyReport:
             "path": str(self.path),
             "source": str(self.source) if self.source else None,
         }
+
+
+SHOWN = 10
+"""Findings of one kind that are listed; the rest are counted."""
+
+
+def at_most(findings: list[Finding]) -> list[Finding]:
+    """The first findings of each kind, and a count of the rest."""
+    result: list[Finding] = []
+    seen: dict[tuple[str, str | None], int] = {}
+    for finding in findings:
+        kind = (finding.code, finding.hint)
+        seen[kind] = seen.get(kind, 0) + 1
+        if seen[kind] <= SHOWN:
+            result.append(finding)
+    for (code, hint), count in seen.items():
+        if count > SHOWN:
+            last = next(f for f in reversed(result) if (f.code, f.hint) == (code, hint))
+            message = f"and {count - SHOWN} more alike"
+            result.insert(result.index(last) + 1, Finding(code, message, hint=hint, warning=last.warning))
+    return result

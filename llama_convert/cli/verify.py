@@ -1,0 +1,81 @@
+"""``llama-convert verify``."""
+
+from __future__ import annotations
+
+import typer
+
+from llama_convert.cli import options as cli
+
+
+def verify_command(
+    path: cli.Checked = None,
+    source: cli.Against = None,
+    level: cli.Levels = None,
+    device: cli.Device = "auto",
+    dtype: cli.ComputeDtype = "fp32",
+    positions: cli.Positions = 64,
+    checksums: cli.Checksums = None,
+    prompt: cli.Prompt = None,
+    max_new_tokens: cli.MaxNewTokens = 16,
+    report: cli.Report = None,
+    llama_version: cli.LlamaVersion = None,
+    tokenizer: cli.TokenizerPath = None,
+    quiet: cli.Quiet = False,
+    as_json: cli.AsJson = False,
+    debug: cli.Debug = False,
+) -> None:
+    """Find any way in which a checkpoint is wrong; exit code 1 if there is one.
+
+    PATH may be in Hugging Face's layout or in Meta's.  Five levels are looked at, the cheapest first:
+    [bold]structure[/bold] (files, names, shapes, dtypes, index, hyper-parameters), [bold]values[/bold]
+    (checksums, copies on the ranks, NaN and infinities), [bold]weights[/bold] (every tensor against the
+    source, bit for bit), [bold]tokenizer[/bold] (against the original, on hard texts) and
+    [bold]logits[/bold] (both sides run, each by its owner's definition; without a source: does it speak?).
+
+    [bold]Examples[/bold]
+
+      llama-convert verify llama-3.1-8b-instruct --source Llama3.1-8B-Instruct
+
+      llama-convert verify Llama3.1-8B-Instruct
+
+      llama-convert verify out --source in --level weights --level logits --device cuda --report out.html
+
+      llama-convert verify out --source in --prompt "Once upon a time" --json
+    """
+    from llama_convert.cli.outcome import outcome, print_json, talk
+
+    console = talk()
+    with outcome(as_json=as_json, debug=debug):
+        from llama_convert.cli.progress import ConsoleObserver
+        from llama_convert.cli.report import print_report
+        from llama_convert.errors import UsageError
+        from llama_convert.verify.options import VerifyOptions, parse_levels
+        from llama_convert.verify.run import verify
+
+        if path is None:
+            hint = "llama-convert verify PATH --source ORIGINAL; see llama-convert verify --help"
+            raise UsageError("BAD_USAGE", "PATH is missing", hint=hint)
+        options = VerifyOptions(
+            levels=parse_levels(level),
+            device=device,
+            dtype=dtype,
+            n_positions=positions,
+            checksums=checksums,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            llama_version=llama_version,
+            tokenizer=tokenizer,
+        )
+        observer = ConsoleObserver(console, quiet=quiet or as_json)
+        result = verify(path.expanduser(), source.expanduser() if source else None, options, observer)
+        if report:
+            from llama_convert.verify.page import write_page
+
+            write_page(result, report.expanduser())
+        if as_json:
+            exit_code = 0 if result.ok else 1
+            print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})
+        else:
+            print_report(result, quiet=quiet)
+        if not result.ok:
+            raise typer.Exit(1)

@@ -1,0 +1,119 @@
+"""Runs the levels of a verification, the cheapest first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from llama_convert.errors import LlamaConvertError, OutputError, UsageError
+from llama_convert.observer import Observer
+from llama_convert.verify.context import Context, NotRunError, Outcome
+from llama_convert.verify.options import VerifyOptions
+from llama_convert.verify.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
+from llama_convert.verify.sides import open_side
+
+
+def verify(
+    path: Path | str,
+    source: Path | str | None = None,
+    options: VerifyOptions | None = None,
+    observer: Observer | None = None,
+) -> VerifyReport:
+    """Find any way in which a checkpoint is wrong.
+
+    Args:
+        path: a folder in Hugging Face's or in Meta's layout.
+        source: the folder it was made from, in either layout.
+        options: what to look at, and with what.
+        observer: is told of progress.
+
+    Raises:
+        UsageError: an option cannot be meant so.
+        InputError: one of the folders holds no checkpoint at all.
+        OutputError: the machine could not read.
+    """
+    options = options or VerifyOptions()
+    version, tokenizer = options.llama_version, options.tokenizer
+    context = Context(
+        output=open_side(Path(path), version, None if source else tokenizer),
+        source=open_side(Path(source), version, tokenizer) if source else None,
+        options=options,
+        observer=observer or Observer(),
+    )
+    levels = [_look(level, context) for level in Level if level in options.levels]
+    return VerifyReport(
+        path=context.output.folder,
+        layout=context.output.layout,
+        source=context.source.folder if context.source else None,
+        source_layout=context.source.layout if context.source else None,
+        release=next((side.release for side in reversed(context.sides) if side.release), None),
+        levels=levels,
+        files=_recognised(context) if Level.VALUES in options.levels else [],
+        continuations=_continuations(context),
+    )
+
+
+def _look(level: Level, context: Context) -> LevelReport:
+    began = time.monotonic()
+    try:
+        summary, findings, measures = _dispatch(level, context)
+    except NotRunError as reason:
+        return LevelReport(level, Status.NOT_RUN, str(reason))
+    except (OutputError, UsageError):
+        raise
+    except LlamaConvertError as error:
+        summary, findings, measures = "stopped at the first thing wrong", [Finding.of(error)], {}
+    failed = any(not finding.warning for finding in findings)
+    status = Status.FAIL if failed else Status.PASS
+    return LevelReport(level, status, summary, findings, time.monotonic() - began, measures)
+
+
+def _dispatch(level: Level, context: Context) -> Outcome:
+    """Each level's module is imported when its turn comes: only the last needs torch."""
+    if level is Level.STRUCTURE:
+        from llama_convert.verify.structure import look_at_structure
+
+        return look_at_structure(context)
+    if level is Level.VALUES:
+        from llama_convert.verify.values import look_at_values
+
+        return look_at_values(context)
+    if level is Level.WEIGHTS:
+        from llama_convert.verify.compare import look_at_weights
+
+        return look_at_weights(context)
+    if level is Level.TOKENIZER:
+        from llama_convert.verify.spelling import look_at_tokenizer
+
+        return look_at_tokenizer(context)
+    from llama_convert.verify.forward import look_at_logits
+
+    return look_at_logits(context)
+
+
+def _recognised(context: Context) -> list[FileIdentity]:
+    """Which of both sides' files are official by their published checksums."""
+    from llama_convert.verify.recognise import recognise
+
+    force = context.options.checksums is True
+    identities: list[FileIdentity] = []
+    if context.options.checksums is False:
+        return identities
+    for side, prefix in zip(context.sides, ("", "source: "), strict=False):
+        files = sorted(file for file in side.folder.iterdir() if file.is_file())
+        if side.tokenizer and not side.tokenizer.parent.samefile(side.folder):
+            files.append(side.tokenizer)
+        for file in files:
+            identity = recognise(file, force=force)
+            if force or identity.verdict != "unknown":
+                identities.append(replace(identity, file=prefix + identity.file))
+    return identities
+
+
+def _continuations(context: Context) -> dict[str, str]:
+    if context.options.prompt is None:
+        return {}
+    from llama_convert.verify.forward import continuations
+
+    return continuations(context)

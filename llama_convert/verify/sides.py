@@ -1,0 +1,81 @@
+"""What is verified, or verified against: a checkpoint in either layout, opened as far as it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, survey
+from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.shards import INDEX_FILE
+from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.tokenizers import open_tokenizer
+
+Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
+
+
+@dataclass(frozen=True)
+class Side:
+    """A folder, its layout, and its checkpoint unless its headers are too wrong for one."""
+
+    folder: Path
+    layout: str
+    checkpoint: Checkpoint | None
+    problems: list[LlamaConvertError] = field(default_factory=list)
+    """Everything that is wrong with its headers."""
+    tokenizer: Path | None = None
+    """``tokenizer.model`` of a Meta folder, ``tokenizer.json`` of the other kind."""
+
+    @property
+    def release(self) -> str | None:
+        """The release its files tell of; only Meta's do."""
+        return self.checkpoint.identity.title if isinstance(self.checkpoint, MetaCheckpoint) else None
+
+
+def open_side(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Side:
+    """The checkpoint in a folder, whichever layout it has.
+
+    Args:
+        path: what the user named.
+        version: the release to take a Meta checkpoint for, where its files allow several.
+        tokenizer: ``tokenizer.model`` of a Meta checkpoint that lies elsewhere.
+
+    Raises:
+        InputError: there is no checkpoint here.
+        UsageError: ``version`` cannot be true of the files.
+    """
+    if not path.is_dir():
+        what = "a file; expected the folder it lies in" if path.exists() else "not found"
+        raise InputError("INPUT_NOT_FOUND", what, file=path)
+    if any(path.glob("*.safetensors")) or (path / INDEX_FILE).exists():
+        return _huggingface_side(path)
+    try:
+        folder = locate(path)
+    except InputError as error:
+        if error.code in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
+            if (path / "config.json").exists():
+                return _huggingface_side(path)
+            raise
+        return Side(path, "meta", None, [error])
+    return _meta_side(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
+
+
+def _huggingface_side(path: Path) -> Side:
+    checkpoint, problems = survey(path)
+    tokenizer = path / "tokenizer.json"
+    return Side(path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
+
+
+def _meta_side(folder: MetaFolder, version: str | None) -> Side:
+    kind = None
+    if folder.tokenizer is not None:
+        try:
+            kind = open_tokenizer(folder.tokenizer).kind
+        except InputError:
+            kind = None  # the tokenizer level says what is wrong with it
+    try:
+        checkpoint = open_meta(folder, kind, version)
+    except InputError as error:
+        return Side(folder.path, "meta", None, [error], folder.tokenizer)
+    return Side(folder.path, "meta", checkpoint, [], folder.tokenizer)
