@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,11 +39,23 @@ class CastCounts:
         )
 
 
+@contextmanager
+def one_core_a_cast() -> Iterator[None]:
+    """Let casts in threads started meanwhile take one core each: the threads are the parallelism."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastCounts]:
     """The block's values in another type, rounded to nearest even as torch does; bytes in, bytes out."""
     import torch
 
-    torch.set_num_threads(1)  # the workers are the parallelism
     values = torch.from_numpy(block.reshape(-1)).view(_torch_dtype(source))
     result = values.to(_torch_dtype(target))
     counts = _count(values, result)

@@ -18,7 +18,7 @@ import xxhash
 
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
 from llama_convert.checkpoints.stored import matrix_shape
-from llama_convert.convert.cast import CastCounts, cast_block
+from llama_convert.convert.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.convert.plan import OutputFile, Plan, Target
 from llama_convert.errors import OutputError
 
@@ -79,6 +79,8 @@ def execute(
                 counts[target.name] = written.cast
             output.tensor_done()
 
+        if any(target.dtype != target.source.dtype for file in plan.files for target in file.targets):
+            stack.enter_context(one_core_a_cast())
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
                 jobs = [

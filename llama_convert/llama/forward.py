@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.linear import linear
 
 
 class Weights(Protocol):
@@ -68,11 +69,6 @@ def rope_angles(config: LlamaConfig, positions: Tensor) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Widen half precision to float32; leave float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply x [..., in] by weight [out, in]: [..., out] in x's dtype."""
-    return F.linear(x, weight.to(x.dtype))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
