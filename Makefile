@@ -6,10 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all lint bench fixtures clean
 
-demo: .venv/ready  ## convert a fixture and let the result speak
-	@rm -rf build/demo && mkdir -p build
+demo: .venv/ready  ## convert a fixture, verify the result, and let both speak
+	@rm -rf build/demo build/demo.html && mkdir -p build
 	$(BIN)/llama-convert convert fixtures/llama2-mp2 build/demo
-	$(BIN)/python -m fixtures.recite build/demo
+	$(BIN)/llama-convert verify build/demo --source fixtures/llama2-mp2 \
+		--prompt "Once upon a time" --max-new-tokens 128 --report build/demo.html
 
 test: .venv/ready .peers/ready  ## everything that fits into ten minutes on two cores
 	$(BIN)/python -m pytest
@@ -22,7 +23,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready .peers/ready  ## cp, ours and the old script on the same bytes
+bench: .venv/ready .peers/ready  ## ours, cp, the old script and transformers on the same bytes
 	$(BIN)/python -m tests.bench
 
 fixtures: .venv/ready  ## train the small checkpoints anew

@@ -11,11 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fixtures import recite
 from llama_convert.convert import plan
 from llama_convert.convert.options import ConvertOptions
 from llama_convert.convert.to_huggingface import convert
 from llama_convert.reorder import RowTranspose
+from llama_convert.verify.options import VerifyOptions
+from llama_convert.verify.report import Level
+from llama_convert.verify.run import verify
 from tests import synthetic
 from tests.synthetic import Shape
 from tests.test_convert import FIXTURES, assert_same, tensors
@@ -84,9 +86,12 @@ def permuted_backwards(head_dim: int) -> RowTranspose:
 def test_a_wrong_row_order_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixture: Path, fault: Any
 ) -> None:
-    """By the fixtures, which then babble; the right order recites."""
+    """By the fixtures, which then babble; in the right order they speak."""
     convert(fixture, tmp_path / "right")
     monkeypatch.setattr(plan, "interleaved_to_half_split", fault)
     convert(fixture, tmp_path / "wrong")
-    assert recite.main([str(tmp_path / "right")]) == 0
-    assert recite.main([str(tmp_path / "wrong")]) == 1
+    logits = VerifyOptions((Level.LOGITS,), device="cpu")
+    assert verify(tmp_path / "right", None, logits).ok
+    assert [finding.code for finding in verify(tmp_path / "wrong", None, logits).levels[0].findings] == [
+        "DOES_NOT_SPEAK"
+    ]

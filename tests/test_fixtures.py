@@ -7,12 +7,9 @@ The conversion here is a few lines of torch made for these tests alone.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +19,11 @@ import pytest
 import sentencepiece
 import tiktoken
 import torch
-from safetensors.torch import save_file
 from tiktoken.load import load_tiktoken_bpe
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
 
 from fixtures import make
-from fixtures.recite import recite
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.forward import greedy, huggingface_forward, meta_forward
 from llama_convert.verify.passage import MAX_BITS_PER_BYTE, PASSAGE
@@ -358,131 +352,3 @@ class TestMaking:
         once, again = few_steps(), few_steps()
         assert all(torch.equal(once[name], again[name]) for name in once)
         assert once["output.weight"] is once["tok_embeddings.weight"]
-
-
-class TestRecite:
-    @pytest.fixture
-    def converted(self, fixture: Fixture, tmp_path: Path) -> Path:
-        config = fixture.config
-        whole = join(fixture.ranks, dim=int(fixture.name == "llama2-mp2"))
-        weights = {name: weight.contiguous() for name, weight in rename(whole, config).items()}
-        if fixture.name == "llama2-mp2":
-            save_file(weights, tmp_path / "model.safetensors")
-        else:
-            weight_map = {}
-            for number in (1, 2):
-                shard = f"model-{number:05d}-of-00002.safetensors"
-                names = sorted(weights)[number - 1 :: 2]
-                save_file({name: weights[name] for name in names}, tmp_path / shard)
-                weight_map |= dict.fromkeys(names, shard)
-            index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-            (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        their_config = {
-            "hidden_size": config.dim,
-            "num_hidden_layers": config.n_layers,
-            "num_attention_heads": config.n_heads,
-            "num_key_value_heads": config.n_kv_heads,
-            "head_dim": config.head_dim,
-            "intermediate_size": config.ffn_dim,
-            "vocab_size": config.vocab_size,
-            "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_scaling": config.rope_scaling
-            and {
-                "factor": config.rope_scaling.factor,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-                "rope_type": "llama3",
-            },
-            "max_position_embeddings": config.context_length,
-            "tie_word_embeddings": config.tied,
-        }
-        (tmp_path / "config.json").write_text(json.dumps(their_config))
-        model = (fixture.folder / "tokenizer.model").read_bytes()
-        build = tokenizer_of_sentencepiece if fixture.name == "llama2-mp2" else tokenizer_of_tiktoken
-        build(model).save(str(tmp_path / "tokenizer.json"))
-        return tmp_path
-
-    def test_right(self, fixture: Fixture, converted: Path) -> None:
-        done = run_recite(converted)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == fixture.expected["text"] + "\n\nWord for word what it learnt.\n"
-
-    def test_wrong_weights(self, fixture: Fixture, converted: Path) -> None:
-        config = json.loads((converted / "config.json").read_text())
-        (converted / "config.json").write_text(json.dumps(config | {"rope_theta": 100.0}))
-        said, learnt = recite(converted)
-        assert learnt == fixture.expected["text"]
-        assert said != learnt
-
-    def test_wrong_tokenizer(self, converted: Path) -> None:
-        tokenizer = json.loads((converted / "tokenizer.json").read_text())
-        tokenizer["post_processor"] = None
-        (converted / "tokenizer.json").write_text(json.dumps(tokenizer))
-        done = run_recite(converted)
-        assert done.returncode == 1
-        assert "the tokenizer is wrong" in done.stderr
-
-
-def run_recite(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fixtures.recite", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
-def tokenizer_of_sentencepiece(model: bytes) -> Tokenizer:
-    """The tokenizer.json of a Llama 2, for texts as plain as the fixture's."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
-    merges = [
-        (piece[:at], piece[at:])
-        for piece in list(pieces)[3 + 256 :]
-        for at in range(1, len(piece))
-        if piece[:at] in pieces and piece[at:] in pieces
-    ]
-    tokenizer = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(word, normalized=False, special=True) for word in ("<unk>", "<s>", "</s>")]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer
-
-
-def tokenizer_of_tiktoken(model: bytes) -> Tokenizer:
-    """The tokenizer.json of a Llama 3, with nameless special tokens but for two."""
-    words = [base64.b64decode(line.split()[0]) for line in model.splitlines()]
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {byte: chr(byte) for byte in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
-    vocabulary = {"".join(alphabet[byte] for byte in word): rank for rank, word in enumerate(words)}
-    merges = [
-        (word[:at], word[at:])
-        for word in list(vocabulary)
-        for at in range(1, len(word))
-        if word[:at] in vocabulary and word[at:] in vocabulary
-    ]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(make.LLAMA3_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|{number}|>" for number in range(2, 256))]
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", len(words))]
-    )
-    return tokenizer

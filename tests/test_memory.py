@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from tests import large
-from tests.run import peak_memory
+from tests.run import llama_convert, peak_memory
 
 MIB = 1 << 20
 OFFICIAL_SIZES = {
@@ -42,5 +42,18 @@ def test_a_cast_in_512_mib(tmp_path: Path) -> None:
     source = large.make(tmp_path / "meta", large.SHAPES["3.2-1B"].but(n_layers=3))
     try:
         assert peak_memory("convert", source, tmp_path / "out", "--dtype", "fp16") < 512 * MIB
+    finally:
+        shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["3.2-1B", pytest.param("3-8B", marks=pytest.mark.slow)])
+def test_both_sides_run_in_one_and_a_half_gib(tmp_path: Path, name: str) -> None:
+    source, out = tmp_path / "meta", tmp_path / "out"
+    if shutil.disk_usage(tmp_path).free < 3 * sum(OFFICIAL_SIZES[name]):
+        pytest.skip("needs disk space for both sides")
+    try:
+        large.make(source, large.SHAPES[name])
+        assert llama_convert("convert", source, out).exit_code == 0
+        assert peak_memory("verify", out, "--source", source) < 1536 * MIB
     finally:
         shutil.rmtree(tmp_path)

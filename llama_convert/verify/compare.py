@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
 from llama_convert.checkpoints.gather import SourceFiles
 from llama_convert.checkpoints.meta import MetaCheckpoint
@@ -16,6 +16,8 @@ from llama_convert.verify.weights import Difference, Pair, differing, pairs, to_
 
 _EXPLAINED = 40
 """Tensors whose content is looked for elsewhere; with more of them the first ones tell."""
+_CLOSE = 0.05
+"""A relative difference below which two weights are one, before and after."""
 
 
 def look_at_weights(context: Context) -> Outcome:
@@ -32,8 +34,9 @@ def look_at_weights(context: Context) -> Outcome:
         causes = {
             difference.pair.name: explain(difference, every_pair) for difference in differences[:_EXPLAINED]
         }
-    findings = [_finding(difference, causes.get(difference.pair.name)) for difference in differences]
-    findings = _foreign_files(findings, every_pair) + list(_missing(output, lacking))
+    foreign = _foreign_files([d.pair for d in differences if not causes.get(d.pair.name)], every_pair)
+    findings = [_finding(one, causes.get(one.pair.name) or _unexplained(one, foreign)) for one in differences]
+    findings += _missing(output, lacking)
     how = "bit for bit" if source.dtype == output.dtype else f"as {source.dtype} rounds to {output.dtype}"
     same = len(every_pair) - len(differences)
     summary = f"{same} of {len(every_pair)} tensors are the source's, {how}"
@@ -46,7 +49,7 @@ def _finding(difference: Difference, cause: str | None) -> Finding:
         "WEIGHTS_DIFFER",
         f"{difference.different:,} of {difference.elements:,} elements differ from the source's "
         f"{pair.expected.stored.name}, the first at [{difference.row}, {difference.column}]",
-        pair.found.stored.pieces[0].slab.file.name,
+        _file(pair),
         pair.name,
         expected=f"{difference.expected:.9g}",
         found=f"{difference.found:.9g}",
@@ -54,17 +57,23 @@ def _finding(difference: Difference, cause: str | None) -> Finding:
     )
 
 
-def _foreign_files(findings: list[Finding], every_pair: Iterable[Pair]) -> list[Finding]:
-    """Where all tensors of a file differ and other files are right, say so."""
-    wrong = {finding.tensor for finding in findings}
-    by_file: dict[str, list[str]] = {}
-    for pair in every_pair:
-        by_file.setdefault(pair.found.stored.pieces[0].slab.file.name, []).append(pair.name)
-    foreign = {file for file, names in by_file.items() if len(names) > 2 and wrong.issuperset(names)}
-    if len(foreign) == len(by_file):
-        return findings
-    hint = "all tensors of this file differ: a shard of another model"
-    return [replace(f, hint=hint) if f.file in foreign else f for f in findings]
+def _file(pair: Pair) -> str:
+    return pair.found.stored.pieces[0].slab.file.name
+
+
+def _foreign_files(unexplained: list[Pair], every_pair: list[Pair]) -> set[str]:
+    """Files of which nothing is the source's, where other files are right."""
+    files, wrong = Counter(map(_file, every_pair)), Counter(map(_file, unexplained))
+    foreign = {file for file, count in files.items() if count > 1 and wrong[file] == count}
+    return foreign if len(foreign) < len(files) else set()
+
+
+def _unexplained(difference: Difference, foreign: set[str]) -> str:
+    if _file(difference.pair) in foreign:
+        return "all tensors of this file differ: a shard of another model"
+    if difference.relative_difference < _CLOSE:
+        return "the values are close: trained further, or rounded in between"
+    return "nothing of it is in the source: of another model?"
 
 
 def _missing(output: Checkpoint, lacking: Iterable[Weight]) -> Iterable[Finding]:

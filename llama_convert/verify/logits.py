@@ -1,17 +1,18 @@
 """The *logits* level: both sides run, each by its owner's definition, and what they say is compared.
 
-Two sequences go through the layers together.  A *text* of tokens at positions spread out to the context
-length runs end to end.  A *probe* is put into each layer, and into the LM head, anew: the same small random
-vectors on both sides, at positions spread likewise.  The text shows what the model as a whole would say; the
-probe tells each layer by itself, so that the wrong one is named and none hides behind another.  The probe is
-about as small as the square root of norm_eps, so that a wrong eps shows, whatever the model's own scale.
+A *text* of tokens at positions spread out to the context length runs through each side end to end; that shows
+what the model as a whole would say.  Each layer, and the LM head, is then held against the other side's by
+itself: the output's are given what the source's are given, so that the wrong one is named, none hides behind
+another, and rounding does not add up.  What they are given is the source's text, and a *probe*: the same
+small random vectors for every layer, at positions spread likewise.  The probe is about as small as the square
+root of norm_eps, so that a wrong eps shows, whatever the model's own scale.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,11 +39,15 @@ class Comparison:
 
     embedding: float = 0.0
     divergence: list[float] = field(default_factory=list)
-    """Relative difference of the text's hidden states after each layer."""
+    """Relative difference of the text's hidden states after each layer, each side's going on from its own."""
+    local: list[float] = field(default_factory=list)
+    """Relative difference of what each layer makes of the source's text."""
     probe: list[float] = field(default_factory=list)
     """Relative difference of what each layer adds to the probe."""
     head: float = 0.0
-    """Relative difference of the logits of the probe."""
+    """Relative difference of the logits that the LM head makes of the source's text, or of the probe."""
+    max_head_difference: float = 0.0
+    """The largest difference of any of those."""
     kl: list[float] = field(default_factory=list)
     """KL(source || output) of each token of the text, in nats."""
     agreements: int = 0
@@ -95,41 +100,56 @@ def compare(
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(N_PROBES, config.dim, generator=generator) * math.sqrt(config.norm_eps)
     probe = probe.to(device, dtype)
-    positions = torch.cat([spread_positions(n, config.context_length) for n in (len(tokens), N_PROBES)]).to(
-        device
-    )
-    visible = _two_sequences(positions, len(tokens))
+    lengths = (len(tokens), N_PROBES, len(tokens))  # the source's text, the probe, the output's text
+    positions = torch.cat([spread_positions(n, config.context_length) for n in lengths]).to(device)
+    visible = _apart(positions, lengths)
+    n_same = len(tokens) + N_PROBES
     result = Comparison()
-    texts = [reading.embed(tokens) for reading in (source, output)]
-    result.embedding = relative_difference(*texts)
+    text, own = source.embed(tokens), output.embed(tokens)
+    result.embedding = relative_difference(text, own)
 
+    expected = torch.cat([text, probe])
     for layer, side, weights in _layers(source, output):
-        hidden = torch.cat([texts[side], probe])
-        reading = (source, output)[side]
-        hidden = reading.layer(weights, layer, hidden, positions, visible)
-        del weights  # before the one after the next is read
-        texts[side], added = hidden[: len(tokens)], hidden[len(tokens) :] - probe
+        same = torch.cat([text, probe])
         if side == 0:
-            expected = added
+            expected = _through(
+                partial(source.layer, weights, layer), same, positions[:n_same], visible[:n_same, :n_same]
+            )
         else:
-            result.divergence.append(relative_difference(*texts))
-            result.probe.append(relative_difference(expected, added))
+            hidden = _through(
+                partial(output.layer, weights, layer), torch.cat([same, own]), positions, visible
+            )
+            found, own = hidden[:n_same], hidden[n_same:]
+            result.local.append(mean_relative_difference(expected[: len(tokens)], found[: len(tokens)]))
+            result.probe.append(
+                relative_difference(expected[len(tokens) :] - probe, found[len(tokens) :] - probe)
+            )
+            text = expected[: len(tokens)]
+            result.divergence.append(relative_difference(text, own))
             progress()
+        del weights  # before the one after the next is read
 
-    logits = [
-        reading.logits(torch.cat([text, probe]))
-        for reading, text in zip((source, output), texts, strict=True)
-    ]
-    result.head = relative_difference(logits[0][len(tokens) :], logits[1][len(tokens) :])
-    _compare_logits(result, logits[0][: len(tokens)], logits[1][: len(tokens)], limit)
+    expected = source.logits(torch.cat([text, probe]))
+    found = output.logits(torch.cat([text, probe, own]))
+    for part in (slice(len(tokens)), slice(len(tokens), n_same)):
+        result.head = _largest([result.head, relative_difference(expected[part], found[part])])
+    result.max_head_difference = (expected.double() - found[:n_same].double()).abs().max().item()
+    _compare_logits(result, expected[: len(tokens)], found[n_same:], limit)
     return result
 
 
-def _two_sequences(positions: Tensor, n_first: int) -> Tensor:
-    """Who sees whom: causal within the first `n_first` tokens, causal within the rest, no one across."""
-    first = torch.arange(len(positions), device=positions.device) < n_first
-    same = first[None, :] == first[:, None]
-    return same & (positions[None, :] <= positions[:, None])
+def _through(
+    layer: Callable[[Tensor, Tensor, Tensor], Tensor], hidden: Tensor, positions: Tensor, visible: Tensor
+) -> Tensor:
+    """A layer; what is no number stays none, and reaches no other sequence: even 0 times NaN is NaN."""
+    lost = ~hidden.isfinite()
+    return layer(hidden.masked_fill(lost, 0), positions, visible).masked_fill(lost, math.nan)
+
+
+def _apart(positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Who sees whom: causal within each of the sequences that stand one after the other, no one across."""
+    sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(positions.device)
+    return (sequence[None, :] == sequence[:, None]) & (positions[None, :] <= positions[:, None])
 
 
 def _layers(*readings: Reading) -> Iterator[tuple[int, int, Any]]:
@@ -145,6 +165,13 @@ def relative_difference(expected: Tensor, found: Tensor) -> float:
     expected, found = expected.double(), found.double()
     distance, size = (found - expected).norm().item(), expected.norm().item()
     return 0.0 if distance == 0 else distance / size if size else math.inf
+
+
+def mean_relative_difference(expected: Tensor, found: Tensor) -> float:
+    """Of each row by itself, for a few are far larger than the others; the root mean square of them."""
+    expected, found = expected.double(), found.double()
+    sizes = expected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((found - expected).norm(dim=1) / sizes).square().mean().sqrt())
 
 
 def _compare_logits(result: Comparison, expected: Tensor, found: Tensor, limit: Limits) -> None:
@@ -207,9 +234,11 @@ def check_logits(
     with SourceFiles() as files:
         right, other = (open_reading(checkpoint, files, device, dtype) for checkpoint in (source, output))
         result = compare(right, other, source.config, tokens, limit, progress)
-    findings = list(_findings(result, limit, output))
-    if findings:
-        findings += differing or _advice(result, limit)
+    by_part = list(_findings(result, limit, output))
+    findings = list(_end_to_end(result, limit, amplified=not by_part))
+    if by_part:
+        hint = _cause(differing, result, limit)
+        findings = [*differing, *(replace(finding, hint=hint) for finding in by_part), *findings]
     return findings, _measures(result, limit, tokens, source.config)
 
 
@@ -228,54 +257,79 @@ def _findings(result: Comparison, limit: Limits, output: Checkpoint) -> Iterator
 
     if not result.embedding <= limit.embedding:
         yield beyond(embedding, "rows of the embedding are others", result.embedding, limit.embedding)
-    wrong = [layer for layer, value in enumerate(result.probe) if not value <= limit.probe]
+    by_layer = _by_layer(result)
+    wrong = _wrong_layers(result, limit)
     if wrong:
-        more = f" (and so do {len(wrong) - 1} more of {len(result.probe)} layers)" if len(wrong) > 1 else ""
+        more = f" (and so do {len(wrong) - 1} more of {len(by_layer)} layers)" if len(wrong) > 1 else ""
         what = f"layer {wrong[0]} is the first to compute something else{more}"
-        yield beyond(layer_name.format(wrong[0]), what, result.probe[wrong[0]], limit.probe)
+        yield beyond(layer_name.format(wrong[0]), what, by_layer[wrong[0]], limit.probe)
     if not result.head <= limit.probe:
         what = "the final norm or the LM head makes something else of the same input"
         yield beyond(head, what, result.head, limit.probe)
+    elif not result.max_head_difference <= limit.max_head_difference(result.spread):
+        most = limit.max_head_difference(result.spread)
+        yield Finding(
+            "LOGITS_DIFFER",
+            f"the LM head's logits of the same input differ by up to {result.max_head_difference:.2e}",
+            tensor=head,
+            expected=f"at most {most:.1e}",
+            found=f"{result.max_head_difference:.2e}",
+        )
+
+
+def _by_layer(result: Comparison) -> list[float]:
+    """The larger of a layer's two differences on the same input."""
+    return [_largest(list(both)) for both in zip(result.local, result.probe, strict=True)]
+
+
+def _wrong_layers(result: Comparison, limit: Limits) -> list[int]:
+    return [layer for layer, value in enumerate(_by_layer(result)) if not value <= limit.probe]
+
+
+def _end_to_end(result: Comparison, limit: Limits, *, amplified: bool) -> Iterator[Finding]:
+    """Where the text's logits differ by more than rounding does if nothing amplifies it.
+
+    Some models amplify it, random ones above all.  With ``amplified`` every part has been found to compute
+    the same of the same input, so that nothing but rounding is left to explain the difference.
+    """
+    hint = "each layer by itself agrees: rounding, amplified from layer to layer" if amplified else None
+
+    def beyond(message: str, expected: str, found: str) -> Finding:
+        return Finding("LOGITS_DIFFER", message, expected=expected, found=found, hint=hint, warning=amplified)
+
     max_kl = _largest(result.kl)
     if not max_kl <= limit.max_kl(result.spread):
-        yield Finding(
-            "LOGITS_DIFFER",
-            f"the next token's probabilities differ: KL divergence up to {max_kl:.2e} nats",
-            expected=f"at most {limit.max_kl(result.spread):.1e}",
-            found=f"{max_kl:.2e}",
-        )
-    if not result.max_logit_difference <= limit.max_logit_difference(result.spread):
-        yield Finding(
-            "LOGITS_DIFFER",
-            f"logits differ by up to {result.max_logit_difference:.2e}",
-            expected=f"at most {limit.max_logit_difference(result.spread):.1e}",
-            found=f"{result.max_logit_difference:.2e}",
-        )
+        message = f"the next token's probabilities differ: KL divergence up to {max_kl:.2e} nats"
+        yield beyond(message, f"at most {limit.max_kl(result.spread):.1e}", f"{max_kl:.2e}")
+    most = limit.max_logit_difference(result.spread)
+    if not result.max_logit_difference <= most:
+        message = f"logits differ by up to {result.max_logit_difference:.2e}"
+        yield beyond(message, f"at most {most:.1e}", f"{result.max_logit_difference:.2e}")
     if result.overturned:
         message = f"{result.overturned} of {result.decided} clear choices of the next token are others"
-        yield Finding("LOGITS_DIFFER", message, expected="0", found=str(result.overturned))
+        yield beyond(message, "0", str(result.overturned))
 
 
-def _advice(result: Comparison, limit: Limits) -> list[Finding]:
-    """What to think where the hyper-parameters agree."""
-    wrong = sum(not value <= limit.probe for value in result.probe)
-    if wrong == len(result.probe):
-        hint = "every layer is wrong: are the Q/K rows in the order of this layout?"
-    elif wrong:
-        hint = "the hyper-parameters agree, so tensors are wrong or misplaced: --level weights names them"
-    else:
-        return []
-    return [Finding("LOGITS_DIFFER", "the hyper-parameters of both sides agree", hint=hint, warning=True)]
+def _cause(differing: list[Finding], result: Comparison, limit: Limits) -> str:
+    """What makes the parts differ: a hyper-parameter, or else a tensor."""
+    if names := [finding.message.split()[0] for finding in differing if not finding.warning]:
+        return f"{', '.join(names)} differ{'s' * (len(names) == 1)}"
+    if len(_wrong_layers(result, limit)) == len(result.probe):
+        return "every layer is wrong: are the Q/K rows in the order of this layout?"
+    return "the hyper-parameters agree, so tensors are wrong or misplaced: --level weights names them"
 
 
 def _measures(result: Comparison, limit: Limits, tokens: Tensor, config: LlamaConfig) -> dict[str, Any]:
     return {
         "layers": [
-            {"layer": layer, "divergence": divergence, "probe": probe}
-            for layer, (divergence, probe) in enumerate(zip(result.divergence, result.probe, strict=True))
+            {"layer": layer, "divergence": divergence, "local": local, "probe": probe}
+            for layer, (divergence, local, probe) in enumerate(
+                zip(result.divergence, result.local, result.probe, strict=True)
+            )
         ],
         "embedding": result.embedding,
         "head": result.head,
+        "max_head_difference": result.max_head_difference,
         "positions": spread_positions(len(tokens), config.context_length).tolist(),
         "kl": result.kl,
         "max_kl": _largest(result.kl),

@@ -11,7 +11,7 @@ from llama_convert.observer import Observer
 from llama_convert.verify.context import Context, NotRunError, Outcome
 from llama_convert.verify.options import VerifyOptions
 from llama_convert.verify.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
-from llama_convert.verify.sides import open_side
+from llama_convert.verify.sides import Side, open_side
 
 
 def verify(
@@ -93,22 +93,35 @@ def _dispatch(level: Level, context: Context) -> Outcome:
 
 
 def _recognised(context: Context) -> list[FileIdentity]:
-    """Which of both sides' files are official by their published checksums."""
+    """Which of both sides' files are official by their published checksums, and which only look so."""
+    if context.options.checksums is False:
+        return []
+    prefixes = zip(context.sides, ("", "source: "), strict=False)
+    return [
+        replace(identity, file=prefix + identity.file)
+        for side, prefix in prefixes
+        for identity in _identities(side, force=context.options.checksums is True)
+    ]
+
+
+def _identities(side: Side, *, force: bool) -> list[FileIdentity]:
     from llama_convert.verify.recognise import recognise
 
-    force = context.options.checksums is True
-    identities: list[FileIdentity] = []
-    if context.options.checksums is False:
-        return identities
-    for side, prefix in zip(context.sides, ("", "source: "), strict=False):
-        files = sorted(file for file in side.folder.iterdir() if file.is_file())
-        if side.tokenizer and not side.tokenizer.parent.samefile(side.folder):
-            files.append(side.tokenizer)
-        for file in files:
-            identity = recognise(file, force=force)
-            if force or identity.verdict != "unknown":
-                identities.append(replace(identity, file=prefix + identity.file))
-    return identities
+    files = sorted(file for file in side.folder.iterdir() if file.is_file())
+    if side.tokenizer and not side.tokenizer.parent.samefile(side.folder):
+        files.append(side.tokenizer)
+    identities = [recognise(file, force=force) for file in files]
+    # Settings are a few hundred bytes, whose number tells nothing but beside weights of an official size.
+    large = any(i.verdict != "unknown" and _is_weighty(i) for i in identities)
+    return [
+        i
+        for i in identities
+        if force or i.verdict == "official" or (i.verdict != "unknown" and (large or _is_weighty(i)))
+    ]
+
+
+def _is_weighty(identity: FileIdentity) -> bool:
+    return identity.size > 1 << 20 or identity.file.endswith(".model")
 
 
 def _continuations(context: Context) -> dict[str, str]:

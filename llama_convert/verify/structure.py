@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -36,21 +36,20 @@ def look_at_structure(context: Context) -> Outcome:
 
 def config_differences(expected: LlamaConfig, found: LlamaConfig, file: str) -> list[Finding]:
     """A finding for each hyper-parameter of the source that the output does not have."""
-    findings = []
-    for name in (one.name for one in fields(LlamaConfig)):
-        one, other = getattr(expected, name), getattr(found, name)
-        if one != other:
-            findings.append(
-                Finding(
-                    "CONFIG_DIFFERS",
-                    f"{_SPELLED.get(name, name)} differs: it says {_shown(other)}, the source {_shown(one)}",
-                    file=file,
-                    expected=_shown(one),
-                    found=_shown(other),
-                    warning=name == "context_length",  # tells how far to go, not what to compute
-                )
-            )
-    return findings
+    both_scaled = expected.rope_scaling is not None and found.rope_scaling is not None
+    one, other = (_settings(config, both_scaled) for config in (expected, found))
+    return [
+        Finding(
+            "CONFIG_DIFFERS",
+            f"{name} differs: it says {other[name]}, the source {value}",
+            file=file,
+            expected=value,
+            found=other[name],
+            warning=name == "max_position_embeddings",  # tells how far to go, not what to compute
+        )
+        for name, value in one.items()
+        if value != other[name]
+    ]
 
 
 _SPELLED = {
@@ -62,11 +61,23 @@ _SPELLED = {
     "norm_eps": "rms_norm_eps",
     "context_length": "max_position_embeddings",
     "tied": "tie_word_embeddings",
+    "original_context_length": "original_max_position_embeddings",
 }
 """What config.json calls a hyper-parameter, where that is not its name here."""
 
 
+def _settings(config: LlamaConfig, scaling_in_parts: bool) -> dict[str, str]:
+    """Every hyper-parameter by config.json's name for it; the rope scaling as one, or number by number."""
+    settings: dict[str, object] = dict(vars(config))
+    scaling = settings["rope_scaling"]
+    if scaling_in_parts:
+        settings |= vars(settings.pop("rope_scaling"))
+    elif isinstance(scaling, RopeScaling):
+        settings["rope_scaling"] = (
+            f"llama3 scaling by {scaling.factor:g} from {scaling.original_context_length}"
+        )
+    return {_SPELLED.get(name, name): _shown(value) for name, value in settings.items()}
+
+
 def _shown(value: object) -> str:
-    if isinstance(value, RopeScaling):
-        return f"llama3 scaling by {value.factor:g} from {value.original_context_length}"
-    return "none" if value is None else str(value)
+    return "none" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)

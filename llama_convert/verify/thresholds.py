@@ -33,7 +33,8 @@ class Limits:
     probe: float
     """Relative difference of what one layer, or the LM head, makes of the same input."""
     divergence: float
-    """Relative difference of the hidden states after all layers, and so of the logits."""
+    """Relative difference of the hidden states after all layers, and so of the logits, if no layer amplifies
+    it."""
     reason: str
 
     def max_kl(self, spread: float) -> float:
@@ -49,6 +50,10 @@ class Limits:
         """The largest error of any logit: eight standard deviations, for some 10^7 of them."""
         return 8 * self.divergence * spread
 
+    def max_head_difference(self, spread: float) -> float:
+        """The same, where the LM head is given the same input."""
+        return 8 * self.probe * spread
+
     def to_json(self, spread: float) -> dict[str, Any]:
         """As plain data, for logits of this spread."""
         return {
@@ -57,6 +62,7 @@ class Limits:
             "divergence": self.divergence,
             "max_kl": self.max_kl(spread),
             "max_logit_difference": self.max_logit_difference(spread),
+            "max_head_difference": self.max_head_difference(spread),
             "reason": self.reason,
         }
 

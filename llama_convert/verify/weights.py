@@ -116,6 +116,9 @@ class Pair:
     weight: Weight
     expected: Rows
     found: Rows
+    head_dim: int
+    to_pairs: bool
+    """The output is Meta's, whose rotary rows stand in pairs."""
 
     @property
     def name(self) -> str:
@@ -137,7 +140,7 @@ class Difference:
     """That element's value on both sides."""
     found: float
     bits: int
-    """Its bits that differ."""
+    """Its bits that differ, set to one."""
     max_difference: float
     relative_difference: float
 
@@ -153,7 +156,8 @@ def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> tuple[l
             origin = source.weights.get(Weight(EMBEDDING))
         if origin is not None and origin.shape == stored.shape:
             expected = Rows(files, origin, stored.dtype, order if weight.kind.rotary else None)
-            result.append(Pair(weight, expected, Rows(files, stored, stored.dtype)))
+            found = Rows(files, stored, stored.dtype)
+            result.append(Pair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
     compared = {pair.weight for pair in result}
     tied = output.config.tied and source.config.tied
     lacking = [
@@ -222,7 +226,7 @@ def measure(pair: Pair) -> Difference:
         column=column,
         expected=values[0],
         found=values[1],
-        bits=bits.bit_count(),
+        bits=bits,
         max_difference=largest,
         relative_difference=(error / size) ** 0.5 if size else float("inf"),
     )

@@ -1,17 +1,14 @@
-"""Text to ids and back, by the library each tokenizer was made for."""
+"""Text to ids and back, as a checkpoint's own tokenizer has it."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from llama_convert.errors import InputError
-from llama_convert.tokenizers import open_tokenizer
-from llama_convert.tokenizers.tiktoken_ranks import SPLIT_PATTERN
 from llama_convert.verify.sides import Side
+from llama_convert.verify.tokenizer.original import open_original
 
 
 class Words(Protocol):
@@ -32,10 +29,7 @@ def open_words(side: Side) -> Words | None:
     """
     if side.tokenizer is None:
         return None
-    if side.layout == "huggingface":
-        return _TokenizerJson(side.tokenizer)
-    kind = open_tokenizer(side.tokenizer).kind
-    return _Sentencepiece(side.tokenizer) if kind == "sentencepiece" else _Tiktoken(side.tokenizer)
+    return _TokenizerJson(side.tokenizer) if side.layout == "huggingface" else _Original(side.tokenizer)
 
 
 class _TokenizerJson:
@@ -53,42 +47,20 @@ class _TokenizerJson:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
 
-class _Sentencepiece:
+class _Original:
+    """Meta's own; ids that are no words are left out of a text."""
+
     def __init__(self, file: Path) -> None:
-        import sentencepiece
-
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        self._original = open_original(file)
 
     def encode(self, text: str) -> list[int]:
-        return [self._processor.bos_id(), *self._processor.encode(text)]
+        return [self._original.bos, *self._original.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        n_words = len(self._processor)
-        text: str = self._processor.decode([number for number in ids if number < n_words])
-        return text
-
-
-@dataclass
-class _Tiktoken:
-    file: Path
-
-    def __post_init__(self) -> None:
-        import tiktoken
-
-        lines = (line.split() for line in self.file.read_bytes().splitlines() if line)
-        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        self.bos = len(ranks)
-        special = {f"<|special_{number}|>": len(ranks) + number for number in range(256)}
-        self._encoding = tiktoken.Encoding(
-            "llama", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
-
-    def encode(self, text: str) -> list[int]:
-        return [self.bos, *self._encoding.encode_ordinary(text)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._encoding.decode(list(ids))
+        original = self._original
+        words = (number for number in ids if number < len(original.names))
+        return original.decode([number for number in words if number not in original.special])

@@ -1,99 +1,87 @@
-"""Contestants on the same bytes, in turn, in one run: ``python -m tests.bench [--size 3.2-1B] [--rounds 5]``.
+"""Races: ``python -m tests.bench [convert] [verify] [--size 3.2-1B] [--rounds 5] [--only NAME]``.
 
-Prints medians and ratios with all that a figure needs to mean something.  Never part of the tests.
+Never part of the tests.  Checkpoints of real shapes are made in $BENCH_DIR, or where temporary files go.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-import llama_convert
 from tests import large
-from tests.peers import ROOT
-from tests.run import measured
+from tests.bench.race import Contestant, race
+from tests.run import llama_convert
 
-_HF_SCRIPT = (
+OURS = [sys.executable, "-m", "llama_convert"]
+HF_SCRIPT = (
     "import sys; from transformers.models.llama.convert_llama_weights_to_hf import write_model; "
     "write_model(sys.argv[2], sys.argv[1], num_shards=int(sys.argv[3]), llama_version='3', vocab_size=128256)"
 )
+HF_FORWARD = (
+    "import sys, torch; from transformers import LlamaForCausalLM; "
+    "model = LlamaForCausalLM.from_pretrained(sys.argv[1], torch_dtype=getattr(torch, sys.argv[2])); "
+    "positions = torch.linspace(0, model.config.max_position_embeddings - 1, 64).long()[None]; "
+    "torch.no_grad().__enter__(); model(torch.arange(64)[None], position_ids=positions)"
+)
 
-Command = Callable[[Path, Path, int], list[str]]
 
-CONTESTANTS: dict[str, Command] = {
-    "cp -r, sync": lambda source, out, _: ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/*"],
-    "llama-convert": lambda source, out, _: [
-        sys.executable, "-m", "llama_convert", "convert", str(source), str(out), "--quiet",
-    ],
-    "transformers 4.45.2's script": lambda source, out, ranks: [
-        sys.executable, "-c", _HF_SCRIPT, str(source), str(out), str(ranks),
-    ],
-}  # fmt: skip
+def converters(source: Path, out: Path, ranks: int) -> list[Contestant]:
+    """Meta's layout to Hugging Face's."""
+    copy = f"cp -r '{source}' '{out}' && sync '{out}'/*"
+    script = [sys.executable, "-c", HF_SCRIPT, str(source), str(out), str(ranks)]
+    return [
+        Contestant("cp -r, sync", ["sh", "-c", copy]),
+        Contestant("llama-convert", [*OURS, "convert", str(source), str(out), "--quiet"]),
+        Contestant("transformers 4.45.2's script", script, "transformers-4.45"),
+    ]
+
+
+def verifiers(source: Path, out: Path) -> list[Contestant]:
+    """Load the converted folder and run 64 positions; ours does so with both sides and compares."""
+
+    def transformers(version: str, dtype: str) -> Contestant:
+        command = [sys.executable, "-c", HF_FORWARD, str(out), dtype]
+        return Contestant(f"transformers {version}, {dtype}", command, f"transformers-{version}")
+
+    def ours(dtype: str) -> Contestant:
+        options = ["--source", str(source), "--level", "logits", "--dtype", dtype, "--quiet"]
+        return Contestant(f"verify --source, {dtype}", [*OURS, "verify", str(out), *options])
+
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    fits = 2 * size < 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    dtypes = {"bfloat16": "bf16"} | ({"float32": "fp32"} if fits else {})
+    theirs = [transformers(version, dtype) for version in ("4.45", "5") for dtype in dtypes]
+    return [*theirs, ours("bf16"), ours("fp32")]
 
 
 def main() -> None:
-    """Make a checkpoint, let everybody convert it, print the table."""
+    """Make a checkpoint, let everybody work on it, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("races", nargs="*", choices=["convert", "verify"], default=["convert", "verify"])
     parser.add_argument("--size", choices=list(large.SHAPES), default="3.2-1B")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", help="run only the contestants whose name holds this")
     arguments = parser.parse_args()
     shape = large.SHAPES[arguments.size]
-    chosen = [
-        name for name in CONTESTANTS if not arguments.only or any(word in name for word in arguments.only)
-    ]
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+
+    def run(title: str, contestants: list[Contestant], tidy: Callable[[], None] = lambda: None) -> None:
+        words = arguments.only or [""]
+        chosen = [one for one in contestants if any(word in one.name for word in words)]
+        race(title, chosen, arguments.rounds, tidy)
+
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as place:
-        source = large.make(Path(place) / "meta", shape)
-        size = sum(file.stat().st_size for file in source.iterdir())
-        for turn in range(arguments.rounds + 1):  # the first round warms the page cache and is not counted
-            for name in chosen:
-                command = CONTESTANTS[name](source, Path(place) / "out", shape.ranks)
-                figure = measured(command, PYTHONPATH=f"{ROOT / '.peers/transformers-4.45'}:{ROOT}")
-                shutil.rmtree(Path(place) / "out")
-                if turn:
-                    figures[name].append(figure)
-    _print(arguments.size, size, arguments.rounds, figures)
-
-
-def _print(name: str, size: int, rounds: int, figures: dict[str, list[tuple[float, float]]]) -> None:
-    medians = {
-        contestant: tuple(statistics.median(column) for column in zip(*rows, strict=True))
-        for contestant, rows in figures.items()
-    }
-    first = next(iter(medians.values()))[0]
-    table = Table(title=f"{name}: {size / 1e9:.1f} GB, median of {rounds} rounds, warm page cache")
-    for column in ("", "seconds", "min to max", "ratio to the first", "peak MiB"):
-        table.add_column(column, justify="left" if not column else "right")
-    for contestant, (seconds, memory) in medians.items():
-        every = [row[0] for row in figures[contestant]]
-        spread = f"{min(every):.2f} to {max(every):.2f}"
-        table.add_row(contestant, f"{seconds:.2f}", spread, f"{seconds / first:.2f}", f"{memory / 2**20:.0f}")
-    console = Console(width=110)
-    console.print(table)
-    console.print(
-        f"{date.today()}, llama-convert {llama_convert.__version__}, Python {platform.python_version()}, "
-        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        source, out = large.make(Path(place) / "meta", shape), Path(place) / "out"
+        title = f"{arguments.size}: {sum(file.stat().st_size for file in source.iterdir()) / 1e9:.1f} GB"
+        if "convert" in arguments.races:
+            run(f"{title} converted", converters(source, out, shape.ranks), lambda: shutil.rmtree(out))
+        if "verify" in arguments.races:
+            llama_convert("convert", source, out, "--quiet")
+            run(f"{title}, 64 positions run", verifiers(source, out))
 
 
 if __name__ == "__main__":
