@@ -127,7 +127,6 @@ def compare(
             text = expected[: len(tokens)]
             result.divergence.append(relative_difference(text, own))
             progress()
-        del weights  # before the one after the next is read
 
     expected = source.logits(torch.cat([text, probe]))
     found = output.logits(torch.cat([text, probe, own]))

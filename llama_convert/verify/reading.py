@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama_convert.checkpoints.gather import SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
@@ -56,17 +57,47 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def one_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Each job's result in turn, the next one being worked on in a thread meanwhile."""
+class Memory:
+    """Bytes that one layer's weights leave to another's, which are of the same sizes.
+
+    Fresh ones have to be cleared by the system, and in a virtual machine fetched from its host, which takes
+    as long as reading a layer does.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Bytes] = []
+        self._taken = 0
+
+    def take(self, nbytes: int) -> Bytes:
+        """So many bytes, until the next call of `clear`."""
+        if self._taken == len(self._blocks):
+            self._blocks.append(np.empty(nbytes, np.uint8))
+        elif len(self._blocks[self._taken]) < nbytes:
+            self._blocks[self._taken] = np.empty(nbytes, np.uint8)
+        self._taken += 1
+        return self._blocks[self._taken - 1][:nbytes]
+
+    def clear(self) -> None:
+        """Take everything back."""
+        self._taken = 0
+
+
+def one_ahead(jobs: Iterable[Callable[[Memory], T]]) -> Iterator[T]:
+    """Each job's result in turn, the next one being worked on in a thread meanwhile.
+
+    A result may lie in the memory that its job is given: it is good until the next one is asked for.
+    """
+
+    def begin(job: Callable[[Memory], T], memory: Memory) -> Future[T]:
+        memory.clear()
+        return pool.submit(job, memory)
+
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
-        for job in jobs:
-            following = pool.submit(job)
+        for job, memory in zip(jobs, cycle([Memory(), Memory()]), strict=False):
+            following = begin(job, memory)
             if waiting is not None:
-                result = waiting.result()
-                waiting = following
-                yield result
-                del result
+                yield waiting.result()
             waiting = following
         if waiting is not None:
             yield waiting.result()
@@ -86,7 +117,7 @@ class Reading(ABC):
         """Hidden state before the first layer: [tokens, dim]; only the rows of these tokens are read."""
 
     @abstractmethod
-    def load(self, layer: int) -> Layer:
+    def load(self, layer: int, memory: Memory) -> Layer:
         """Read the weights of a layer."""
 
     @abstractmethod
@@ -111,24 +142,24 @@ class Reading(ABC):
         loads = (partial(self.load, layer) for layer in range(self.n_layers))
         for layer, weights in enumerate(one_ahead(loads)):
             hidden = self.layer(weights, layer, hidden, positions, visible)
-            del weights  # before the one after the next is read
             progress()
         return hidden
 
-    def tensor(self, weight: StoredWeight, start: int = 0, stop: int | None = None) -> Tensor:
+    def tensor(self, weight: StoredWeight, memory: Memory, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of a weight, on the device, in its own dtype."""
         rows, columns = matrix_shape(weight.shape)
         stop = rows if stop is None else stop
-        block = np.empty((stop - start, columns * weight.dtype.itemsize), np.uint8)
+        row_bytes = columns * weight.dtype.itemsize
+        block = memory.take((stop - start) * row_bytes).reshape(stop - start, row_bytes)
         read_rows(self.files, weight, start, stop, block)
         shape = weight.shape if len(weight.shape) < 2 else (stop - start, *weight.shape[1:])
         values = torch.from_numpy(block.reshape(-1)).view(getattr(torch, weight.dtype.name))
         return values.reshape(shape).to(self.device)
 
-    def head_blocks(self, weight: StoredWeight) -> Iterator[Callable[[], Tensor]]:
+    def head_blocks(self, weight: StoredWeight) -> Iterator[Callable[[Memory], Tensor]]:
         """Ways to read an LM head block by block."""
         for start, stop in row_blocks(weight, HEAD_BLOCK):
-            yield partial(self.tensor, weight, start, stop)
+            yield partial(self.tensor, weight, start=start, stop=stop)
 
 
 class GatheredRows:
@@ -143,7 +174,9 @@ class GatheredRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        return torch.cat([self._reading.tensor(self._weight, row, row + 1) for row in rows.tolist()])
+        return torch.cat(
+            [self._reading.tensor(self._weight, Memory(), row, row + 1) for row in rows.tolist()]
+        )
 
 
 class MetaReading(Reading):
@@ -169,11 +202,11 @@ class MetaReading(Reading):
         ranks: Sequence[Any] = [{name: GatheredRows(self, rank[name])} for rank in self.ranks]
         return meta_embed(self.config, ranks, tokens, self.dtype)
 
-    def load(self, layer: int) -> Layer:
+    def load(self, layer: int, memory: Memory) -> Layer:
         """Read the weights of a layer, of every rank."""
         prefix = f"layers.{layer}."
         return [
-            {name: self.tensor(weight) for name, weight in rank.items() if name.startswith(prefix)}
+            {name: self.tensor(weight, memory) for name, weight in rank.items() if name.startswith(prefix)}
             for rank in self.ranks
         ]
 
@@ -184,7 +217,7 @@ class MetaReading(Reading):
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits of some words after some: each rank holds some words, and so does each block of it."""
         for rank in self.ranks:
-            norm = self.tensor(rank["norm.weight"])
+            norm = self.tensor(rank["norm.weight"], Memory())
             for block in one_ahead(self.head_blocks(rank["output.weight"])):
                 yield meta_logits(self.config, [{"norm.weight": norm, "output.weight": block}], hidden)
 
@@ -207,10 +240,14 @@ class HuggingFaceReading(Reading):
         weights: Any = {name: GatheredRows(self, self.weights[name])}
         return huggingface_embed(weights, tokens, self.dtype)
 
-    def load(self, layer: int) -> Layer:
+    def load(self, layer: int, memory: Memory) -> Layer:
         """Read the weights of a layer."""
         prefix = f"model.layers.{layer}."
-        return {name: self.tensor(weight) for name, weight in self.weights.items() if name.startswith(prefix)}
+        return {
+            name: self.tensor(weight, memory)
+            for name, weight in self.weights.items()
+            if name.startswith(prefix)
+        }
 
     def layer(self, weights: Layer, layer: int, hidden: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """Hidden state after a layer."""
@@ -218,7 +255,7 @@ class HuggingFaceReading(Reading):
 
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits of some words after some; a tied model takes its embedding for the head."""
-        norm = self.tensor(self.weights["model.norm.weight"])
+        norm = self.tensor(self.weights["model.norm.weight"], Memory())
         head = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"
         for block in one_ahead(self.head_blocks(self.weights[head])):
             yield huggingface_logits(self.config, {"model.norm.weight": norm, head: block}, hidden)
