@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -51,22 +52,25 @@ def _levels(report: VerifyReport) -> Table:
 
 
 def _findings(report: VerifyReport) -> Table:
-    table = Table(show_lines=True)
+    table = Table(box=box.HORIZONTALS, show_header=False, show_lines=True)
     table.add_column("level", no_wrap=True)
-    for name in ("where", "what", "expected", "found", "likely cause"):
-        table.add_column(name, overflow="fold")
+    table.add_column("what is wrong", overflow="fold", ratio=1)
     for level, finding in _in_order(report):
-        where = ": ".join(part for part in (finding.file, finding.tensor) if part)
         style = "yellow" if finding.warning else "red"
-        table.add_row(
-            Text(level.level.value, style=style),
-            Text(where),
-            Text(finding.message),
-            Text(finding.expected or ""),
-            Text(finding.found or ""),
-            Text(finding.hint or ""),
-        )
+        table.add_row(Text(level.level.value, style=style), _finding(finding))
     return table
+
+
+def _finding(finding: Finding) -> Text:
+    """Where, what, expected and found, likely cause: a line each, as far as they are known."""
+    place = " in ".join(part for part in (finding.tensor, finding.file) if part)
+    text = Text(f"{place}\n" if place else "", style="bold")
+    text.append(finding.message, style="not bold")
+    if finding.expected or finding.found:
+        text.append(f"\nexpected {finding.expected or 'none'}, found {finding.found or 'none'}", "not bold")
+    if finding.hint:
+        text.append(f"\nhint: {finding.hint}", "not bold italic")
+    return text
 
 
 def _in_order(report: VerifyReport) -> Iterator[tuple[LevelReport, Finding]]:

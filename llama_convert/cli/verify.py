@@ -66,6 +66,8 @@ def verify_command(
             llama_version=llama_version,
             tokenizer=tokenizer,
         )
+        if report and not report.expanduser().parent.is_dir():
+            raise UsageError("BAD_REPORT", f"--report {report}: there is no such folder")
         observer = ConsoleObserver(console, quiet=quiet or as_json)
         result = verify(path.expanduser(), source.expanduser() if source else None, options, observer)
         if report:

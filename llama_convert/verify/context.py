@@ -36,6 +36,8 @@ class Context:
     source: Side | None
     options: VerifyOptions
     observer: Observer
+    compute: Dtype
+    """The dtype of the forward passes' arithmetic."""
     told: bool = field(default=False, init=False)
     """Whether the problems with the headers have been reported."""
 
@@ -43,19 +45,6 @@ class Context:
     def sides(self) -> list[Side]:
         """The output, and the source if there is one."""
         return [side for side in (self.output, self.source) if side is not None]
-
-    @property
-    def compute(self) -> Dtype:
-        """The dtype of the forward passes' arithmetic.
-
-        Raises:
-            UsageError: they do not run in that.
-        """
-        if self.options.dtype not in _COMPUTE:
-            raise UsageError(
-                "BAD_DTYPE", f"--dtype {self.options.dtype}: the forward pass runs in fp32 or bf16"
-            )
-        return _COMPUTE[self.options.dtype]
 
     def opened(self, *, whole: bool = False) -> tuple[Checkpoint, Checkpoint | None]:
         """The checkpoints of the output and the source, as far as a level needs them.
@@ -83,6 +72,17 @@ class Context:
             yield
         finally:
             self.observer.finish()
+
+
+def compute_dtype(name: str) -> Dtype:
+    """The dtype that the forward passes may compute in.
+
+    Raises:
+        UsageError: they do not run in that.
+    """
+    if name not in _COMPUTE:
+        raise UsageError("BAD_DTYPE", f"--dtype {name}: the forward pass runs in fp32 or bf16")
+    return _COMPUTE[name]
 
 
 def lacking(checkpoint: Checkpoint) -> list[Weight]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
-from llama_convert.verify.context import Context, NotRunError, Outcome
+from llama_convert.verify.context import Context, NotRunError, Outcome, compute_dtype
 from llama_convert.verify.options import VerifyOptions
 from llama_convert.verify.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
 from llama_convert.verify.sides import Side, open_side
@@ -34,12 +34,18 @@ def verify(
         OutputError: the machine could not read.
     """
     options = options or VerifyOptions()
+    compute = compute_dtype(options.dtype)
+    if options.device not in ("auto", "cpu"):  # to be told of now, not after an hour of the other levels
+        from llama_convert.verify.reading import pick_device
+
+        pick_device(options.device)
     version, tokenizer = options.llama_version, options.tokenizer
     context = Context(
         output=open_side(Path(path), version, None if source else tokenizer),
         source=open_side(Path(source), version, tokenizer) if source else None,
         options=options,
         observer=observer or Observer(),
+        compute=compute,
     )
     levels = [_look(level, context) for level in Level if level in options.levels]
     return VerifyReport(

@@ -53,9 +53,12 @@ def open_side(path: Path, version: str | None = None, tokenizer: Path | None = N
     try:
         folder = locate(path)
     except InputError as error:
-        if error.code in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
-            if (path / "config.json").exists():
+        if error.code == "INPUT_NOT_FOUND":
+            if any((path / name).exists() for name in ("config.json", "tokenizer.json")):
                 return _huggingface_side(path)
+            message = "holds no checkpoint: neither consolidated.*.pth nor *.safetensors"
+            raise InputError(error.code, message, file=path, hint=error.hint) from None
+        if error.code == "INPUT_SEVERAL":
             raise
         return Side(path, "meta", None, [error])
     return _meta_side(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
