@@ -3,9 +3,9 @@
 A *text* of tokens at positions spread out to the context length runs through each side end to end; that shows
 what the model as a whole would say.  Each layer, and the LM head, is then held against the other side's by
 itself: the output's are given what the source's are given, so that the wrong one is named, none hides behind
-another, and rounding does not add up.  What they are given is the source's text, and a *probe*: the same
-small random vectors for every layer, at positions spread likewise.  The probe is about as small as the square
-root of norm_eps, so that a wrong eps shows, whatever the model's own scale.
+another, and rounding does not add up.  What they are given is the beginning of the source's text, and a
+*probe*: the same small random vectors for every layer, at positions spread likewise.  The probe is about as
+small as the square root of norm_eps, so that a wrong eps shows, whatever the model's own scale.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from llama_convert.verify.structure import config_differences
 from llama_convert.verify.thresholds import Limits, limits
 
 N_PROBES = 8
+N_LOCAL = 16
+"""Tokens of the source's text that each of the output's layers is given besides its own."""
 
 
 @dataclass
@@ -100,55 +102,60 @@ def compare(
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(N_PROBES, config.dim, generator=generator) * math.sqrt(config.norm_eps)
     probe = probe.to(device, dtype)
-    lengths = (len(tokens), N_PROBES, len(tokens))  # the source's text, the probe, the output's text
-    positions = torch.cat([spread_positions(n, config.context_length) for n in lengths]).to(device)
-    visible = _apart(positions, lengths)
-    n_same = len(tokens) + N_PROBES
+    n_same = N_PROBES + min(N_LOCAL, len(tokens))
+    at_text, at_probe = (spread_positions(n, config.context_length) for n in (len(tokens), N_PROBES))
+    # The source runs the probe and its text; the output the probe, the beginning of that text, and its own.
+    lines = _Lines.of(device, at_probe, at_text), _Lines.of(device, at_probe, at_text[:N_LOCAL], at_text)
     result = Comparison()
     text, own = source.embed(tokens), output.embed(tokens)
     result.embedding = relative_difference(text, own)
 
-    expected = torch.cat([text, probe])
+    def same(expected: Tensor, found: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What both sides made of the same input: of the probe, of the text."""
+        for rows in (slice(N_PROBES), slice(N_PROBES, n_same)):
+            yield expected[rows], found[rows]
+
+    given = expected = torch.cat([probe, text])
     for layer, side, weights in _layers(source, output):
-        same = torch.cat([text, probe])
         if side == 0:
-            expected = _through(
-                partial(source.layer, weights, layer), same, positions[:n_same], visible[:n_same, :n_same]
-            )
+            given = torch.cat([probe, expected[N_PROBES:]])
+            expected = lines[0].through(partial(source.layer, weights, layer), given)
         else:
-            hidden = _through(
-                partial(output.layer, weights, layer), torch.cat([same, own]), positions, visible
-            )
-            found, own = hidden[:n_same], hidden[n_same:]
-            result.local.append(mean_relative_difference(expected[: len(tokens)], found[: len(tokens)]))
-            result.probe.append(
-                relative_difference(expected[len(tokens) :] - probe, found[len(tokens) :] - probe)
-            )
-            text = expected[: len(tokens)]
-            result.divergence.append(relative_difference(text, own))
+            found = lines[1].through(partial(output.layer, weights, layer), torch.cat([given[:n_same], own]))
+            own = found[n_same:]
+            (ours, theirs), local = same(expected, found)
+            result.probe.append(relative_difference(ours - probe, theirs - probe))
+            result.local.append(mean_relative_difference(*local))
+            result.divergence.append(relative_difference(expected[N_PROBES:], own))
             progress()
 
-    expected = source.logits(torch.cat([text, probe]))
-    found = output.logits(torch.cat([text, probe, own]))
-    for part in (slice(len(tokens)), slice(len(tokens), n_same)):
-        result.head = _largest([result.head, relative_difference(expected[part], found[part])])
-    result.max_head_difference = (expected.double() - found[:n_same].double()).abs().max().item()
-    _compare_logits(result, expected[: len(tokens)], found[n_same:], limit)
+    given = torch.cat([probe, expected[N_PROBES:]])
+    expected, found = source.logits(given), output.logits(torch.cat([given[:n_same], own]))
+    result.head = _largest([relative_difference(*both) for both in same(expected, found)])
+    result.max_head_difference = (expected[:n_same].double() - found[:n_same].double()).abs().max().item()
+    _compare_logits(result, expected[N_PROBES:], found[n_same:], limit)
     return result
 
 
-def _through(
-    layer: Callable[[Tensor, Tensor, Tensor], Tensor], hidden: Tensor, positions: Tensor, visible: Tensor
-) -> Tensor:
-    """A layer; what is no number stays none, and reaches no other sequence: even 0 times NaN is NaN."""
-    lost = ~hidden.isfinite()
-    return layer(hidden.masked_fill(lost, 0), positions, visible).masked_fill(lost, math.nan)
+@dataclass(frozen=True)
+class _Lines:
+    """Sequences that stand one after the other in one pass, none seeing the others'."""
 
+    positions: Tensor
+    visible: Tensor
 
-def _apart(positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Who sees whom: causal within each of the sequences that stand one after the other, no one across."""
-    sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(positions.device)
-    return (sequence[None, :] == sequence[:, None]) & (positions[None, :] <= positions[:, None])
+    @classmethod
+    def of(cls, device: torch.device, *positions: Tensor) -> _Lines:
+        """Causal within each of them, by their positions."""
+        sequence = torch.arange(len(positions)).repeat_interleave(torch.tensor([len(p) for p in positions]))
+        every = torch.cat(positions)
+        visible = (sequence[None, :] == sequence[:, None]) & (every[None, :] <= every[:, None])
+        return cls(every.to(device), visible.to(device))
+
+    def through(self, layer: Callable[[Tensor, Tensor, Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """A layer; what is no number stays none, and reaches no other sequence: even 0 times NaN is NaN."""
+        lost = ~hidden.isfinite()
+        return layer(hidden.masked_fill(lost, 0), self.positions, self.visible).masked_fill(lost, math.nan)
 
 
 def _layers(*readings: Reading) -> Iterator[tuple[int, int, Any]]:
