@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
@@ -23,20 +24,19 @@ EVIL = "<script>alert('x')</script> & <b>"
 VOID = {"meta", "link", "br"}
 
 TITLES = {
-    "tensors": "Relative difference of each tensor",
-    "layers": "Difference of each layer",
-    "kl": "KL divergence of the predictions",
-    "bits_per_byte": "Bits per byte of a plain passage",
-    "norms": "Size of the values of each kind of tensor",
+    "values": ["Size of the values of each kind of tensor"],
+    "weights": ["Relative difference of each tensor"],
+    "logits": ["Difference of each layer", "KL divergence of the predictions"],
 }
-LEVELS = {
-    "tensors": "weights",
-    "layers": "logits",
-    "kl": "logits",
-    "bits_per_byte": "logits",
-    "norms": "values",
+"""What the plots of each level are called."""
+THRESHOLD = {
+    "embedding": 0.0,
+    "probe": 1e-4,
+    "divergence": 1e-3,
+    "max_kl": 1e-6,
+    "max_head_difference": 0.02,
+    "reason": "Half-way between right and wrong.",
 }
-THRESHOLD = {"probe": 1e-4, "divergence": 1e-3, "max_kl": 1e-6, "reason": "Half-way between right and wrong."}
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "input_layernorm")
 
 
@@ -59,24 +59,28 @@ def tensors(layers: int, differences: dict[int, float] | None = None) -> list[di
     ]
 
 
-def layers(count: int, fault: int | None = None) -> list[dict[str, Any]]:
-    return [
-        {"layer": layer, "divergence": 1e-7, "probe": 0.03 if layer == fault else 3e-7}
-        for layer in range(count)
-    ]
+def compared(value: float = 1e-7, n_layers: int = 3, **of_the_last_layer: float) -> dict[str, Any]:
+    """What two models that were run have of measures, every figure being ``value``."""
+    same = {"divergence": value, "local": value, "probe": value}
+    rows = [{"layer": layer, **same} for layer in range(n_layers)]
+    rows[-1] |= of_the_last_layer
+    single = ("embedding", "head", "max_head_difference", "max_kl", "mean_kl", "max_logit_difference")
+    return {
+        "layers": rows,
+        **dict.fromkeys(single, value),
+        "kl": [value] * 3,
+        "positions": [0, 1, 2],
+        "top1_agreement": 1.0,
+        "threshold": THRESHOLD,
+    }
 
 
 def measures(value: float = 1e-7) -> dict[str, dict[str, Any]]:
-    """Each plot's own, every figure being ``value``."""
+    """What each level has of measures, every figure being ``value``."""
     return {
-        "tensors": {"tensors": tensors(2, {3: value})},
-        "layers": {
-            "layers": [{"layer": layer, "divergence": value, "probe": value} for layer in range(3)],
-            "threshold": THRESHOLD,
-        },
-        "kl": {"kl": [value] * 3, "positions": [0, 1, 2], "max_kl": value, "threshold": THRESHOLD},
-        "bits_per_byte": {"bits_per_byte": value, "perplexity": value, "limit": 1.5},
-        "norms": {"norms": [{"tensor": name, "rms": value} for name in names(2)]},
+        "values": {"norms": [{"tensor": name, "rms": value} for name in names(2)]},
+        "weights": {"tensors": tensors(2, {3: value})},
+        "logits": compared(value),
     }
 
 
@@ -144,14 +148,14 @@ def words(text: str) -> str:
 def everything(value: float = 1e-7) -> VerifyReport:
     """A report with all that a page can show."""
     given = measures(value)
-    logits = {**given["layers"], **given["kl"], "mean_kl": value, "top1_agreement": 1.0}
+    speech = {"bits_per_byte": value, "perplexity": value, "limit": 1.5}
     fault = Finding("CODE", "a message", "file.safetensors", "a.tensor", "this", "that", "do something")
     return report(
         level("structure"),
-        level("values", measures=given["norms"]),
-        level("weights", Status.FAIL, measures=given["tensors"], findings=[fault]),
+        level("values", measures=given["values"]),
+        level("weights", Status.FAIL, measures=given["weights"], findings=[fault]),
         level("tokenizer", Status.NOT_RUN),
-        level("logits", measures={**logits, **given["bits_per_byte"]}),
+        level("logits", measures={**given["logits"], **speech}),
         files=[FileIdentity("tokenizer.json", 9_085_657, "official", "as published", "sha256", "79e3")],
         continuations={"source": "Once upon", "output": "a time"},
     )
@@ -174,7 +178,7 @@ def test_it_needs_nothing_else_and_is_well_formed(page: Any, value: float) -> No
 def test_it_can_be_read_aloud(page: Any) -> None:
     elements = Elements(page(everything()))
     pictures = [attributes for tag, attributes in elements.seen if tag == "svg"]
-    assert len(pictures) == 2 * len(TITLES)
+    assert len(pictures) == 2 * sum(map(len, TITLES.values()))
     assert all(picture["role"] == "img" and picture["aria-label"] for picture in pictures)
     assert all(attributes.get("scope") for tag, attributes in elements.seen if tag == "th")
 
@@ -184,9 +188,11 @@ def test_all_of_a_report_is_on_it(page: Any) -> None:
     order = """FAIL|1 of 5 levels failed: weights. Not looked at: tokenizer.|Verified (huggingface layout)|out
         |Against (meta layout)|in|Llama 3.1 8B|2026-11-21 07:11 UTC|llama-convert 0.|Levels|structure|✓ pass
         |values|weights|✕ fail|tokenizer|– not run|logits|Findings|error|CODE|a message|file.safetensors
-        |a.tensor|this|that|do something|Measures|100 %|Recognised files|tokenizer.json|✓ official
-        |as published|79e3|9.1 MB|What it says|source|Once upon|output|a time|Thresholds|Of logits
-        |probe|10⁻⁴|10⁻⁷|Half-way between right and wrong."""
+        |a.tensor|this|that|do something|Measures|100 %|largest logit difference, LM head alone|10⁻⁷
+        |Recognised files|tokenizer.json|✓ official|as published|79e3|9.1 MB|What it says|source|Once upon
+        |output|a time|Thresholds|Of logits|a layer or the LM head alone|10⁻⁴|10⁻⁷
+        |largest logit difference, LM head alone|0.02|10⁻⁷|bits per byte|1.5|10⁻⁷
+        |Half-way between right and wrong."""
     position = seen.index("Verification")
     for word in re.split(r"\s*\|", order):
         position = seen.index(word, position) + len(word)
@@ -202,7 +208,7 @@ def test_all_of_a_report_is_on_it(page: Any) -> None:
         ),
         (
             [level("structure"), level("weights", Status.NOT_RUN), level("logits", Status.NOT_RUN)],
-            "incomplete Nothing is wrong with structure. Not looked at: weights and logits.",
+            "PASS Nothing is wrong with structure. Not looked at: weights and logits.",
         ),
         ([level("structure", Status.NOT_RUN)], "incomplete Nothing was looked at."),
         ([], "incomplete Nothing was looked at."),
@@ -231,8 +237,8 @@ def test_errors_come_before_warnings(page: Any) -> None:
 
 @pytest.mark.parametrize("name", TITLES)
 def test_a_plot_is_there_if_and_only_if_its_measures_are(page: Any, name: str) -> None:
-    text = page(report(level(LEVELS[name], measures=measures()[name])))
-    assert {key for key, title in TITLES.items() if f"<h3>{title}</h3>" in text} == {name}
+    text = page(report(level(name, measures=measures()[name])))
+    assert re.findall("<figure.*?<h3>(.*?)</h3>", text, re.DOTALL) == TITLES[name]
 
 
 @pytest.mark.parametrize(
@@ -241,8 +247,6 @@ def test_a_plot_is_there_if_and_only_if_its_measures_are(page: Any, name: str) -
         {},
         {"tensors": [], "layers": [], "kl": [], "norms": []},
         {"tokens": 128_256, "files": 4, "dtype": "bfloat16"},
-        {"tensors": [{"tensor": "a"}], "layers": [{"layer": 0}], "norms": [{"tensor": "a", "rms": None}]},
-        {"kl": None, "bits_per_byte": None, "limit": None, "threshold": None, "other": {"things": 1}},
     ],
 )
 def test_measures_that_are_not_there_leave_no_trace(page: Any, empty: dict[str, Any]) -> None:
@@ -255,7 +259,7 @@ def test_measures_that_are_not_there_leave_no_trace(page: Any, empty: dict[str, 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_said(page: Any, value: float) -> None:
     text = page(everything(value))
-    for title in (TITLES[name] for name in ("tensors", "layers", "kl", "norms")):
+    for title in itertools.chain(*TITLES.values()):
         assert f'aria-label="{title}. ' in text
         assert re.search(rf'aria-label="{title}\. [^"]*NaN or infinite: \d+', text)
     assert text.count(">NaN, ∞</text>") >= 8
@@ -285,18 +289,31 @@ def test_any_number_of_tensors_fits(page: Any, count: int) -> None:
     assert f"{4 * count + 2:,} of {4 * count + 2:,} tensors differ." in text
 
 
-def test_the_first_layer_above_its_limit_is_marked(page: Any) -> None:
-    right = page(report(level(measures={"layers": layers(80), "threshold": THRESHOLD})))
-    assert "No layer is above its limit." in right
-    wrong = page(report(level(measures={"layers": layers(80, fault=37), "threshold": THRESHOLD})))
+@pytest.mark.parametrize("name", ["local", "probe"])
+def test_the_first_layer_above_its_limit_is_marked(page: Any, name: str) -> None:
+    wrong = page(report(level(measures=compared(1e-7, 38, **{name: 0.03}))))
     assert "Layer 37 is the first above its limit." in wrong
     assert wrong.count(">layer 37</text>") == 2
-    assert re.search(r"probe</th>.*10⁻⁴</td>.*0.03</td>", wrong)
+    assert re.search(r"a layer or the LM head alone</th>.*10⁻⁴</td>.*0.03</td>", wrong)
 
 
-@pytest.mark.parametrize(
-    ("agreement", "said"), [(1.0, "100 %"), (0.9999999, "99.99 %"), (0.5, "50 %"), (math.nan, "NaN %")]
-)
+def test_rounding_that_is_amplified_is_no_layer_s_fault(page: Any) -> None:
+    text = page(report(level(measures=compared(1e-7, 80, divergence=0.03))))
+    assert "No layer is above its limit." in text
+    assert re.search(r"the layers together</th>.*10⁻³</td>.*0.03</td>", text)
+
+
+def test_the_lm_head_is_held_against_the_limit_of_a_layer(page: Any) -> None:
+    text = page(report(level(measures={**compared(), "head": math.nan})))
+    assert re.search(r"a layer or the LM head alone</th>.*10⁻⁴</td>.*NaN</td>", text)
+
+
+@pytest.mark.parametrize("name", ["divergence", "local", "probe"])
+def test_each_measure_of_the_layers_is_a_line_with_a_name(page: Any, name: str) -> None:
+    assert page(report(level(measures=compared()))).count(f">{name}</text>") >= 2
+
+
+@pytest.mark.parametrize(("agreement", "said"), [(1.0, "100 %"), (0.9999999, "99.99 %"), (0.5, "50 %")])
 def test_only_full_agreement_is_100_percent(page: Any, agreement: float, said: str) -> None:
     assert f"<dd>{said}</dd>" in page(report(level(measures={"top1_agreement": agreement})))
 
@@ -307,10 +324,10 @@ def test_texts_are_escaped_wherever_they_come_from(page: Any) -> None:
         level(
             summary=EVIL,
             findings=[finding],
-            measures={"threshold": {EVIL: 1.0, "reason": EVIL}},
+            measures={"threshold": {EVIL: 1.0, "reason": EVIL}, EVIL: 1.0},
         ),
-        level("values", measures={"norms": [{"tensor": name, "rms": 1.0} for name in (EVIL, "$x^2$ & ÿ")]}),
-        level("weights", measures={"tensors": [{"tensor": EVIL, "relative_difference": 1.0}]}),
+        level("values", measures={"norms": [{"tensor": name, "rms": 1.0} for name in (EVIL, "$x^2$ & y")]}),
+        level("weights", measures={"tensors": [{**tensors(1, {0: 1.0})[0], "tensor": EVIL}]}),
         path=Path(EVIL),
         source=Path(EVIL),
         layout=EVIL,
@@ -322,7 +339,7 @@ def test_texts_are_escaped_wherever_they_come_from(page: Any) -> None:
     text = page(evil)
     assert not re.search(r"<script|<b>|& ", text)
     assert unescape(text).count("<script>alert('x')</script>") >= 20
-    assert "$x^2$ &amp; ?</text>" in text
+    assert "$x^2$ &amp; y</text>" in text
 
 
 def test_words_of_all_languages_come_through(page: Any, tmp_path: Path) -> None:
@@ -345,9 +362,10 @@ def test_matplotlib_is_there_only_while_a_page_is_written(tmp_path: Path) -> Non
     program = """
 import sys
 from pathlib import Path
+import llama_convert.cli.verify, llama_convert.verify.run
+assert not {"matplotlib", "llama_convert.verify.page"} & set(sys.modules)
 from llama_convert.verify.page import write_page
 from llama_convert.verify.report import *
-assert not {"matplotlib", "jinja2"} & set(sys.modules)
 level = LevelReport(Level.LOGITS, Status.PASS, "", measures={"bits_per_byte": 0.7, "limit": 1.5})
 write_page(VerifyReport(Path("out"), "meta", None, None, None, [level]), Path(sys.argv[1]))
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
