@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_convert.convert import plan
 from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
+from llama_convert.llama import rotary
 from llama_convert.reorder import RowTranspose
 from llama_convert.verify.options import VerifyOptions
 from llama_convert.verify.report import Level
@@ -88,7 +88,7 @@ def test_a_wrong_row_order_is_noticed(
 ) -> None:
     """By the fixtures, which then babble; in the right order they speak."""
     convert(fixture, tmp_path / "right")
-    monkeypatch.setattr(plan, "interleaved_to_half_split", fault)
+    monkeypatch.setitem(rotary._REORDERINGS, ("meta", "huggingface"), fault)
     convert(fixture, tmp_path / "wrong")
     logits = VerifyOptions((Level.LOGITS,), device="cpu")
     assert verify(tmp_path / "right", None, logits).ok

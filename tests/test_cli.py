@@ -22,15 +22,19 @@ FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
 CONVERT_OPTIONS = [
     "--block-size",
     "--chat-template",
+    "--checklist",
     "--debug",
     "--dry-run",
     "--dtype",
+    "--embedding-axis",
     "--input-dir",
     "--instruct",
     "--json",
     "--llama-version",
     "--max-shard-size",
     "--model-size",
+    "--mp",
+    "--no-checklist",
     "--no-instruct",
     "--no-safe-serialization",
     "--num-shards",
@@ -41,10 +45,30 @@ CONVERT_OPTIONS = [
     "--safe-serialization",
     "--special-tokens",
     "--strict",
+    "--to",
     "--tokenizer",
     "--verify",
     "--workers",
 ]
+SHARD_OPTIONS = [
+    "--block-size",
+    "--checklist",
+    "--debug",
+    "--dry-run",
+    "--embedding-axis",
+    "--json",
+    "--llama-version",
+    "--max-shard-size",
+    "--mp",
+    "--no-checklist",
+    "--overwrite",
+    "--quiet",
+    "--strict",
+    "--tokenizer",
+    "--verify",
+    "--workers",
+]
+INSPECT_OPTIONS = ["--debug", "--json", "--stats", "--tensors"]
 VERIFY_OPTIONS = [
     "--checksums",
     "--debug",
@@ -64,7 +88,15 @@ VERIFY_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "frozen"), [("convert", CONVERT_OPTIONS), ("verify", VERIFY_OPTIONS)])
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("convert", CONVERT_OPTIONS),
+        ("shard", SHARD_OPTIONS),
+        ("verify", VERIFY_OPTIONS),
+        ("inspect", INSPECT_OPTIONS),
+    ],
+)
 def test_the_surface_is_frozen(name: str, frozen: list[str]) -> None:
     """A new option is a promise: add it here too."""
     import typer

@@ -14,7 +14,7 @@ from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.shards import split_into_shards
 from llama_convert.convert.execute import execute
-from llama_convert.convert.plan import plan_huggingface
+from llama_convert.convert.huggingface_plan import plan_huggingface
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -145,8 +145,8 @@ def test_same_bytes_as_save_pretrained(
     plan = plan_huggingface(open_meta(locate(tmp_path / "meta")), None, parse_size(max_shard_size))
     ours.mkdir()
     execute(plan, ours, block_size=4096)
-    if plan.index:
-        (ours / "model.safetensors.index.json").write_bytes(plan.index)
+    for name, content in plan.small_files.items():
+        (ours / name).write_bytes(content)
     weights = synthetic.huggingface(shape, state)
     save_file(
         {name: weight.contiguous() for name, weight in weights.items()}, tmp_path / "weights.safetensors"
@@ -169,7 +169,7 @@ def test_same_bytes_as_save_pretrained(
     assert {path.name for path in ours.iterdir()} == names
     for name in sorted(names):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-    if plan.index:
-        assert json.loads(plan.index)["metadata"]["total_size"] == sum(
+    for index in plan.small_files.values():
+        assert json.loads(index)["metadata"]["total_size"] == sum(
             weight.nbytes for weight in weights.values()
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
 from llama_convert.llama.releases import RELEASES
 from tests import large
 from tests.synthetic import Shape

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
 from tests import synthetic
 from tests.peers import Peer
 from tests.synthetic import LLAMA2, LLAMA3

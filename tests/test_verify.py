@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
 from llama_convert.errors import InputError, UsageError
 from llama_convert.verify.options import VerifyOptions, parse_levels
 from llama_convert.verify.report import Finding, Level, VerifyReport
@@ -509,10 +509,11 @@ class TestConvertVerify:
     def test_it_fails_if_the_conversion_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from llama_convert.convert import plan
+        from llama_convert.llama import rotary
         from llama_convert.reorder import RowTranspose
 
-        monkeypatch.setattr(plan, "interleaved_to_half_split", lambda head_dim: RowTranspose(head_dim, 1))
+        wrong = {("meta", "huggingface"): lambda head_dim: RowTranspose(head_dim, 1)}
+        monkeypatch.setattr(rotary, "_REORDERINGS", wrong)
         run = llama_convert("convert", LLAMA31, tmp_path / "out", "--verify", "--json")
         answer = json.loads(run.stdout)
         assert run.exit_code == answer["exit_code"] == 1

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
 from llama_convert.verify.options import VerifyOptions, parse_levels
 from llama_convert.verify.report import Finding, VerifyReport
 from llama_convert.verify.run import verify

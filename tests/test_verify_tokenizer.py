@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_convert.convert.to_huggingface import convert
+from llama_convert.convert.run import convert
 from llama_convert.tokenizers import TokenizerOptions, chat_template, convert_tokenizer, open_tokenizer
 from llama_convert.verify.report import Finding
 from llama_convert.verify.tokenizer import (

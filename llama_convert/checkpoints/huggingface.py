@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
 from llama_convert.checkpoints.json_object import read_json_object
@@ -15,6 +17,8 @@ from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import (
     HEAD,
     RECOMPUTED,
@@ -39,6 +43,33 @@ class HuggingFaceCheckpoint:
     """What most of its weights are stored in."""
     weights: dict[Weight, StoredWeight]
     """In the order of the model.  A tied LM head is not among them, unless the files hold one."""
+    layout: ClassVar[CheckpointLayout] = "huggingface"
+
+    @cached_property
+    def identity(self) -> Identity:
+        """The release that its settings are those of."""
+        return self.identified(None)
+
+    def identified(self, version: str | None) -> Identity:
+        """The release that its settings are those of; ``version`` chooses where they allow several.
+
+        Raises:
+            UsageError: ``version`` is unknown, or cannot be true of the files.
+        """
+        config, folder = self.config, self.folder.resolve()
+        traits = Traits(
+            shape=(config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.ffn_dim),
+            vocab_size=config.vocab_size,
+            norm_eps=config.norm_eps,
+            rope_theta=config.rope_theta,
+            use_scaled_rope=config.rope_scaling is not None,
+            tied=config.tied,
+            nested=False,
+            dtype=self.dtype.name,
+            tokenizer=None,
+            names=f"{folder.name}/{folder.parent.name}".lower(),
+        )
+        return identify(traits, version)
 
 
 def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import xxhash
@@ -24,6 +25,7 @@ from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Identity, TokenizerKind, Traits, identify, released_kv_heads
+from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import EMBEDDING, HEAD, RECOMPUTED, Weight, model_weights, parse_meta_name
 
 Rank = dict[str, StoredTensor]
@@ -44,6 +46,7 @@ class MetaCheckpoint:
     """The axis on which ranks cut the embedding; None for a single rank."""
     kv_repeats: int
     """How many neighbouring ranks hold the same KV head."""
+    layout: ClassVar[CheckpointLayout] = "meta"
 
 
 def open_meta(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.json_object import MAX_LAYERS, MAX_WIDTH, JsonObject, read_json_object
 from llama_convert.errors import InputError
+from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.releases import TokenizerKind
 
 _UNSUPPORTED = {
     "quantization_args": "a quantised release",
@@ -39,13 +42,18 @@ class Params:
 
     @property
     def ffn_dim(self) -> int | None:
-        """The feed-forward width by Meta's formula (``models/llama3/model.py: FeedForward``)."""
+        """The feed-forward width that these values give."""
         if self.multiple_of is None:
             return None
-        width = int(2 * (4 * self.dim) / 3)
-        if self.ffn_dim_multiplier is not None:
-            width = int(self.ffn_dim_multiplier * width)
-        return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
+        return ffn_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
+
+
+def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """The feed-forward width by Meta's formula (llama-models, ``models/llama3/model.py: FeedForward``)."""
+    width = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
 
 def read_params(file: Path) -> Params:
@@ -94,3 +102,83 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
         nested=nested,
         raw=params.content,
     )
+
+
+# The way back.
+
+_RELEASED_WIDTHS: dict[tuple[int, int], tuple[int, float | None]] = {
+    (4096, 14336): (1024, 1.3),
+    (8192, 28672): (4096, 1.3),
+    (16384, 53248): (4096, 1.2),
+    (2048, 8192): (256, 1.5),
+    (3072, 8192): (256, 1.0),
+}
+"""multiple_of and ffn_dim_multiplier that releases have for their dim and width, where several would do."""
+
+
+def width_params(dim: int, ffn_dim: int) -> tuple[int, float | None]:
+    """`multiple_of` and `ffn_dim_multiplier` that give exactly this feed-forward width.
+
+    Meta's own where a release has this width; else the roundest that do.
+    """
+    if (dim, ffn_dim) in _RELEASED_WIDTHS:
+        return _RELEASED_WIDTHS[dim, ffn_dim]
+    roundings = [n for n in (256, 4096, 2048, 1024, 512, 128, 64, 32, 16, 8, 4, 2, 1) if ffn_dim % n == 0]
+    plain = int(2 * (4 * dim) / 3)
+    candidates: list[tuple[int, float | None]] = [(n, None) for n in roundings]
+    candidates += [
+        (n, round(target / plain, digits))
+        for digits in (1, 2, 3, 4)
+        for n in roundings
+        for target in (ffn_dim, ffn_dim - n / 2)
+    ]
+    candidates.append((1, (ffn_dim + 0.5) / plain))
+    return next(c for c in candidates if ffn_width(dim, *c) == ffn_dim)
+
+
+def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: int) -> bytes:
+    """``params.json`` of a model, with the keys and in the order that its release has them.
+
+    Args:
+        config: what it says.
+        tokenizer: whose words it has.  For sentencepiece's 32000 it says -1, "ask the tokenizer".
+        stored_kv_heads: KV heads in all rank files together, repeated ones counted each time: what the
+            loaders divide by the ranks.
+    """
+    multiple_of, multiplier = width_params(config.dim, config.ffn_dim)
+    grouped = {"n_kv_heads": stored_kv_heads} if stored_kv_heads != config.n_heads else {}
+    stretched = {"ffn_dim_multiplier": multiplier} if multiplier is not None else {}
+    theta = {} if config.rope_theta == 10000.0 else {"rope_theta": float(config.rope_theta)}
+    if tokenizer == "sentencepiece":
+        content = {
+            "dim": config.dim,
+            "multiple_of": multiple_of,
+            **stretched,
+            "n_heads": config.n_heads,
+            **grouped,
+            "n_layers": config.n_layers,
+            "norm_eps": config.norm_eps,
+            **theta,
+            "vocab_size": -1 if config.vocab_size == 32000 else config.vocab_size,
+        }
+        return json.dumps(content).encode() + b"\n"
+    content = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": stored_kv_heads,
+        "vocab_size": config.vocab_size,
+        **stretched,
+        "multiple_of": multiple_of,
+        "norm_eps": config.norm_eps,
+        "rope_theta": float(config.rope_theta),
+        **({"use_scaled_rope": True} if config.rope_scaling else {}),
+    }
+    return json.dumps(content, indent=2 if config.tied else None).encode()
+
+
+def with_kv_heads(params: Params, stored_kv_heads: int) -> bytes:
+    """The same ``params.json`` for another number of KV heads in all rank files together."""
+    said = params.n_kv_heads or params.n_heads
+    content = params.raw if said == stored_kv_heads else params.raw | {"n_kv_heads": stored_kv_heads}
+    return json.dumps({"model": content} if params.nested else content).encode()

@@ -8,6 +8,8 @@ import typer
 
 from llama_convert import __version__
 from llama_convert.cli.convert import convert_command
+from llama_convert.cli.inspect import inspect_command
+from llama_convert.cli.shard import shard_command
 from llama_convert.cli.verify import verify_command
 
 app = typer.Typer(
@@ -39,4 +41,6 @@ def _root(
 
 
 app.command("convert")(convert_command)
+app.command("shard")(shard_command)
 app.command("verify")(verify_command)
+app.command("inspect")(inspect_command)

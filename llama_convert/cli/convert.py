@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import typer
 
 from llama_convert.cli import options as cli
-
-if TYPE_CHECKING:
-    from llama_convert.convert.options import ConvertOptions
-    from llama_convert.observer import Observer
-    from llama_convert.verify.report import VerifyReport
 
 
 def convert_command(
     source: cli.Source = None,
     destination: cli.Destination = None,
+    to: cli.To = "hf",
     dtype: cli.Dtype = "auto",
     max_shard_size: cli.MaxShardSize = "5GB",
+    mp: cli.Ranks = None,
+    embedding_axis: cli.EmbeddingAxis = None,
+    checklist: cli.Checklist = True,
     overwrite: cli.Overwrite = False,
     strict: cli.Strict = False,
     dry_run: cli.DryRun = False,
@@ -41,7 +37,7 @@ def convert_command(
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
 ) -> None:
-    """Convert a Meta checkpoint to Hugging Face safetensors, config and tokenizer.
+    """Convert a Meta checkpoint to Hugging Face safetensors, config and tokenizer; or the way back.
 
     [bold]Examples[/bold]
 
@@ -49,18 +45,20 @@ def convert_command(
 
       llama-convert convert Llama-2-70b llama-2-70b-fp16 --dtype fp16 --strict --verify
 
+      llama-convert convert my-fine-tuned-70b Llama-70B --to meta --mp 8
+
       llama-convert --input_dir LLaMA --output_dir llama-7b --model_size 7B
     """
-    from llama_convert.cli.outcome import outcome, print_json, talk
+    from llama_convert.cli.outcome import outcome, talk
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.progress import ConsoleObserver
-        from llama_convert.cli.report import print_report
+        from llama_convert.cli.result import show_result
         from llama_convert.convert.execute import DEFAULT_WORKERS
-        from llama_convert.convert.options import ConvertOptions
-        from llama_convert.convert.to_huggingface import convert
+        from llama_convert.convert.options import ConvertOptions, parse_layout
+        from llama_convert.convert.run import convert
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
@@ -73,6 +71,10 @@ def convert_command(
         if verify and model_size == "tokenizer_only":
             raise UsageError("BAD_USAGE", "--verify needs weights; tokenizer_only writes none")
         options = ConvertOptions(
+            to=parse_layout(to),
+            mp=_ranks(to, mp),
+            embedding_axis=embedding_axis,
+            checklist=checklist,
             dtype=dtype,
             max_shard_size=max_shard_size,
             llama_version=llama_version,
@@ -90,35 +92,18 @@ def convert_command(
         )
         source, destination = source.expanduser(), destination.expanduser()
         result = convert(source, destination, options, observer)
-        envelope = {"ok": True, "command": "convert", "dry_run": dry_run, **result.to_json()}
-        if dry_run:
-            if not as_json:
-                for name, size in result.files.items():
-                    typer.echo(f"{size:>15,}  {name}")
-        elif verify:
-            report = _verify(source, destination, options, observer)
-            envelope |= {"ok": report.ok, "exit_code": 0 if report.ok else 1, "verify": report.to_json()}
-            if not as_json:
-                print_report(report, quiet=quiet)
-        if as_json:
-            print_json(envelope)
-        if not envelope["ok"]:
-            raise typer.Exit(1)
+        show_result("convert", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
         if push_to_hub and not dry_run:
             push(result.destination, observer)
-        if not (quiet or as_json or dry_run):
-            observer.note(f"done: {result.destination}")
 
 
-def _verify(source: Path, destination: Path, options: ConvertOptions, observer: Observer) -> VerifyReport:
-    """Hold what was written against what it was made from."""
-    from llama_convert.checkpoints.locate import locate
-    from llama_convert.verify.options import VerifyOptions
-    from llama_convert.verify.run import verify
+def _ranks(to: str, mp: int | None) -> int:
+    from llama_convert.errors import UsageError
 
-    original = locate(source, options.model_size).path
-    asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
-    return verify(destination, original, asked, observer)
+    if to == "hf" and mp is not None:
+        hint = "`convert --to meta --mp N` writes rank files, `shard --mp N` cuts them anew"
+        raise UsageError("BAD_USAGE", "--mp is of Meta's layout; this converts to Hugging Face's", hint=hint)
+    return mp or 1
 
 
 def _one(name: str, positional: Path | None, option: Path | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-COMMANDS = ("convert", "verify")
+COMMANDS = ("convert", "shard", "verify", "inspect")
 _GLOBAL = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
@@ -15,12 +15,13 @@ def modernise(arguments: list[str]) -> list[str]:
 
     Options may be written with underscores; ``convert`` is understood where no command is named; and the
     Hugging Face script's ``--safe_serialization`` and ``--instruct`` may be followed by True or False.
+    ``--tensors`` may stand alone: then all are meant.
     """
     result = [_dashes(argument) for argument in arguments]
     if "--" in arguments:
         end = arguments.index("--")
         result[end:] = arguments[end:]
-    result = _flags(result)
+    result = _all_tensors(_flags(result))
     first = result[0] if result else "--help"
     is_command = first in COMMANDS or first in _GLOBAL
     if not is_command and (first.startswith("-") or Path(first).exists()):
@@ -49,4 +50,13 @@ def _flags(arguments: list[str]) -> list[str]:
             value = following
             next(rest)
         result.append(name.replace("--", "--no-", 1) if value.lower() in _FALSE else name)
+    return result
+
+
+def _all_tensors(arguments: list[str]) -> list[str]:
+    """``--tensors`` with its pattern; ``*`` where none follows, but another option, a path or nothing."""
+    result: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        alone = not following or following.startswith("-") or Path(following).exists()
+        result.append("--tensors=*" if argument == "--tensors" and alone else argument)
     return result

@@ -18,8 +18,13 @@ _RUNNING = "Running"
 Source = Annotated[
     Path | None,
     typer.Argument(
-        metavar="SRC", show_default=False, help="Meta's folder: params.json and consolidated.NN.pth."
+        metavar="SRC",
+        show_default=False,
+        help="Meta's folder: params.json and consolidated.NN.pth; for `--to meta` Hugging Face's.",
     ),
+]
+AnySource = Annotated[
+    Path | None, typer.Argument(metavar="SRC", show_default=False, help="A folder in either layout.")
 ]
 Destination = Annotated[
     Path | None, typer.Argument(metavar="DST", show_default=False, help="The folder to make.")
@@ -32,6 +37,46 @@ MaxShardSize = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Bytes of tensors in one file at most, such as 5GB or 500MB.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+To = Annotated[str, typer.Option(help="hf or meta: the layout to convert to.", rich_help_panel=_OUTPUT)]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--mp",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Tensor-parallel ranks to cut Meta's layout into; 1 with `--to meta`.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+EmbeddingAxis = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1,
+        show_default=False,
+        help="The axis on which ranks cut the embedding; the release's own by default: "
+        "1 up to Llama 2, 0 from Llama 3 on.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Checklist = Annotated[
+    bool,
+    typer.Option(
+        help="Write checklist.chk into Meta's layout; its MD5s take another pass over the files.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+NewShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        show_default=False,
+        help="Bytes of tensors in one file of Hugging Face's layout at most, such as 2GB.",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -15,18 +15,20 @@ from threading import Event, Lock
 
 import numpy as np
 import xxhash
+from isal import isal_zlib
 
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
 from llama_convert.checkpoints.stored import matrix_shape
 from llama_convert.convert.cast import CastCounts, cast_block, one_core_a_cast
-from llama_convert.convert.plan import OutputFile, Plan, Target
+from llama_convert.convert.plan import Place, Plan, Task
 from llama_convert.errors import OutputError
+from llama_convert.formats.layout import Layout
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 DEFAULT_BLOCK_SIZE = 1 << 20
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes just written, from any worker."""
+"""Called with the number of bytes of weights just written, from any worker."""
 
 
 @dataclass(frozen=True)
@@ -63,29 +65,24 @@ def execute(
         OutputError: the machine could not read or write.
     """
     stop = Event()
-    counts: dict[str, CastCounts] = {}
-    digests: dict[str, str] = {}
+    done: dict[str, _Done] = {}
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
-        outputs = [stack.enter_context(_Output(folder, file)) for file in plan.files]
+        outputs = {
+            name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name)))
+            for name, layout in plan.layouts.items()
+        }
 
-        def work(output: _Output, target: Target) -> None:
-            output.open()
-            written = _write_tensor(files, output, target, block_size, progress, stop)
-            if written is None:
-                return
-            digests[target.name] = written.digest
-            if target.dtype != target.source.dtype:
-                counts[target.name] = written.cast
-            output.tensor_done()
+        def work(task: Task) -> None:
+            result = _Work(files, outputs, task, block_size, progress, stop).run()
+            if result is not None:
+                done[task.name] = result
 
-        if any(target.dtype != target.source.dtype for file in plan.files for target in file.targets):
+        if plan.casts:
             stack.enter_context(one_core_a_cast())
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
-                jobs = [
-                    pool.submit(work, output, target) for output in outputs for target in output.file.targets
-                ]
+                jobs = [pool.submit(work, task) for task in plan.tasks]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             finally:
@@ -93,10 +90,9 @@ def execute(
                 pool.shutdown(cancel_futures=True)
         files.check_the_rest(block_size)
         rounded = dict(files.rounded)
-    names = [target.name for file in plan.files for target in file.targets]
     return Report(
-        casts={name: counts[name] for name in names if name in counts},
-        digests={name: digests[name] for name in names},
+        casts={task.name: done[task.name].cast for task in plan.tasks if task.is_cast},
+        digests={task.name: done[task.name].digest for task in plan.tasks},
         rounded=rounded,
     )
 
@@ -104,11 +100,12 @@ def execute(
 class _Output:
     """A file being written at planned offsets; open only from its first tensor to its last."""
 
-    def __init__(self, folder: Path, file: OutputFile) -> None:
-        self.file = file
-        self.path = folder / file.name
+    def __init__(self, path: Path, layout: Layout, n_tensors: int) -> None:
+        self.path = path
+        self.layout = layout
         self._descriptor = -1
-        self._tensors_left = len(file.targets)
+        self._tensors_left = n_tensors
+        self._crc32: dict[str, int] = {}
         self._lock = Lock()
 
     def __enter__(self) -> _Output:
@@ -120,23 +117,25 @@ class _Output:
             self._descriptor = -1
 
     def open(self) -> None:
-        """Create the file in its full length, with its header, unless that is done."""
+        """Create the file in its full length, unless that is done."""
         with self._lock:
             if self._descriptor >= 0:
                 return
             try:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                os.ftruncate(self._descriptor, self.file.size)
+                os.ftruncate(self._descriptor, self.layout.size)
             except OSError as error:
-                raise self._failed(f"cannot be made, {self.file.size:,} bytes long", error) from error
-            self.write(np.frombuffer(self.file.header, np.uint8), 0)
+                raise self._failed(f"cannot be made, {self.layout.size:,} bytes long", error) from error
 
-    def tensor_done(self) -> None:
-        """One more tensor is written; after the last, wait until the file is on disk, and close it."""
+    def tensor_done(self, name: str, crc32: int) -> None:
+        """One more tensor is written; after the last, add the rest, wait until all is on disk, and close."""
         with self._lock:
+            self._crc32[name] = crc32
             self._tensors_left -= 1
             if self._tensors_left:
                 return
+        for offset, content in self.layout.parts(self._crc32):
+            self.write(np.frombuffer(content, np.uint8), offset)
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -158,34 +157,63 @@ class _Output:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _Done:
     cast: CastCounts
     digest: str
 
 
-def _write_tensor(
-    files: SourceFiles, output: _Output, target: Target, block_size: int, progress: Progress, stop: Event
-) -> _Written | None:
-    """Write all of one tensor; None if told to stop before it was whole."""
-    source = target.source
-    _, columns = matrix_shape(source.shape)
-    row_bytes = columns * source.dtype.itemsize
-    written = target.offset
-    total = CastCounts()
-    digest = xxhash.xxh3_128()
-    run = target.reorder.run if target.reorder else 1
-    for start, end in row_blocks(source, block_size, multiple_of=run):
-        if stop.is_set():
-            return None
-        block = np.empty((end - start, row_bytes), np.uint8)
-        read_rows(files, source, start, end, block)
-        if target.reorder:
-            block = target.reorder(block)
-        if source.dtype != target.dtype:
-            block, counts = cast_block(block, source.dtype, target.dtype)
+@dataclass
+class _Work:
+    """One task, a block of rows at a time."""
+
+    files: SourceFiles
+    outputs: dict[str, _Output]
+    task: Task
+    block_size: int
+    progress: Progress
+    stop: Event
+
+    def run(self) -> _Done | None:
+        """Write the weight to all its places; None if told to stop before it was whole."""
+        task = self.task
+        for place in task.places:
+            self.outputs[place.file].open()
+        total, digest = CastCounts(), xxhash.xxh3_128()
+        checksums = [0] * len(task.places)
+        run = task.reorder.run if task.reorder else 1
+        for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
+            if self.stop.is_set():
+                return None
+            block, counts = self._gather(start, end)
             total += counts
-        digest.update(block.data)
-        output.write(block, written)
-        written += block.nbytes
-        progress(block.nbytes)
-    return _Written(total, digest.hexdigest())
+            digest.update(block.data)
+            for number, place in enumerate(task.places):
+                checksums[number] = self._scatter(block, start, place, checksums[number])
+            self.progress(block.nbytes)
+        for place, crc32 in zip(task.places, checksums, strict=True):
+            self.outputs[place.file].tensor_done(place.name, crc32)
+        return _Done(total, digest.hexdigest())
+
+    def _gather(self, start: int, end: int) -> tuple[Bytes, CastCounts]:
+        """Rows as they are written, as bytes [rows, columns * itemsize]."""
+        task, source = self.task, self.task.source
+        _, columns = matrix_shape(source.shape)
+        block = np.empty((end - start, columns * source.dtype.itemsize), np.uint8)
+        read_rows(self.files, source, start, end, block)
+        if task.reorder:
+            block = task.reorder(block)
+        if not task.is_cast:
+            return block, CastCounts()
+        values, counts = cast_block(block, source.dtype, task.dtype)
+        return values.reshape(end - start, -1), counts
+
+    def _scatter(self, block: Bytes, start: int, place: Place, crc32: int) -> int:
+        """Write what of a block belongs to a place; the CRC-32 of the tensor so far."""
+        top, bottom = max(start, place.rows[0]), min(start + len(block), place.rows[1])
+        if top >= bottom:
+            return crc32
+        left, right = (column * self.task.dtype.itemsize for column in place.columns)
+        part = np.ascontiguousarray(block[top - start : bottom - start, left:right])
+        output = self.outputs[place.file]
+        output.write(part, place.offset + (top - place.rows[0]) * (right - left))
+        return isal_zlib.crc32(part.data, crc32) if output.layout.has_checksums else crc32

@@ -1,94 +1,89 @@
 """The plan: every byte that will be written, and where it comes from, known before the first is read.
 
 A plan is made from headers alone, depends on nothing but its inputs, and is all that `execute` is given.
+Every conversion is one: a task for each weight, which is gathered from its pieces and scattered to its
+places.  Only who makes the plan knows of layouts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.checkpoints.shards import index_json, split_into_shards
 from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.dtypes import Dtype
-from llama_convert.formats.safetensors import lay_out
-from llama_convert.llama.rotary import interleaved_to_half_split
-from llama_convert.llama.weights import huggingface_weights
+from llama_convert.formats.layout import Layout
 from llama_convert.reorder import RowTranspose
 
 
 @dataclass(frozen=True)
-class Target:
-    """One tensor of an output file, and what it is made of: gathered, its rows reordered, cast."""
+class Place:
+    """A rectangle of a weight, seen as a matrix, that is all of one tensor of one output file."""
 
+    file: str
     name: str
     offset: int
     """Bytes from the start of the output file."""
-    dtype: Dtype
-    source: StoredWeight
-    reorder: RowTranspose | None = None
+    rows: tuple[int, int]
+    """First and last but one, of the weight as it is written."""
+    columns: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class OutputFile:
-    """One file to write: a header, then tensors at their places, without holes."""
+class Task:
+    """One weight: gathered, its rows reordered, cast, scattered."""
 
     name: str
-    header: bytes
-    size: int
-    targets: tuple[Target, ...]
+    """What the output calls it."""
+    source: StoredWeight
+    dtype: Dtype
+    places: tuple[Place, ...]
+    reorder: RowTranspose | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole weight in its new dtype, each counted once."""
+        return math.prod(self.source.shape) * self.dtype.itemsize
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether the dtype changes."""
+        return self.dtype != self.source.dtype
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that a conversion writes of the weights."""
 
-    files: tuple[OutputFile, ...]
-    index: bytes | None
-    """``model.safetensors.index.json``; None when one file holds everything."""
+    layouts: Mapping[str, Layout]
+    """Of each output file, by name."""
+    tasks: tuple[Task, ...]
+    """In the order of the files' bytes."""
+    small_files: Mapping[str, bytes] = field(default_factory=dict)
+    """What belongs to the weights beside them, such as an index."""
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each output file."""
+        return {name: layout.size for name, layout in self.layouts.items()}
 
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of all output files."""
-        return sum(file.size for file in self.files)
+        return sum(self.sizes.values())
 
     @cached_property
     def payload_bytes(self) -> int:
-        """Bytes of all tensors: all but the headers."""
-        return self.total_bytes - sum(len(file.header) for file in self.files)
+        """Bytes of all weights, each counted once however many ranks hold it."""
+        return sum(task.nbytes for task in self.tasks)
 
+    def places_in(self, file: str) -> int:
+        """How many tensors of a file have bytes of their own."""
+        return sum(place.file == file for task in self.tasks for place in task.places)
 
-def plan_huggingface(checkpoint: MetaCheckpoint, dtype: Dtype | None, max_shard_size: int) -> Plan:
-    """The Hugging Face folder of a Meta checkpoint.
-
-    Args:
-        checkpoint: the source.
-        dtype: what the weights become; None keeps each one's own.
-        max_shard_size: bytes of tensors in one file at most.
-    """
-    transpose = interleaved_to_half_split(checkpoint.config.head_dim)
-    weights = {weight.huggingface_name: weight for weight in huggingface_weights(checkpoint.config)}
-    sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
-    dtypes = {name: dtype or source.dtype for name, source in sources.items()}
-    sizes = {
-        name: source.nbytes // source.dtype.itemsize * dtypes[name].itemsize
-        for name, source in sources.items()
-    }
-    shards = split_into_shards(sizes, max_shard_size)
-    files = []
-    for file, names in shards.items():
-        layout = lay_out((name, dtypes[name], sources[name].shape) for name in names)
-        targets = tuple(
-            Target(
-                name,
-                layout.offsets[name],
-                dtypes[name],
-                sources[name],
-                transpose if weights[name].kind.rotary else None,
-            )
-            for name in sorted(names, key=layout.offsets.__getitem__)
-        )
-        files.append(OutputFile(file, layout.header, layout.size, targets))
-    index = index_json(shards, sum(sizes.values())) if len(shards) > 1 else None
-    return Plan(tuple(files), index)
+    @property
+    def casts(self) -> bool:
+        """Whether any weight changes its dtype."""
+        return any(task.is_cast for task in self.tasks)

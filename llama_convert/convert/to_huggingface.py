@@ -1,27 +1,22 @@
-"""From a folder of Meta's to a folder that transformers loads: the whole job, step by step."""
+"""From a folder of Meta's to a folder that transformers loads."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 
-from llama_convert import __version__
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
 from llama_convert.checkpoints.locate import MetaFolder, locate
-from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
-from llama_convert.checkpoints.shards import INDEX_FILE
-from llama_convert.convert.cast import CastCounts
-from llama_convert.convert.execute import Report, execute
+from llama_convert.convert.huggingface_plan import plan_huggingface
+from llama_convert.convert.job import Job, Notes
 from llama_convert.convert.options import ConvertOptions, ConvertResult
-from llama_convert.convert.plan import Plan, plan_huggingface
+from llama_convert.convert.plan import Plan
 from llama_convert.convert.publish import Staging
 from llama_convert.dtypes import parse_weight_dtype
-from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
+from llama_convert.errors import InputError, OutputError, UsageError
 from llama_convert.llama.releases import Identity, Traits, identify
-from llama_convert.observer import Observer
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
@@ -30,52 +25,32 @@ from llama_convert.tokenizers import (
     convert_tokenizer,
     open_tokenizer,
 )
-from llama_convert.units import format_size, parse_size
+from llama_convert.units import parse_size
 
 TOKENIZER_ONLY = "tokenizer_only"
 _TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
 
 
-def convert(
-    source: Path | str,
-    destination: Path | str,
-    options: ConvertOptions | None = None,
-    observer: Observer | None = None,
-) -> ConvertResult:
-    """Convert a Meta checkpoint to Hugging Face's layout.
-
-    Args:
-        source: the folder with ``params.json`` and ``consolidated.NN.pth``, or one around it.
-        destination: the folder to make; it must be empty or absent.
-        options: what to do differently from the default.
-        observer: is told of progress, decisions and warnings.
+def to_huggingface(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
+    """The job of converting a Meta checkpoint to Hugging Face's layout.
 
     Raises:
         UsageError: an option cannot be meant so.
         InputError: the source is missing, damaged, inconsistent or unsupported.
-        OutputError: the machine could not write it.
-        ConflictError: the destination holds something.
-        RefusedError: `strict`, and something was warned of.
     """
-    return _Conversion(
-        Path(source), Path(destination), options or ConvertOptions(), observer or Observer()
-    ).run()
+    return _Conversion(source, destination, options, notes).job()
 
 
 class _Conversion:
-    def __init__(self, source: Path, destination: Path, options: ConvertOptions, observer: Observer) -> None:
+    def __init__(self, source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> None:
         self.source = source
         self.destination = destination
         self.options = options
-        self.observer = observer
-        self.warnings: list[str] = []
+        self.notes = notes
+        self.warn = notes.warn
         self.own_template = _read_template(options.chat_template)
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.observer.warning(text)
-
-    def run(self) -> ConvertResult:
+    def job(self) -> Job:
         options = self.options
         dtype = parse_weight_dtype(options.dtype)
         max_shard_size = parse_size(options.max_shard_size)
@@ -88,46 +63,36 @@ class _Conversion:
         self._check_vocabulary(checkpoint, tokenizer)
         instruct = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
-        self._describe(checkpoint)
-        result = self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan)
-        if options.dry_run:
-            return result
-        with Staging(
-            self.destination,
-            source=self.source,
-            needed=plan.total_bytes + (_TOKENIZER_SPACE if tokenizer else 0),
-            overwrite=options.overwrite,
-        ) as staging:
+        describe(checkpoint, self.notes)
+
+        def write_small_files(staging: Staging) -> None:
             words = None
             if tokenizer:
                 words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
-            report = self._write_weights(staging, plan)
-            result.casts = report.casts
-            if self.warnings and options.strict:
-                message = f"--strict, and there was a warning: {self.warnings[0]}"
-                raise RefusedError("STRICT_WARNINGS", message)
             self._write_configs(staging, checkpoint, words, instruct)
-            self._write_manifest(staging, checkpoint, result, report)
-            self._publish(staging, result)
-        return result
 
-    def _tokenizer_only(self) -> ConvertResult:
+        return Job(
+            self.source,
+            plan,
+            self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
+            [*folder.rank_files, checkpoint.params.file],
+            write_small_files,
+            _TOKENIZER_SPACE if tokenizer else 0,
+        )
+
+    def _tokenizer_only(self) -> Job:
         folder = self.source if self.source.is_dir() else self.source.parent
         places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
         path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
         tokenizer = open_tokenizer(path)
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
-        located = MetaFolder(folder, (), path, (folder.resolve().name,))
-        instruct = self._instruct(identity, located)
-        result = self._result(identity, instruct, None, None)
-        if self.options.dry_run:
-            return result
-        with Staging(
-            self.destination, source=self.source, needed=_TOKENIZER_SPACE, overwrite=self.options.overwrite
-        ) as staging:
+        instruct = self._instruct(identity, MetaFolder(folder, (), path, (folder.resolve().name,)))
+
+        def write_small_files(staging: Staging) -> None:
             self._write_tokenizer(staging, tokenizer, identity, instruct)
-            self._publish(staging, result)
-        return result
+
+        result = self._result(identity, instruct, None, None)
+        return Job(self.source, None, result, [], write_small_files, _TOKENIZER_SPACE)
 
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
@@ -175,40 +140,16 @@ class _Conversion:
         names = [*folder.names, self.options.model_size or ""]
         for name in names:
             if re.search(r"instruct|chat|\db-?f\b", name, re.IGNORECASE):
-                self.observer.note(f"taken for an instruct model: {name!r} says so (--no-instruct to differ)")
+                self.notes.note(f"taken for an instruct model: {name!r} says so (--no-instruct to differ)")
                 return True
-        self.observer.note("taken for a base model: no name says instruct or chat (--instruct to differ)")
+        self.notes.note("taken for a base model: no name says instruct or chat (--instruct to differ)")
         return False
-
-    def _describe(self, checkpoint: MetaCheckpoint) -> None:
-        identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
-        cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
-        ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
-        self.observer.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
-        if identity.alternatives:
-            others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
-            self.observer.note(f"the files could also be {others}; --llama-version decides")
-        if checkpoint.kv_repeats > 1:
-            heads = checkpoint.config.n_kv_heads
-            self.observer.note(
-                f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept"
-            )
 
     def _result(
         self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
     ) -> ConvertResult:
-        return ConvertResult(
-            destination=self.destination,
-            release=identity.title,
-            version=identity.release.version,
-            size=identity.size.label if identity.size else None,
-            evidence=identity.evidence,
-            alternatives=tuple(release.version for release in identity.alternatives),
-            instruct=instruct,
-            dtype=dtype,
-            files={file.name: file.size for file in plan.files} if plan else {},
-            warnings=self.warnings,
-        )
+        sizes = plan.sizes if plan else {}
+        return ConvertResult.of(self.destination, identity, sizes, dtype=dtype, instruct=instruct)
 
     def _write_tokenizer(
         self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
@@ -237,36 +178,6 @@ class _Conversion:
             return chat_template("codellama-70b")
         return chat_template(release.chat_template)
 
-    def _write_weights(self, staging: Staging, plan: Plan) -> Report:
-        self.observer.start(plan.payload_bytes)
-        try:
-            report = execute(
-                plan,
-                staging.path,
-                workers=self.options.workers,
-                block_size=self.options.block_size,
-                progress=self.observer.advance,
-            )
-        finally:
-            self.observer.finish()
-        if plan.index:
-            staging.write(INDEX_FILE, plan.index)
-        for name, file in report.rounded.items():
-            self.warn(f"{file}: {name}: differs from the first rank's by rounding; the first rank's is kept")
-        self._report_casts(report.casts)
-        return report
-
-    def _report_casts(self, casts: dict[str, CastCounts]) -> None:
-        for name, counts in casts.items():
-            if counts.overflowed:
-                self.warn(
-                    f"{name}: {counts.overflowed} of {counts.elements} values overflow "
-                    f"(largest {counts.largest:g}) and became infinite; try --dtype bf16"
-                )
-        vanished = sum(counts.vanished for counts in casts.values())
-        if vanished:
-            self.observer.note(f"{vanished} values were too small for the new dtype and became zero")
-
     def _write_configs(
         self,
         staging: Staging,
@@ -284,27 +195,19 @@ class _Conversion:
         staging.write("config.json", config_json(config, dtype, bos, config_eos))
         staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
 
-    def _write_manifest(
-        self, staging: Staging, checkpoint: MetaCheckpoint, result: ConvertResult, report: Report
-    ) -> None:
-        sources = [*checkpoint.folder.rank_files, checkpoint.params.file]
-        manifest = {
-            "tool": f"llama-convert {__version__}",
-            "release": result.release,
-            "evidence": list(result.evidence),
-            "instruct": result.instruct,
-            "dtype": result.dtype,
-            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in sources],
-            "casts": {name: asdict(counts) for name, counts in result.casts.items()},
-            "files": describe_files(staging.files),
-            "tensors": report.digests,
-        }
-        staging.write(MANIFEST, write_manifest(manifest))
 
-    def _publish(self, staging: Staging, result: ConvertResult) -> None:
-        result.files = {path.name: path.stat().st_size for path in staging.files}
-        staging.publish()
-        self.observer.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
+def describe(checkpoint: MetaCheckpoint, notes: Notes) -> None:
+    """Say what a checkpoint was taken for, and why."""
+    identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
+    cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
+    ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
+    notes.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
+    if identity.alternatives:
+        others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
+        notes.note(f"the files could also be {others}; --llama-version decides")
+    if checkpoint.kv_repeats > 1:
+        heads = checkpoint.config.n_kv_heads
+        notes.note(f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept")
 
 
 def _read_template(file: Path | None) -> str | None:

@@ -10,10 +10,10 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_convert.dtypes import BY_SAFETENSORS, Dtype
 from llama_convert.errors import InputError, OutputError
@@ -25,15 +25,21 @@ _MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
-class Layout:
+class SafetensorsLayout:
     """Where everything goes in one file: its first bytes, each tensor's offset, and its whole size."""
 
     header: bytes
     offsets: dict[str, int]
+    """In the order of the bytes."""
     size: int
+    has_checksums: ClassVar[bool] = False
+
+    def parts(self, crc32: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
+        """The header; the format has no checksums."""
+        yield 0, self.header
 
 
-def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> Layout:
+def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> SafetensorsLayout:
     """The layout `safetensors.torch.save_file` gives these tensors with ``metadata={"format": "pt"}``.
 
     Tensors stand in order of element size, the largest first, and then of name; the header is padded with
@@ -49,7 +55,9 @@ def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> Layout:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
-    return Layout(header, {name: len(header) + start for name, start in starts.items()}, len(header) + end)
+    return SafetensorsLayout(
+        header, {name: len(header) + start for name, start in starts.items()}, len(header) + end
+    )
 
 
 def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:

@@ -11,7 +11,11 @@ half-split one by swapping the axes; the way back swaps a ``2 x head_dim/2`` mat
 
 from __future__ import annotations
 
+from typing import Literal
+
 from llama_convert.reorder import RowTranspose
+
+CheckpointLayout = Literal["meta", "huggingface"]
 
 
 def interleaved_to_half_split(head_dim: int) -> RowTranspose:
@@ -22,3 +26,15 @@ def interleaved_to_half_split(head_dim: int) -> RowTranspose:
 def half_split_to_interleaved(head_dim: int) -> RowTranspose:
     """From Hugging Face's order of rows to Meta's; the inverse of `interleaved_to_half_split`."""
     return RowTranspose(2, head_dim // 2)
+
+
+_REORDERINGS = {
+    ("meta", "huggingface"): interleaved_to_half_split,
+    ("huggingface", "meta"): half_split_to_interleaved,
+}
+
+
+def reordering(source: CheckpointLayout, target: CheckpointLayout, head_dim: int) -> RowTranspose | None:
+    """How rotary rows move from one layout to another; None where they stay."""
+    move = _REORDERINGS.get((source, target))
+    return move(head_dim) if move else None

@@ -5,6 +5,7 @@ from llama_convert.tokenizers.convert import TokenizerReport, convert_tokenizer,
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Tokenizer
 from llama_convert.tokenizers.special import SpecialNaming
+from llama_convert.tokenizers.tiktoken_ranks import ranks_of_tokenizer_json
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -15,4 +16,5 @@ __all__ = [
     "chat_template",
     "convert_tokenizer",
     "open_tokenizer",
+    "ranks_of_tokenizer_json",
 ]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llama_convert.errors import InputError
 from llama_convert.tokenizers.options import TokenizerOptions
@@ -157,3 +158,26 @@ _ALPHABET = _byte_alphabet()
 
 def _printable(token: bytes) -> str:
     return token.decode("latin-1").translate(_ALPHABET)
+
+
+def ranks_of_tokenizer_json(content: Any) -> bytes | None:
+    """The `tokenizer.model` that a tokenizer.json was made of; None if it is not of this kind.
+
+    Args:
+        content: what the file says.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no tokenizer.json.
+    """
+    added = {token["content"] for token in content["added_tokens"]}
+    vocab: dict[str, int] = content["model"]["vocab"]
+    bytes_of = {letter: byte for byte, letter in _ALPHABET.items()}
+    words = sorted((rank, word) for word, rank in vocab.items() if word not in added)
+    if any(letter not in bytes_of for _, word in words for letter in word):
+        return None
+    if [rank for rank, _ in words] != list(range(len(words))):
+        return None
+    lines = (
+        base64.b64encode(bytes(bytes_of[letter] for letter in word)) + b" %d\n" % rank for rank, word in words
+    )
+    return b"".join(lines)

@@ -10,7 +10,7 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.errors import InputError, LlamaConvertError
-from llama_convert.tokenizers import open_tokenizer
+from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
 Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
 
@@ -26,6 +26,8 @@ class Side:
     """Everything that is wrong with its headers."""
     tokenizer: Path | None = None
     """``tokenizer.model`` of a Meta folder, ``tokenizer.json`` of the other kind."""
+    words: Tokenizer | None = None
+    """What a Meta folder's ``tokenizer.model`` holds, unless it is damaged."""
 
     @property
     def release(self) -> str | None:
@@ -71,14 +73,14 @@ def _huggingface_side(path: Path) -> Side:
 
 
 def _meta_side(folder: MetaFolder, version: str | None) -> Side:
-    kind = None
+    words = None
     if folder.tokenizer is not None:
         try:
-            kind = open_tokenizer(folder.tokenizer).kind
+            words = open_tokenizer(folder.tokenizer)
         except InputError:
-            kind = None  # the tokenizer level says what is wrong with it
+            words = None  # the tokenizer level says what is wrong with it
     try:
-        checkpoint = open_meta(folder, kind, version)
+        checkpoint = open_meta(folder, words.kind if words else None, version)
     except InputError as error:
-        return Side(folder.path, "meta", None, [error], folder.tokenizer)
-    return Side(folder.path, "meta", checkpoint, [], folder.tokenizer)
+        return Side(folder.path, "meta", None, [error], folder.tokenizer, words)
+    return Side(folder.path, "meta", checkpoint, [], folder.tokenizer, words)

@@ -1,0 +1,95 @@
+"""A list of tensors, with their values' figures where those were asked for; narrow or wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from llama_convert.inspect.histogram import Histogram
+from llama_convert.inspect.model import Tensor
+from llama_convert.inspect.stats import Stats
+from llama_convert.units import format_size
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDE = 130
+"""Columns from which a tensor and its figures stand on one line."""
+
+
+def tensor_list(tensors: Sequence[Tensor], width: int) -> Table:
+    """A row for each tensor; in less than `_WIDE` columns its figures stand below it."""
+    if not any(tensor.stats for tensor in tensors):
+        return _plain(tensors)
+    return _wide(tensors) if width >= _WIDE else _narrow(tensors)
+
+
+def _plain(tensors: Sequence[Tensor]) -> Table:
+    """Names, shapes and sizes; the dtype and the files only where they are not the same for all."""
+    dtypes, files = {one.dtype for one in tensors}, {one.files for one in tensors}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    if len(dtypes) > 1:
+        table.add_column("dtype", no_wrap=True)
+    if len(files) > 1:
+        table.add_column("in", overflow="fold")
+    for one in tensors:
+        cells = [*([one.dtype] if len(dtypes) > 1 else []), *([_files(one)] if len(files) > 1 else [])]
+        table.add_row(Text(one.name), _shape(one), format_size(one.bytes), *cells)
+    return table
+
+
+def _wide(tensors: Sequence[Tensor]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
+    for name in ("min", "max", "mean", "std", "zeros"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("histogram", no_wrap=True)
+    table.add_column("NaN, Inf", no_wrap=True)
+    for one in tensors:
+        table.add_row(Text(one.name), _shape(one), one.dtype, *_figures(one.stats))
+    return table
+
+
+def _narrow(tensors: Sequence[Tensor]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold")
+    for one in tensors:
+        low, high, mean, std, zeros, bars, bad = _figures(one.stats)
+        table.add_row(Text(f"{one.name}  {_shape(one)} {one.dtype}"))
+        if one.stats:
+            figures = f"{low} to {high}, mean {mean}, std {std}, {zeros} zeros"
+            table.add_row(Text(f"  {bars}  {figures}" + (f", {bad}" if bad else ""), style="dim"))
+    return table
+
+
+def _figures(stats: Stats | None) -> tuple[str, ...]:
+    if stats is None:
+        return ("",) * 7
+    numbers = (stats.min, stats.max, stats.mean, stats.std)
+    bad = ", ".join(f"{n:,} {what}" for n, what in ((stats.nan, "NaN"), (stats.inf, "Inf")) if n)
+    shown = ("none" if number is None else f"{number:.4g}" for number in numbers)
+    return (*shown, f"{stats.zeros:,}", _bars(stats.histogram), bad)
+
+
+def _bars(histogram: Histogram | None) -> str:
+    """A bar for each bin, empty ones blank."""
+    if histogram is None:
+        return ""
+    most = max(histogram.counts)
+    levels = [-(-count * len(_BARS) // most) for count in histogram.counts]
+    return "".join(_BARS[level - 1] if level else " " for level in levels)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "[" + ", ".join(map(str, tensor.shape)) + "]"
+
+
+def _files(tensor: Tensor) -> str:
+    if len(tensor.files) < 3:
+        return ", ".join(tensor.files)
+    return f"{tensor.files[0]} and {len(tensor.files) - 1} more"

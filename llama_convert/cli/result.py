@@ -1,0 +1,52 @@
+"""What a conversion did, for people or for programs; and, if asked, whether it is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from llama_convert.checkpoints.locate import locate
+from llama_convert.checkpoints.open import is_huggingface
+from llama_convert.cli.outcome import print_json
+from llama_convert.cli.report import print_report
+from llama_convert.convert.options import ConvertOptions, ConvertResult
+from llama_convert.observer import Observer
+from llama_convert.verify.options import VerifyOptions
+from llama_convert.verify.run import verify as run_verify
+
+
+def show_result(
+    command: str,
+    source: Path,
+    result: ConvertResult,
+    options: ConvertOptions,
+    observer: Observer,
+    *,
+    verify: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Print the result, having verified it if that was asked.
+
+    Raises:
+        typer.Exit: with code 1, the verification found something wrong.
+    """
+    envelope = {"ok": True, "command": command, "dry_run": options.dry_run, **result.to_json()}
+    if options.dry_run:
+        if not as_json:
+            for name, size in result.files.items():
+                typer.echo(f"{size:>15,}  {name}")
+    elif verify:
+        original = source if is_huggingface(source) else locate(source, options.model_size).path
+        asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
+        report = run_verify(result.destination, original, asked, observer)
+        envelope |= {"ok": report.ok, "exit_code": 0 if report.ok else 1, "verify": report.to_json()}
+        if not as_json:
+            print_report(report, quiet=quiet)
+    if as_json:
+        print_json(envelope)
+    if not envelope["ok"]:
+        raise typer.Exit(1)
+    if not (quiet or as_json or options.dry_run):
+        observer.note(f"done: {result.destination}")

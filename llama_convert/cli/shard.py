@@ -1,0 +1,74 @@
+"""``llama-convert shard``."""
+
+from __future__ import annotations
+
+from llama_convert.cli import options as cli
+
+
+def shard_command(
+    source: cli.AnySource = None,
+    destination: cli.Destination = None,
+    mp: cli.Ranks = None,
+    max_shard_size: cli.NewShardSize = None,
+    embedding_axis: cli.EmbeddingAxis = None,
+    checklist: cli.Checklist = True,
+    overwrite: cli.Overwrite = False,
+    strict: cli.Strict = False,
+    dry_run: cli.DryRun = False,
+    verify: cli.Verify = False,
+    llama_version: cli.LlamaVersion = None,
+    tokenizer: cli.TokenizerPath = None,
+    workers: cli.Workers = None,
+    block_size: cli.BlockSize = "1MiB",
+    quiet: cli.Quiet = False,
+    as_json: cli.AsJson = False,
+    debug: cli.Debug = False,
+) -> None:
+    """Cut a checkpoint anew in the layout it has: Meta's into other ranks, Hugging Face's into other files.
+
+    Tokenizer, settings and licence are carried over.  Where ranks outnumber KV heads, neighbouring ranks
+    hold copies, as in Meta's 405B in 16 ranks.
+
+    [bold]Examples[/bold]
+
+      llama-convert shard Llama3.1-70B Llama3.1-70B-mp4 --mp 4
+
+      llama-convert shard llama-3.1-8b llama-3.1-8b-2gb --max-shard-size 2GB --verify
+    """
+    from llama_convert.cli.outcome import outcome, talk
+
+    console = talk()
+    with outcome(as_json=as_json, debug=debug):
+        from llama_convert.cli.progress import ConsoleObserver
+        from llama_convert.cli.result import show_result
+        from llama_convert.convert.execute import DEFAULT_WORKERS
+        from llama_convert.convert.options import ConvertOptions
+        from llama_convert.convert.run import shard
+        from llama_convert.errors import UsageError
+        from llama_convert.units import parse_size
+
+        if source is None or destination is None:
+            hint = "llama-convert shard SRC DST --mp N; see llama-convert shard --help"
+            raise UsageError("BAD_USAGE", f"{'DST' if source else 'SRC'} is missing", hint=hint)
+        source = source.expanduser()
+        observer = ConsoleObserver(console, quiet=quiet)
+        options = ConvertOptions(
+            embedding_axis=embedding_axis,
+            checklist=checklist,
+            overwrite=overwrite,
+            strict=strict,
+            dry_run=dry_run,
+            llama_version=llama_version,
+            tokenizer=tokenizer,
+            workers=workers or DEFAULT_WORKERS,
+            block_size=parse_size(block_size),
+        )
+        result = shard(
+            source,
+            destination.expanduser(),
+            mp=mp,
+            max_shard_size=max_shard_size,
+            options=options,
+            observer=observer,
+        )
+        show_result("shard", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)

@@ -1,0 +1,129 @@
+"""`inspect A B`: what differs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_convert.inspect import compare
+from tests import plant, synthetic
+from tests.run import llama_convert
+from tests.synthetic import LLAMA2, LLAMA3
+from tests.test_inspect import FIXTURES, converted
+
+JSON_KEYS = [
+    *("a", "b", "command", "compared", "config", "dtypes", "exit_code", "findings", "ok", "only_in_a"),
+    *("only_in_b", "same", "schema", "shapes", "tokenizer", "values"),
+]
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.name)
+def test_equal_across_layouts(tmp_path: Path, fixture: Path) -> None:
+    folder = converted(tmp_path, source=fixture)
+    for a, b in ((fixture, folder), (folder, fixture), (folder, folder)):
+        comparison = compare(a, b, stats=True)
+        assert comparison.same
+        assert comparison.ok
+        assert comparison.compared in (20, 21, 30)
+        assert llama_convert("inspect", a, b).exit_code == 0
+
+
+def test_ranks_do_not_matter(tmp_path: Path) -> None:
+    synthetic.make(tmp_path / "one", LLAMA3)
+    synthetic.make(tmp_path / "four", LLAMA3.but(ranks=4))
+    assert compare(tmp_path / "one", tmp_path / "four", stats=True).same
+
+
+def test_one_value(tmp_path: Path) -> None:
+    folder = converted(tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other")
+    plant.rewrite(
+        other, lambda state: state.update({plant.q(1): plant.with_value(state[plant.q(1)], 9, 3, 4)})
+    )
+    assert compare(folder, other).same
+    for a in (folder, FIXTURES[1]):
+        comparison = compare(a, other, stats=True)
+        (value,) = comparison.values
+        assert (value.name, value.different) == (plant.q(1), 1)
+        assert 8 < value.max_difference < 10
+        assert not comparison.config
+    assert llama_convert("inspect", folder, other, "--stats").exit_code == 1
+
+
+def test_one_key_of_the_config(tmp_path: Path) -> None:
+    folder = converted(tmp_path)
+    plant.edit_config(folder, rope_theta=123.0)
+    comparison = compare(FIXTURES[1], folder, stats=True)
+    assert [(one.name, one.a, one.b) for one in comparison.config] == [("rope_theta", 500000.0, 123.0)]
+    assert not comparison.values
+    run = llama_convert("inspect", FIXTURES[1], folder, "--json")
+    envelope = json.loads(run.stdout)
+    assert run.exit_code == envelope["exit_code"] == 1
+    assert envelope["config"] == [{"name": "rope_theta", "a": 500000.0, "b": 123.0}]
+    assert sorted(envelope) == sorted(
+        [
+            "schema",
+            "command",
+            "exit_code",
+            "ok",
+            "same",
+            "a",
+            "b",
+            "config",
+            "only_in_a",
+            "only_in_b",
+            "shapes",
+            "dtypes",
+            "tokenizer",
+            "values",
+            "compared",
+            "findings",
+        ]
+    )
+
+
+def test_another_dtype(tmp_path: Path) -> None:
+    folder = converted(tmp_path, "--dtype", "fp32")
+    comparison = compare(FIXTURES[1], folder, stats=True)
+    assert len(comparison.dtypes) == 30
+    assert {(one.a, one.b) for one in comparison.dtypes} == {("bfloat16", "float32")}
+    assert not comparison.values
+    assert not comparison.ok
+
+
+def test_names_shapes_and_tokenizer(tmp_path: Path) -> None:
+    synthetic.make(tmp_path / "a", LLAMA2)
+    synthetic.make(tmp_path / "b", LLAMA2.but(n_layers=3, vocab_size=96))
+    shutil.copy(FIXTURES[0] / "tokenizer.model", tmp_path / "b")
+    comparison = compare(tmp_path / "a", tmp_path / "b")
+    assert len(comparison.only_in_b) == 9
+    assert comparison.only_in_a == ()
+    assert [one.name for one in comparison.shapes] == ["tok_embeddings.weight", "output.weight"]
+    assert [one.name for one in comparison.tokenizer] == ["file"]
+    assert {one.name for one in comparison.config} == {"n_layers", "vocab_size"}
+
+
+def test_single_files(tmp_path: Path) -> None:
+    one, other = (FIXTURES[1] / f"consolidated.0{rank}.pth" for rank in (0, 1))
+    assert compare(one, one, stats=True).ok
+    comparison = compare(one, other, stats=True)
+    assert {value.name for value in comparison.values}.isdisjoint({"norm.weight"})
+    assert comparison.values
+    folder = converted(tmp_path)
+    comparison = compare(one, folder / "model.safetensors", stats=True)
+    assert [finding.code for finding in comparison.findings] == ["VALUES_NOT_COMPARED"]
+
+
+def test_a_broken_side(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES[1], tmp_path / "meta")
+    plant.edit_json(folder / "params.json", lambda params: params.update(n_layers=9))
+    comparison = compare(FIXTURES[1], folder)
+    assert comparison.same
+    assert not comparison.ok
+    assert llama_convert("inspect", FIXTURES[1], folder).exit_code == 1
+    torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
+    assert "only in B" in llama_convert("inspect", FIXTURES[1], tmp_path / "x.pth").stdout
