@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
 
@@ -146,3 +147,53 @@ def huggingface(shape: Shape, state: State) -> State:
         if not (shape.tied and name == "output.weight"):
             result[f"{layer}{renamed[part]}.weight"] = weight
     return result
+
+
+def write_huggingface(folder: Path, shape: Shape, state: State) -> Path:
+    """The same model as transformers would save it, in one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.ffn_dim,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads,
+        "vocab_size": shape.vocab_size,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": shape.params.get("rope_theta", 10000.0),
+        "tie_word_embeddings": shape.tied,
+        "torch_dtype": str(shape.dtype).removeprefix("torch."),
+    }
+    if shape.params.get("use_scaled_rope"):
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: tensor.contiguous() for name, tensor in huggingface(shape, state).items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def read(folder: Path, *, mmap: bool = True) -> list[State]:
+    """What each rank file of a folder holds, as torch reads it."""
+    return [
+        torch.load(file, weights_only=True, mmap=mmap) for file in sorted(folder.glob("consolidated.*.pth"))
+    ]
+
+
+def assert_ranks(found: list[State], expected: list[State]) -> None:
+    """The same tensors under the same names, bit by bit, on each rank."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert sorted(ours) == sorted(theirs)
+        for name, weight in theirs.items():
+            assert ours[name].dtype == weight.dtype, name
+            assert ours[name].shape == weight.shape, name
+            assert ours[name].is_contiguous(), name
+            assert torch.equal(ours[name].view(torch.uint8), weight.contiguous().view(torch.uint8)), name

@@ -36,12 +36,14 @@ CONVERT_OPTIONS = [
     "--mp",
     "--no-checklist",
     "--no-instruct",
+    "--no-resume",
     "--no-safe-serialization",
     "--num-shards",
     "--output-dir",
     "--overwrite",
     "--push-to-hub",
     "--quiet",
+    "--resume",
     "--safe-serialization",
     "--special-tokens",
     "--strict",
@@ -61,8 +63,10 @@ SHARD_OPTIONS = [
     "--max-shard-size",
     "--mp",
     "--no-checklist",
+    "--no-resume",
     "--overwrite",
     "--quiet",
+    "--resume",
     "--strict",
     "--tokenizer",
     "--verify",
@@ -261,8 +265,8 @@ def test_a_result_that_nobody_can_read_is_a_failure(tmp_path: Path, where: str) 
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_leave_nothing_behind(tmp_path: Path, name: str) -> None:
-    """The observer stands for the moment: the first block is written when the signal comes."""
+def test_signals_leave_something_to_go_on_from(tmp_path: Path, name: str) -> None:
+    """The observer stands for the moment: a block is written when the signal comes."""
     code = f"""
 import os, signal, sys
 from llama_convert.cli import main
@@ -274,7 +278,10 @@ main()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 128 + getattr(signal, name)
     assert run.stderr.splitlines()[-1] == f"llama-convert: error: stopped by {name}; nothing was published"
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert llama_convert("convert", FIXTURE, tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out/.llama-convert").exists()
 
 
 def test_a_file_size_limit_is_told(tmp_path: Path) -> None:

@@ -387,18 +387,18 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
 
 
 def test_two_runs_into_one_folder(tmp_path: Path) -> None:
-    """The second is told of the first; what a killed run left is cleared away."""
+    """The second is told of the first; what another plan's killed run left is cleared away."""
 
     class Intruder(Observer):
-        def start(self, total: int) -> None:
+        def start(self, total: int, verb: str = "written") -> None:
             with pytest.raises(ConflictError, match="is being written by process"):
                 convert(FIXTURES[0], tmp_path / "out")
             self.met = True
 
     intruder = Intruder()
-    (tmp_path / "out/.llama-convert-killed").mkdir(parents=True)
-    (tmp_path / "out/.llama-convert-killed/lock").touch()
-    (tmp_path / "out/.llama-convert-killed/model.safetensors").touch()
+    (tmp_path / "out/.llama-convert").mkdir(parents=True)
+    (tmp_path / "out/.llama-convert/lock").touch()
+    (tmp_path / "out/.llama-convert/model-00001-of-00002.safetensors").touch()
     convert(FIXTURES[0], tmp_path / "out", observer=intruder)
     assert intruder.met
     assert not list((tmp_path / "out").glob(".*"))

@@ -15,6 +15,7 @@ from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.shards import split_into_shards
 from llama_convert.convert.execute import execute
 from llama_convert.convert.huggingface_plan import plan_huggingface
+from llama_convert.convert.journal import Journal
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -144,7 +145,7 @@ def test_same_bytes_as_save_pretrained(
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     plan = plan_huggingface(open_meta(locate(tmp_path / "meta")), None, parse_size(max_shard_size))
     ours.mkdir()
-    execute(plan, ours, block_size=4096)
+    execute(plan, ours, Journal(tmp_path / "journal", ""), block_size=4096)
     for name, content in plan.small_files.items():
         (ours / name).write_bytes(content)
     weights = synthetic.huggingface(shape, state)

@@ -246,7 +246,7 @@ def test_a_disk_too_small_is_known_beforehand(
     from llama_convert.errors import OutputError
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**4))  # type: ignore[attr-defined]
-    with pytest.raises(OutputError, match=r"needs 1\d\d\.\d KB, 10.0 KB are free"):
+    with pytest.raises(OutputError, match=r"needs 1\d\d\.\d KB more, 10.0 KB are free"):
         convert(good, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,12 +1,13 @@
 """``llama-convert.json``: what a conversion read and wrote, so that it can be told later whether that is so.
 
-Digests are XXH3-128 in hexadecimal: of each tensor's bytes, of each small file, and of each safetensors
-header.  They tell damage and mix-ups, not forgery.
+Digests are XXH3-128 in hexadecimal: of each weight's bytes, of each small file, of each safetensors header,
+and of the list of what a torch file holds.  They tell damage and mix-ups, not forgery.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, to_json
 from llama_convert.errors import InputError
+from llama_convert.formats.files import open_regular
 from llama_convert.formats.safetensors import read_header
+from llama_convert.formats.zip_directory import read_directory
 
 MANIFEST = "llama-convert.json"
 SCHEMA = 1
@@ -24,7 +27,7 @@ _SEAL = "seal"
 
 
 def describe_files(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file; of safetensors files the digest of the header, tensors have their own."""
+    """Size and digest of each file; of weights' files a digest of what they list, weights have their own."""
     return {
         file.name: {"bytes": file.stat().st_size, "xxh3_128": _file_digest(file)} for file in sorted(files)
     }
@@ -33,7 +36,19 @@ def describe_files(files: list[Path]) -> dict[str, dict[str, Any]]:
 def _file_digest(file: Path) -> str:
     if file.suffix == ".safetensors":
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
+    if file.suffix == ".pth":
+        return xxhash.xxh3_128_hexdigest(repr(_entries(file)).encode())
     return xxhash.xxh3_128_hexdigest(file.read_bytes())
+
+
+def _entries(file: Path) -> list[tuple[str, int, int, int]]:
+    """Name, place, size and CRC-32 of all that a torch file holds."""
+    descriptor = open_regular(file)
+    try:
+        entries = read_directory(file, descriptor).entries
+    finally:
+        os.close(descriptor)
+    return [(name, entry.offset, entry.size, entry.crc32) for name, entry in sorted(entries.items())]
 
 
 def write_manifest(content: Mapping[str, Any]) -> bytes:

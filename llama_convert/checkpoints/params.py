@@ -108,12 +108,10 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
 
 _RELEASED_WIDTHS: dict[tuple[int, int], tuple[int, float | None]] = {
     (4096, 14336): (1024, 1.3),
-    (8192, 28672): (4096, 1.3),
-    (16384, 53248): (4096, 1.2),
     (2048, 8192): (256, 1.5),
     (3072, 8192): (256, 1.0),
 }
-"""multiple_of and ffn_dim_multiplier that releases have for their dim and width, where several would do."""
+"""multiple_of and ffn_dim_multiplier that releases have for their dim and width, where others are rounder."""
 
 
 def width_params(dim: int, ffn_dim: int) -> tuple[int, float | None]:
@@ -148,8 +146,10 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
     multiple_of, multiplier = width_params(config.dim, config.ffn_dim)
     grouped = {"n_kv_heads": stored_kv_heads} if stored_kv_heads != config.n_heads else {}
     stretched = {"ffn_dim_multiplier": multiplier} if multiplier is not None else {}
-    theta = {} if config.rope_theta == 10000.0 else {"rope_theta": float(config.rope_theta)}
+    theta = {"rope_theta": float(config.rope_theta)}
+    scaled = {"use_scaled_rope": True} if config.rope_scaling else {}
     if tokenizer == "sentencepiece":
+        released = config.vocab_size == 32000  # readers take 32016 words for Code Llama's, and with its theta
         content = {
             "dim": config.dim,
             "multiple_of": multiple_of,
@@ -158,8 +158,9 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
             **grouped,
             "n_layers": config.n_layers,
             "norm_eps": config.norm_eps,
-            **theta,
-            "vocab_size": -1 if config.vocab_size == 32000 else config.vocab_size,
+            **({} if released and config.rope_theta == 10000.0 else theta),
+            "vocab_size": -1 if released else config.vocab_size,
+            **scaled,
         }
         return json.dumps(content).encode() + b"\n"
     content = {
@@ -171,14 +172,17 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
         **stretched,
         "multiple_of": multiple_of,
         "norm_eps": config.norm_eps,
-        "rope_theta": float(config.rope_theta),
-        **({"use_scaled_rope": True} if config.rope_scaling else {}),
+        **theta,
+        **scaled,
     }
     return json.dumps(content, indent=2 if config.tied else None).encode()
 
 
 def with_kv_heads(params: Params, stored_kv_heads: int) -> bytes:
     """The same ``params.json`` for another number of KV heads in all rank files together."""
-    said = params.n_kv_heads or params.n_heads
-    content = params.raw if said == stored_kv_heads else params.raw | {"n_kv_heads": stored_kv_heads}
-    return json.dumps({"model": content} if params.nested else content).encode()
+    original = params.file.read_bytes()
+    if stored_kv_heads == (params.n_kv_heads or params.n_heads):
+        return original
+    content = json.loads(original)
+    (content["model"] if params.nested else content)["n_kv_heads"] = stored_kv_heads
+    return json.dumps(content).encode()

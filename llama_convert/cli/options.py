@@ -80,6 +80,13 @@ NewShardSize = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        help="Go on from what an earlier run of the same command has left; or start over.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the model that DST holds.", rich_help_panel=_OUTPUT)
 ]

@@ -12,6 +12,7 @@ def shard_command(
     max_shard_size: cli.NewShardSize = None,
     embedding_axis: cli.EmbeddingAxis = None,
     checklist: cli.Checklist = True,
+    resume: cli.Resume = True,
     overwrite: cli.Overwrite = False,
     strict: cli.Strict = False,
     dry_run: cli.DryRun = False,
@@ -55,6 +56,7 @@ def shard_command(
         options = ConvertOptions(
             embedding_axis=embedding_axis,
             checklist=checklist,
+            resume=resume,
             overwrite=overwrite,
             strict=strict,
             dry_run=dry_run,

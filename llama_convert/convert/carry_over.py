@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import MANIFEST
-from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.convert.job import Notes
 from llama_convert.convert.options import ConvertOptions
 from llama_convert.convert.publish import Staging
 from llama_convert.errors import InputError
 from llama_convert.tokenizers import ranks_of_tokenizer_json
 
-_NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", INDEX_FILE, MANIFEST)
+_NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
 _LARGEST = 64 << 20
 _MD5_BLOCK = 1 << 20
@@ -39,13 +38,13 @@ def carry_over(source: Path, staging: Staging, skip: tuple[str, ...] = ()) -> No
             staging.write_with(file.name, partial(shutil.copyfile, file))
 
 
-def carry_tokenizer_back(source: Path, staging: Staging, notes: Notes) -> None:
-    """Write Meta's ``tokenizer.model``: a copy where the source has one, else from ``tokenizer.json``.
+def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, notes: Notes) -> None:
+    """Write Meta's ``tokenizer.model``: a copy of the chosen or the source's, or made of ``tokenizer.json``.
 
     The ranks of Llama 3's tokenizer are the ids of its tokens; scores of sentencepiece's stand nowhere.
     """
-    originals = [source / "tokenizer.model", source / "original" / "tokenizer.model"]
-    for original in originals:
+    beside = [source / "tokenizer.model", source / "original" / "tokenizer.model"]
+    for original in [chosen] if chosen else beside:
         if original.is_file():
             staging.write("tokenizer.model", original.read_bytes())
             return
@@ -60,8 +59,8 @@ def carry_tokenizer_back(source: Path, staging: Staging, notes: Notes) -> None:
         raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=converted) from None
     if ranks is None:
         notes.warn(
-            f"{converted}: Meta's form of this tokenizer cannot be told from it; put the tokenizer.model of "
-            "its release beside the weights"
+            f"{converted}: Meta's form of this tokenizer cannot be told from it, so none is carried over; "
+            "--tokenizer PATH names the tokenizer.model of its release"
         )
         return
     staging.write("tokenizer.model", ranks)

@@ -5,6 +5,7 @@ Memory is one block and its reordered copy for each worker, whatever the model.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -20,7 +21,9 @@ from isal import isal_zlib
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
 from llama_convert.checkpoints.stored import matrix_shape
 from llama_convert.convert.cast import CastCounts, cast_block, one_core_a_cast
+from llama_convert.convert.journal import Entry, Journal
 from llama_convert.convert.plan import Place, Plan, Task
+from llama_convert.convert.sync import sync
 from llama_convert.errors import OutputError
 from llama_convert.formats.layout import Layout
 
@@ -41,11 +44,14 @@ class Report:
     """XXH3-128 of each tensor's bytes as they were written, by name."""
     rounded: dict[str, str]
     """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
+    kept_bytes: int
+    """Bytes of weights that an earlier run had written, and were found good."""
 
 
 def execute(
     plan: Plan,
     folder: Path,
+    journal: Journal,
     *,
     workers: int = DEFAULT_WORKERS,
     block_size: int = DEFAULT_BLOCK_SIZE,
@@ -55,7 +61,8 @@ def execute(
 
     Args:
         plan: what to write.
-        folder: an empty folder.
+        folder: a folder that holds nothing else under these names but what ``journal`` tells of.
+        journal: what is finished of the plan; it is read, and added to.
         workers: tensors in hand at a time.
         block_size: bytes read at a time by each worker.
         progress: told of every block.
@@ -65,18 +72,28 @@ def execute(
         OutputError: the machine could not read or write.
     """
     stop = Event()
-    done: dict[str, _Done] = {}
+    kept: list[int] = []
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
         outputs = {
             name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name)))
             for name, layout in plan.layouts.items()
         }
+        for output in outputs.values():
+            output.reserve()
 
         def work(task: Task) -> None:
-            result = _Work(files, outputs, task, block_size, progress, stop).run()
-            if result is not None:
-                done[task.name] = result
+            work = _Work(files, outputs, task, block_size, progress, stop)
+            entry = journal.entries.get(task.name)
+            if entry and work.stands(entry):
+                kept.append(task.nbytes)
+                progress(task.nbytes)
+            else:
+                entry = work.write()
+                if entry is None:
+                    return
+                journal.add(entry)
+            work.finish(entry)
 
         if plan.casts:
             stack.enter_context(one_core_a_cast())
@@ -89,11 +106,12 @@ def execute(
                 stop.set()
                 pool.shutdown(cancel_futures=True)
         files.check_the_rest(block_size)
-        rounded = dict(files.rounded)
+    entries = {task.name: journal.entries[task.name] for task in plan.tasks}
     return Report(
-        casts={task.name: done[task.name].cast for task in plan.tasks if task.is_cast},
-        digests={task.name: done[task.name].digest for task in plan.tasks},
-        rounded=rounded,
+        casts={task.name: entries[task.name].cast for task in plan.tasks if task.is_cast},
+        digests={name: entry.digest for name, entry in entries.items()},
+        rounded={name: entry.rounded for name, entry in entries.items() if entry.rounded},
+        kept_bytes=sum(kept),
     )
 
 
@@ -116,16 +134,41 @@ class _Output:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def open(self) -> None:
-        """Create the file in its full length, unless that is done."""
-        with self._lock:
-            if self._descriptor >= 0:
-                return
+    def reserve(self) -> None:
+        """Make the file in its full length, so that a full disk shows now; bytes that are there stay."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
-                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                os.ftruncate(self._descriptor, self.layout.size)
+                os.ftruncate(descriptor, self.layout.size)
+                _allocate(descriptor, self.layout.size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failed(f"cannot be made, {self.layout.size:,} bytes long", error) from error
+
+    def open(self) -> None:
+        """Open the file, unless that is done."""
+        with self._lock:
+            if self._descriptor < 0:
+                try:
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
+                except OSError as error:
+                    raise self._failed("cannot be opened", error) from error
+
+    def digest(self, offset: int, size: int) -> str:
+        """XXH3-128 of bytes that stand in the file."""
+        digest = xxhash.xxh3_128()
+        end = offset + size
+        while offset < end:
+            try:
+                block = os.pread(self._descriptor, min(DEFAULT_BLOCK_SIZE, end - offset), offset)
             except OSError as error:
-                raise self._failed(f"cannot be made, {self.layout.size:,} bytes long", error) from error
+                raise self._failed(f"cannot be read at byte {offset:,}", error) from error
+            if not block:
+                break
+            digest.update(block)
+            offset += len(block)
+        return digest.hexdigest()
 
     def tensor_done(self, name: str, crc32: int) -> None:
         """One more tensor is written; after the last, add the rest, wait until all is on disk, and close."""
@@ -137,8 +180,9 @@ class _Output:
         for offset, content in self.layout.parts(self._crc32):
             self.write(np.frombuffer(content, np.uint8), offset)
         try:
-            os.fsync(self._descriptor)
+            sync(self.path)
         except OSError as error:
+            self.path.unlink(missing_ok=True)  # the kernel may have dropped any of it
             raise self._failed("cannot be brought to disk", error) from error
         self.__exit__()
 
@@ -156,10 +200,13 @@ class _Output:
         return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
 
 
-@dataclass(frozen=True)
-class _Done:
-    cast: CastCounts
-    digest: str
+def _allocate(descriptor: int, size: int) -> None:
+    """Reserve space on disk, where the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 @dataclass
@@ -173,26 +220,48 @@ class _Work:
     progress: Progress
     stop: Event
 
-    def run(self) -> _Done | None:
+    def __post_init__(self) -> None:
+        for place in self.task.places:
+            self.outputs[place.file].open()
+
+    def stands(self, entry: Entry) -> bool:
+        """Whether the weight stands at all its places as an earlier run has written it."""
+        itemsize = self.task.dtype.itemsize
+        return all(
+            self.outputs[place.file].digest(place.offset, place.n_elements * itemsize) == digest
+            for place, digest in zip(self.task.places, entry.places, strict=True)
+        )
+
+    def write(self) -> Entry | None:
         """Write the weight to all its places; None if told to stop before it was whole."""
         task = self.task
-        for place in task.places:
-            self.outputs[place.file].open()
-        total, digest = CastCounts(), xxhash.xxh3_128()
-        checksums = [0] * len(task.places)
+        total, whole = CastCounts(), xxhash.xxh3_128()
+        parts = [_Part(place, self.outputs[place.file], task.dtype.itemsize) for place in task.places]
         run = task.reorder.run if task.reorder else 1
         for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
             if self.stop.is_set():
                 return None
             block, counts = self._gather(start, end)
             total += counts
-            digest.update(block.data)
-            for number, place in enumerate(task.places):
-                checksums[number] = self._scatter(block, start, place, checksums[number])
+            if len(parts) > 1:
+                whole.update(block.data)
+            for part in parts:
+                part.write(block, start)
             self.progress(block.nbytes)
-        for place, crc32 in zip(task.places, checksums, strict=True):
+        places = tuple(part.digest.hexdigest() for part in parts)
+        return Entry(
+            name=task.name,
+            digest=whole.hexdigest() if len(parts) > 1 else places[0],
+            places=places,
+            checksums=tuple(part.crc32 for part in parts),
+            cast=total,
+            rounded=self.files.rounded.get(task.source.name),
+        )
+
+    def finish(self, entry: Entry) -> None:
+        """Tell the files that they have one weight more."""
+        for place, crc32 in zip(self.task.places, entry.checksums, strict=True):
             self.outputs[place.file].tensor_done(place.name, crc32)
-        return _Done(total, digest.hexdigest())
 
     def _gather(self, start: int, end: int) -> tuple[Bytes, CastCounts]:
         """Rows as they are written, as bytes [rows, columns * itemsize]."""
@@ -207,13 +276,26 @@ class _Work:
         values, counts = cast_block(block, source.dtype, task.dtype)
         return values.reshape(end - start, -1), counts
 
-    def _scatter(self, block: Bytes, start: int, place: Place, crc32: int) -> int:
-        """Write what of a block belongs to a place; the CRC-32 of the tensor so far."""
-        top, bottom = max(start, place.rows[0]), min(start + len(block), place.rows[1])
+
+class _Part:
+    """What of a weight goes to one place."""
+
+    def __init__(self, place: Place, output: _Output, itemsize: int) -> None:
+        self.place = place
+        self.output = output
+        self.columns = slice(place.columns[0] * itemsize, place.columns[1] * itemsize)
+        self.row_bytes = self.columns.stop - self.columns.start
+        self.digest = xxhash.xxh3_128()
+        self.crc32 = 0
+
+    def write(self, block: Bytes, start: int) -> None:
+        """Write what of a block of rows from ``start`` on belongs here."""
+        first, last = self.place.rows
+        top, bottom = max(start, first), min(start + len(block), last)
         if top >= bottom:
-            return crc32
-        left, right = (column * self.task.dtype.itemsize for column in place.columns)
-        part = np.ascontiguousarray(block[top - start : bottom - start, left:right])
-        output = self.outputs[place.file]
-        output.write(part, place.offset + (top - place.rows[0]) * (right - left))
-        return isal_zlib.crc32(part.data, crc32) if output.layout.has_checksums else crc32
+            return
+        part = np.ascontiguousarray(block[top - start : bottom - start, self.columns])
+        self.output.write(part, self.place.offset + (top - first) * self.row_bytes)
+        self.digest.update(part.data)
+        if self.output.layout.has_checksums:
+            self.crc32 = isal_zlib.crc32(part.data, self.crc32)

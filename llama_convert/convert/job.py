@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from llama_convert import __version__
 from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
 from llama_convert.convert.cast import CastCounts
 from llama_convert.convert.execute import Report, execute
+from llama_convert.convert.journal import Journal, fingerprint
 from llama_convert.convert.options import ConvertOptions, ConvertResult
 from llama_convert.convert.plan import Plan
 from llama_convert.convert.publish import Staging
-from llama_convert.errors import RefusedError
+from llama_convert.errors import InputError, OutputError, RefusedError
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
@@ -68,40 +70,77 @@ def run_job(job: Job, options: ConvertOptions, notes: Notes) -> ConvertResult:
     result.warnings = notes.warnings
     if options.dry_run:
         return result
-    with Staging(
-        result.destination,
-        source=job.source,
-        needed=(plan.total_bytes if plan else 0) + job.small_bytes,
-        overwrite=options.overwrite,
-    ) as staging:
-        job.write_small_files(staging)
-        report = _write_weights(plan, staging, options, notes) if plan else None
-        if notes.warnings and options.strict:
-            message = f"--strict, and there was a warning: {notes.warnings[0]}"
-            raise RefusedError("STRICT_WARNINGS", message)
-        job.finish(staging)
-        if report:
-            result.casts = report.casts
-            staging.write(MANIFEST, write_manifest(_manifest(job, report, staging)))
-        result.files = {path.name: path.stat().st_size for path in staging.files}
-        staging.publish()
+    before = _states(job)
+    with Staging(result.destination, source=job.source, overwrite=options.overwrite) as staging:
+        try:
+            settings = repr((options.decisive, result.release, result.instruct))
+            journal = staging.resume(fingerprint(plan, before, settings), restart=not options.resume)
+            if not staging.was_publishing:
+                staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
+                job.write_small_files(staging)
+                report = _write_weights(plan, staging, journal, options, notes) if plan else None
+                _check_unchanged(before)
+                if notes.warnings and options.strict:
+                    message = f"--strict, and there was a warning: {notes.warnings[0]}"
+                    raise RefusedError("STRICT_WARNINGS", message)
+                job.finish(staging)
+                if report:
+                    result.casts = report.casts
+                    staging.write(MANIFEST, write_manifest(_manifest(job, report, staging)))
+            result.files = staging.publish()
+        except (OutputError, KeyboardInterrupt, MemoryError):
+            if plan and staging.journal and staging.journal.entries:
+                names = staging.journal.entries
+                done = sum(task.nbytes for task in plan.tasks if task.name in names)
+                notes.note(
+                    f"{format_size(done)} of {format_size(plan.payload_bytes)} are kept in {staging.path}; "
+                    "the same command goes on from there"
+                )
+            raise
     notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
     return result
 
 
-def _write_weights(plan: Plan, staging: Staging, options: ConvertOptions, notes: Notes) -> Report:
+def _states(job: Job) -> dict[Path, os.stat_result]:
+    """The files that are read, as they are now."""
+    files = {*job.read, *(job.plan.sources if job.plan else ())}
+    return {file: file.stat() for file in files}
+
+
+def _check_unchanged(before: Mapping[Path, os.stat_result]) -> None:
+    """See whether the source files still are what they were.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    for file, old in before.items():
+        try:
+            new = file.stat()
+        except OSError:
+            raise InputError("INPUT_CHANGED", "is gone; it was read a moment ago", file=file) from None
+        if (old.st_ino, old.st_size, old.st_mtime_ns) != (new.st_ino, new.st_size, new.st_mtime_ns):
+            raise InputError("INPUT_CHANGED", "changed while it was read", file=file)
+
+
+def _write_weights(
+    plan: Plan, staging: Staging, journal: Journal, options: ConvertOptions, notes: Notes
+) -> Report:
     observer = notes.observer
     observer.start(plan.payload_bytes)
     try:
         report = execute(
             plan,
             staging.path,
+            journal,
             workers=options.workers,
             block_size=options.block_size,
             progress=observer.advance,
         )
     finally:
         observer.finish()
+    if report.kept_bytes:
+        kept, total = format_size(report.kept_bytes), format_size(plan.payload_bytes)
+        notes.note(f"{kept} of {total} stood there from an earlier run, and were found good")
     for name, content in plan.small_files.items():
         staging.write(name, content)
     for name, file in report.rounded.items():

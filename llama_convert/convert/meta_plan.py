@@ -32,6 +32,8 @@ class Cut:
             UsageError: with the numbers that do not divide.
         """
         config, n = self.config, self.n_ranks
+        if n < 1:
+            raise UsageError("BAD_MP", f"--mp {n}: there is one rank at least")
         wanted = {
             "heads": config.n_heads,
             "feed-forward columns (ffn_dim)": config.ffn_dim,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,15 @@ class ConvertOptions:
     overwrite: bool = False
     strict: bool = False
     dry_run: bool = False
+    resume: bool = True
+    """Whether to go on from what an earlier run of the same conversion has left."""
     workers: int = DEFAULT_WORKERS
     block_size: int = DEFAULT_BLOCK_SIZE
+
+    @property
+    def decisive(self) -> ConvertOptions:
+        """Only what decides the output; the rest as it is by default."""
+        return replace(self, overwrite=False, strict=False, resume=True, workers=0, block_size=0)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.dtypes import Dtype
@@ -27,8 +28,13 @@ class Place:
     offset: int
     """Bytes from the start of the output file."""
     rows: tuple[int, int]
-    """First and last but one, of the weight as it is written."""
+    """The first, and the one after the last, of the weight as it is written."""
     columns: tuple[int, int]
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of the rectangle."""
+        return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,12 @@ class Plan:
     def places_in(self, file: str) -> int:
         """How many tensors of a file have bytes of their own."""
         return sum(place.file == file for task in self.tasks for place in task.places)
+
+    @property
+    def sources(self) -> set[Path]:
+        """The files that are read."""
+        pieces = (piece for task in self.tasks for piece in task.source.pieces)
+        return {slab.file for piece in pieces for slab in (piece.slab, *piece.replicas)}
 
     @property
     def casts(self) -> bool:

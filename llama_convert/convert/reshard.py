@@ -49,8 +49,8 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", with_kv_heads(checkpoint.params, cut.stored_kv_heads))
-        carry_over(folder.path, staging, skip=("params.json", "*.chk"))
-        if tokenizer and not (staging.path / tokenizer.name).exists():
+        carry_over(folder.path, staging, skip=("params.json", "tokenizer.model"))
+        if tokenizer:
             staging.write("tokenizer.model", tokenizer.read_bytes())
 
     read = [*folder.rank_files, checkpoint.params.file]

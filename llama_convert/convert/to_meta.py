@@ -16,6 +16,7 @@ from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release
+from llama_convert.tokenizers import open_tokenizer
 
 
 def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
@@ -25,9 +26,13 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         UsageError: an option cannot be meant so, or the ranks do not divide the widths.
         InputError: the source is missing, damaged, inconsistent, or what Meta's layout cannot say.
     """
-    if source.is_dir() and not is_huggingface(source):
+    if not source.is_dir():
+        raise InputError("INPUT_NOT_FOUND", "a file" if source.exists() else "not found", file=source)
+    if not is_huggingface(source):
         hint = f"shard {source} DST --mp N cuts a Meta folder anew" if any(source.glob("*.pth")) else None
         raise InputError("INPUT_NOT_FOUND", "holds no safetensors", file=source, hint=hint)
+    if options.tokenizer:
+        open_tokenizer(options.tokenizer)  # refuses what is none
     checkpoint = open_huggingface(source)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
     _check_sayable(config, identity.release, source / "config.json", notes)
@@ -43,7 +48,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
-        carry_tokenizer_back(source, staging, notes)
+        carry_tokenizer_back(source, options.tokenizer, staging, notes)
         carry_over(source, staging, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     return Job(
@@ -74,8 +79,9 @@ def _check_sayable(config: LlamaConfig, release: Release, file: Path, notes: Not
     constants = RopeScaling(factor=scaling.factor)
     if scaling != constants:
         raise refuse(f"scales RoPE by {scaling}")
-    if scaling.factor != release.rope_factor:
+    readers_factor = release.rope_factor or RopeScaling.factor
+    if scaling.factor != readers_factor:
         notes.warn(
             f"{file}: scales RoPE by {scaling.factor:g}; params.json only says that it does, and readers "
-            f"take this model for {release.title}, which scales by {release.rope_factor or 1:g}"
+            f"take this model for {release.title} and scale by {readers_factor:g}"
         )

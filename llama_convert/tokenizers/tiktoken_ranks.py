@@ -161,7 +161,7 @@ def _printable(token: bytes) -> str:
 
 
 def ranks_of_tokenizer_json(content: Any) -> bytes | None:
-    """The `tokenizer.model` that a tokenizer.json was made of; None if it is not of this kind.
+    """The `tokenizer.model` that a tokenizer.json was made of; None if it cannot be written in this form.
 
     Args:
         content: what the file says.
@@ -170,7 +170,10 @@ def ranks_of_tokenizer_json(content: Any) -> bytes | None:
         KeyError, TypeError, AttributeError: it is no tokenizer.json.
     """
     added = {token["content"] for token in content["added_tokens"]}
-    vocab: dict[str, int] = content["model"]["vocab"]
+    vocab: dict[str, int] | list[Any] = content["model"]["vocab"]
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    if isinstance(vocab, list) or not any(step.get("pattern") == {"Regex": SPLIT_PATTERN} for step in steps):
+        return None
     bytes_of = {letter: byte for byte, letter in _ALPHABET.items()}
     words = sorted((rank, word) for word, rank in vocab.items() if word not in added)
     if any(letter not in bytes_of for _, word in words for letter in word):
