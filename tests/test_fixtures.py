@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fixtures import make
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.forward import greedy, huggingface_forward, meta_forward
-from llama_convert.verify.passage import MAX_BITS_PER_BYTE, PASSAGE
+from llama_convert.verification.passage import MAX_BITS_PER_BYTE, PASSAGE
 from tests.peers import ROOT
 
 CONFIGS = {

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llama_convert.checkpoints.gather import SourceFiles
-from llama_convert.inspect import inspect
-from llama_convert.inspect.opened import open_any
-from llama_convert.inspect.stats import Stats, tensor_stats
+from llama_convert.inspection import inspect
+from llama_convert.inspection.opened import open_any
+from llama_convert.inspection.stats import Stats, tensor_stats
 from tests import large, plant, synthetic
 from tests.run import llama_convert, peak_memory
 from tests.synthetic import LLAMA2

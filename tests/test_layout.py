@@ -13,9 +13,9 @@ from llama_convert.checkpoints.huggingface_config import FORMAT_VERSION, config_
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.shards import split_into_shards
-from llama_convert.convert.execute import execute
-from llama_convert.convert.huggingface_plan import plan_huggingface
-from llama_convert.convert.journal import Journal
+from llama_convert.conversion.execute import execute
+from llama_convert.conversion.huggingface_plan import plan_huggingface
+from llama_convert.conversion.journal import Journal
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.config import LlamaConfig, RopeScaling

@@ -15,8 +15,8 @@ import pytest
 
 from llama_convert.errors import InputError
 from llama_convert.tokenizers import TokenizerOptions, convert_tokenizer, open_tokenizer
-from llama_convert.verify import recognise as module
-from llama_convert.verify.recognise import OfficialFile, official_files, recognise
+from llama_convert.verification import recognise as module
+from llama_convert.verification.recognise import OfficialFile, official_files, recognise
 
 # --------------------------------------------------------------------------------------------- the table
 
@@ -50,7 +50,9 @@ def test_table_does_not_contradict_itself() -> None:
 
 
 def test_table_is_not_read_before_it_is_needed() -> None:
-    code = "from llama_convert.verify import recognise as r; print(r.official_files.cache_info().currsize)"
+    code = (
+        "from llama_convert.verification import recognise as r; print(r.official_files.cache_info().currsize)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0\n"
 
 

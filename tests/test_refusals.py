@@ -242,7 +242,7 @@ def test_other_refusals(tmp_path: Path, good: Path, arguments: list[str], exit_c
 def test_a_disk_too_small_is_known_beforehand(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_convert.convert.run import convert
+    from llama_convert.conversion.run import convert
     from llama_convert.errors import OutputError
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**4))  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_convert.checkpoints.params import read_params
-from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.run import convert, shard
+from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.run import convert, shard
 from llama_convert.errors import UsageError
 from tests import large, synthetic
 from tests.peers import ROOT

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llama_convert.checkpoints.params import ffn_width, params_json, width_params
-from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.run import convert
+from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.run import convert
 from llama_convert.errors import RefusedError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import RELEASES, TokenizerKind
@@ -265,7 +265,7 @@ LLAMA1 = {
 
 def published(release: str) -> set[tuple[int, str, str]]:
     """Size, algorithm and digest of a release's ``params.json``."""
-    with (ROOT / "llama_convert/verify/official_files.csv").open() as file:
+    with (ROOT / "llama_convert/verification/official_files.csv").open() as file:
         rows = list(csv.reader(line for line in file if line.startswith("meta,")))
     return {
         (int(size), algorithm, digest)

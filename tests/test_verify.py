@@ -16,12 +16,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.run import convert
+from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.run import convert
 from llama_convert.errors import InputError, UsageError
-from llama_convert.verify.options import VerifyOptions, parse_levels
-from llama_convert.verify.report import Finding, Level, VerifyReport
-from llama_convert.verify.run import verify
+from llama_convert.verification.options import VerifyOptions, parse_levels
+from llama_convert.verification.report import Finding, Level, VerifyReport
+from llama_convert.verification.run import verify
 from tests import plant, synthetic
 from tests.peers import ROOT
 from tests.plant import HEAD, gate, k, q
@@ -525,7 +525,7 @@ def test_every_code_is_seen() -> None:
     """Whatever these levels can say, a test makes them say."""
     package = ROOT / "llama_convert"
     names = ["structure", "values", "compare", "logits", "forward"]
-    sources = [package / "verify" / f"{name}.py" for name in names]
+    sources = [package / "verification" / f"{name}.py" for name in names]
     sources += [package / "checkpoints" / name for name in ("huggingface.py", "manifest.py")]
     raised = {
         code for file in sources for code in re.findall(r'Error\(\s*"([A-Z_]+)"|Finding\(\s*"([A-Z_]+)"',

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from llama_convert.convert.options import ConvertOptions
-from llama_convert.convert.run import convert
-from llama_convert.verify.options import VerifyOptions, parse_levels
-from llama_convert.verify.report import Finding, VerifyReport
-from llama_convert.verify.run import verify
+from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.run import convert
+from llama_convert.verification.options import VerifyOptions, parse_levels
+from llama_convert.verification.report import Finding, VerifyReport
+from llama_convert.verification.run import verify
 from tests import plant
 from tests.plant import EMBED, HEAD, NORM, Change, Model, down, gate, k, norms, o, q, up, v
 from tests.synthetic import LLAMA2, LLAMA3

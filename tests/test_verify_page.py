@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from llama_convert.errors import OutputError
-from llama_convert.verify.page import write_page
-from llama_convert.verify.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.page import write_page
+from llama_convert.verification.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
 
 WHEN = datetime(2026, 11, 21, 7, 11, tzinfo=timezone.utc)
 EVIL = "<script>alert('x')</script> & <b>"
@@ -362,10 +362,10 @@ def test_matplotlib_is_there_only_while_a_page_is_written(tmp_path: Path) -> Non
     program = """
 import sys
 from pathlib import Path
-import llama_convert.cli.verify, llama_convert.verify.run
-assert not {"matplotlib", "llama_convert.verify.page"} & set(sys.modules)
-from llama_convert.verify.page import write_page
-from llama_convert.verify.report import *
+import llama_convert.cli.verify, llama_convert.verification.run
+assert not {"matplotlib", "llama_convert.verification.page"} & set(sys.modules)
+from llama_convert.verification.page import write_page
+from llama_convert.verification.report import *
 level = LevelReport(Level.LOGITS, Status.PASS, "", measures={"bits_per_byte": 0.7, "limit": 1.5})
 write_page(VerifyReport(Path("out"), "meta", None, None, None, [level]), Path(sys.argv[1]))
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from llama_convert.convert.run import convert
+from llama_convert.conversion.run import convert
 from llama_convert.tokenizers import TokenizerOptions, chat_template, convert_tokenizer, open_tokenizer
-from llama_convert.verify.report import Finding
-from llama_convert.verify.tokenizer import (
+from llama_convert.verification.report import Finding
+from llama_convert.verification.tokenizer import (
     TokenizerCheck,
     check_original,
     check_tokenizer,

@@ -92,7 +92,9 @@ def _choose(path: Path, model_size: str | None) -> Path:
             hint=f"name one of them: {found[0]}",
         )
     if any(path.glob("*.safetensors")):
-        raise InputError("INPUT_NOT_FOUND", "holds safetensors: already in Hugging Face's layout", file=path)
+        hint = f"convert {path} DST --to meta goes back, shard {path} DST --max-shard-size SIZE cuts it anew"
+        message = "holds safetensors: already in Hugging Face's layout"
+        raise InputError("INPUT_NOT_FOUND", message, file=path, hint=hint)
     inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     hint = f"a Meta checkpoint has params.json and consolidated.00.pth; here is {inside}"
     raise InputError("INPUT_NOT_FOUND", "no consolidated.*.pth in this folder", file=path, hint=hint)

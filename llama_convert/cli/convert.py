@@ -54,12 +54,13 @@ def convert_command(
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
-        from llama_convert.convert.execute import DEFAULT_WORKERS
-        from llama_convert.convert.options import ConvertOptions, parse_layout
-        from llama_convert.convert.run import convert
+        from llama_convert.conversion.execute import DEFAULT_WORKERS
+        from llama_convert.conversion.options import ConvertOptions, parse_layout
+        from llama_convert.conversion.run import convert
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
@@ -71,9 +72,24 @@ def convert_command(
             require_hub()
         if verify and model_size == "tokenizer_only":
             raise UsageError("BAD_USAGE", "--verify needs weights; tokenizer_only writes none")
+        layout = parse_layout(to)
+        _of_the_layout(
+            layout,
+            {
+                "--mp": mp is not None,
+                "--embedding-axis": embedding_axis is not None,
+                "--no-checklist": not checklist,
+                "--max-shard-size": max_shard_size != DEFAULT_SHARD_SIZE,
+                "--model-size": model_size is not None,
+                "--num-shards": num_shards is not None,
+                "--instruct": instruct is not None,
+                "--chat-template": chat_template is not None,
+                "--special-tokens": bool(special_tokens),
+            },
+        )
         options = ConvertOptions(
-            to=parse_layout(to),
-            mp=_ranks(to, mp),
+            to=layout,
+            mp=mp or 1,
             embedding_axis=embedding_axis,
             checklist=checklist,
             dtype=dtype,
@@ -99,13 +115,24 @@ def convert_command(
             push(result.destination, observer)
 
 
-def _ranks(to: str, mp: int | None) -> int:
+def _of_the_layout(to: str, options: dict[str, bool]) -> None:
+    """Refuse options that the other layout has: they would do nothing.
+
+    Args:
+        to: the layout that is written.
+        options: which of them were given.
+
+    Raises:
+        UsageError: one of them is of the other layout alone.
+    """
     from llama_convert.errors import UsageError
 
-    if to == "hf" and mp is not None:
-        hint = "`convert --to meta --mp N` writes rank files, `shard --mp N` cuts them anew"
-        raise UsageError("BAD_USAGE", "--mp is of Meta's layout; this converts to Hugging Face's", hint=hint)
-    return mp or 1
+    meta = ("--mp", "--embedding-axis", "--no-checklist")
+    for option, given in options.items():
+        if given and (option in meta) != (to == "meta"):
+            whose, written = ("Meta's", "Hugging Face's") if option in meta else ("Hugging Face's", "Meta's")
+            hint = "--to meta --mp N writes rank files, --to hf safetensors; `shard` keeps SRC's layout"
+            raise UsageError("BAD_USAGE", f"{option} is of {whose} layout; this writes {written}", hint=hint)
 
 
 def _one(name: str, positional: Path | None, option: Path | None) -> Path:

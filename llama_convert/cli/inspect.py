@@ -66,7 +66,7 @@ def inspect_command(
     console = talk()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.errors import UsageError
-        from llama_convert.inspect import Comparison, Inspection, compare, inspect
+        from llama_convert.inspection import Comparison, Inspection, compare, inspect
         from llama_convert.observer import Observer
 
         if path is None:

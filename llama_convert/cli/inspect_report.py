@@ -14,8 +14,8 @@ from rich.text import Text
 from llama_convert.cli.inspect_differences import comparison_parts
 from llama_convert.cli.inspect_tensors import tensor_list
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, settings, shown, title
-from llama_convert.inspect import Comparison, Inspection
-from llama_convert.inspect.model import File, Kind, Parameters, Release
+from llama_convert.inspection import Comparison, Inspection
+from llama_convert.inspection.model import File, Kind, Parameters, Release
 from llama_convert.units import format_size
 
 _PIPE_WIDTH = 160

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.inspect.histogram import Histogram
-from llama_convert.inspect.model import Tensor
-from llama_convert.inspect.stats import Stats
+from llama_convert.inspection.histogram import Histogram
+from llama_convert.inspection.model import Tensor
+from llama_convert.inspection.stats import Stats
 from llama_convert.units import format_size
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from llama_convert.inspect import Inspection
-from llama_convert.verify.report import Finding
+from llama_convert.inspection import Inspection
+from llama_convert.verification.report import Finding
 
 LAYOUTS = {"meta": "Meta's", "huggingface": "Hugging Face's"}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.verify.report import Finding, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Finding, LevelReport, Status, VerifyReport
 
 _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "dim"}
 

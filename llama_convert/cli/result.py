@@ -10,10 +10,10 @@ from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.open import is_huggingface
 from llama_convert.cli.outcome import print_json
 from llama_convert.cli.report import print_report
-from llama_convert.convert.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
-from llama_convert.verify.options import VerifyOptions
-from llama_convert.verify.run import verify as run_verify
+from llama_convert.verification.options import VerifyOptions
+from llama_convert.verification.run import verify as run_verify
 
 
 def show_result(

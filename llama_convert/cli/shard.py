@@ -42,9 +42,9 @@ def shard_command(
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
-        from llama_convert.convert.execute import DEFAULT_WORKERS
-        from llama_convert.convert.options import ConvertOptions
-        from llama_convert.convert.run import shard
+        from llama_convert.conversion.execute import DEFAULT_WORKERS
+        from llama_convert.conversion.options import ConvertOptions
+        from llama_convert.conversion.run import shard
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 

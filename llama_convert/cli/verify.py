@@ -49,8 +49,8 @@ def verify_command(
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report import print_report
         from llama_convert.errors import UsageError
-        from llama_convert.verify.options import VerifyOptions, parse_levels
-        from llama_convert.verify.run import verify
+        from llama_convert.verification.options import VerifyOptions, parse_levels
+        from llama_convert.verification.run import verify
 
         if path is None:
             hint = "llama-convert verify PATH --source ORIGINAL; see llama-convert verify --help"
@@ -71,7 +71,7 @@ def verify_command(
         observer = ConsoleObserver(console, quiet=quiet or as_json)
         result = verify(path.expanduser(), source.expanduser() if source else None, options, observer)
         if report:
-            from llama_convert.verify.page import write_page
+            from llama_convert.verification.page import write_page
 
             write_page(result, report.expanduser())
         if as_json:

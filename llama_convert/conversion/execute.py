@@ -1,0 +1,301 @@
+"""Carries a plan out: gather, reorder, cast, scatter, a block of rows at a time.  Knows nothing of Llama.
+
+Memory is one block and its reordered copy for each worker, whatever the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock
+
+import numpy as np
+import xxhash
+from isal import isal_zlib
+
+from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
+from llama_convert.conversion.journal import Entry, Journal
+from llama_convert.conversion.plan import Place, Plan, Task
+from llama_convert.conversion.sync import sync
+from llama_convert.errors import OutputError
+from llama_convert.formats.layout import Layout
+
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+DEFAULT_BLOCK_SIZE = 1 << 20
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes of weights just written, from any worker."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was noticed on the way."""
+
+    casts: dict[str, CastCounts]
+    """What changing the dtype did to each tensor that changed it, by name."""
+    digests: dict[str, str]
+    """XXH3-128 of each tensor's bytes as they were written, by name."""
+    rounded: dict[str, str]
+    """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
+    kept_bytes: int
+    """Bytes of weights that an earlier run had written, and were found good."""
+
+
+def execute(
+    plan: Plan,
+    folder: Path,
+    journal: Journal,
+    *,
+    workers: int = DEFAULT_WORKERS,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Write the plan's files into ``folder``, on disk when this returns.
+
+    Args:
+        plan: what to write.
+        folder: a folder that holds nothing else under these names but what ``journal`` tells of.
+        journal: what is finished of the plan; it is read, and added to.
+        workers: tensors in hand at a time.
+        block_size: bytes read at a time by each worker.
+        progress: told of every block.
+
+    Raises:
+        InputError: a source file is not what it was, or copies in it differ.
+        OutputError: the machine could not read or write.
+    """
+    stop = Event()
+    kept: list[int] = []
+    with ExitStack() as stack:
+        files = stack.enter_context(SourceFiles())
+        outputs = {
+            name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name)))
+            for name, layout in plan.layouts.items()
+        }
+        for output in outputs.values():
+            output.reserve()
+
+        def work(task: Task) -> None:
+            work = _Work(files, outputs, task, block_size, progress, stop)
+            entry = journal.entries.get(task.name)
+            if entry and work.stands(entry):
+                kept.append(task.nbytes)
+                progress(task.nbytes)
+            else:
+                entry = work.write()
+                if entry is None:
+                    return
+                journal.add(entry)
+            work.finish(entry)
+
+        if plan.casts:
+            stack.enter_context(one_core_a_cast())
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            try:
+                jobs = [pool.submit(work, task) for task in plan.tasks]
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                    job.result()
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        files.check_the_rest(block_size)
+    entries = {task.name: journal.entries[task.name] for task in plan.tasks}
+    return Report(
+        casts={task.name: entries[task.name].cast for task in plan.tasks if task.is_cast},
+        digests={name: entry.digest for name, entry in entries.items()},
+        rounded={name: entry.rounded for name, entry in entries.items() if entry.rounded},
+        kept_bytes=sum(kept),
+    )
+
+
+class _Output:
+    """A file being written at planned offsets; open only from its first tensor to its last."""
+
+    def __init__(self, path: Path, layout: Layout, n_tensors: int) -> None:
+        self.path = path
+        self.layout = layout
+        self._descriptor = -1
+        self._tensors_left = n_tensors
+        self._crc32: dict[str, int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def reserve(self) -> None:
+        """Make the file in its full length, so that a full disk shows now; bytes that are there stay."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                os.ftruncate(descriptor, self.layout.size)
+                _allocate(descriptor, self.layout.size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failed(f"cannot be made, {self.layout.size:,} bytes long", error) from error
+
+    def open(self) -> None:
+        """Open the file, unless that is done."""
+        with self._lock:
+            if self._descriptor < 0:
+                try:
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
+                except OSError as error:
+                    raise self._failed("cannot be opened", error) from error
+
+    def digest(self, offset: int, size: int) -> str:
+        """XXH3-128 of bytes that stand in the file."""
+        digest = xxhash.xxh3_128()
+        end = offset + size
+        while offset < end:
+            try:
+                block = os.pread(self._descriptor, min(DEFAULT_BLOCK_SIZE, end - offset), offset)
+            except OSError as error:
+                raise self._failed(f"cannot be read at byte {offset:,}", error) from error
+            if not block:
+                break
+            digest.update(block)
+            offset += len(block)
+        return digest.hexdigest()
+
+    def tensor_done(self, name: str, crc32: int) -> None:
+        """One more tensor is written; after the last, add the rest, wait until all is on disk, and close."""
+        with self._lock:
+            self._crc32[name] = crc32
+            self._tensors_left -= 1
+            if self._tensors_left:
+                return
+        for offset, content in self.layout.parts(self._crc32):
+            self.write(np.frombuffer(content, np.uint8), offset)
+        try:
+            sync(self.path)
+        except OSError as error:
+            self.path.unlink(missing_ok=True)  # the kernel may have dropped any of it
+            raise self._failed("cannot be brought to disk", error) from error
+        self.__exit__()
+
+    def write(self, block: Bytes, offset: int) -> None:
+        """All of the contiguous ``block``, at ``offset``."""
+        view = block.reshape(-1).data
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._descriptor, view[done:], offset + done)
+            except OSError as error:
+                raise self._failed(f"cannot be written at byte {offset + done:,}", error) from error
+
+    def _failed(self, what: str, error: OSError) -> OutputError:
+        return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Reserve space on disk, where the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+@dataclass
+class _Work:
+    """One task, a block of rows at a time."""
+
+    files: SourceFiles
+    outputs: dict[str, _Output]
+    task: Task
+    block_size: int
+    progress: Progress
+    stop: Event
+
+    def __post_init__(self) -> None:
+        for place in self.task.places:
+            self.outputs[place.file].open()
+
+    def stands(self, entry: Entry) -> bool:
+        """Whether the weight stands at all its places as an earlier run has written it."""
+        itemsize = self.task.dtype.itemsize
+        return all(
+            self.outputs[place.file].digest(place.offset, place.n_elements * itemsize) == digest
+            for place, digest in zip(self.task.places, entry.places, strict=True)
+        )
+
+    def write(self) -> Entry | None:
+        """Write the weight to all its places; None if told to stop before it was whole."""
+        task = self.task
+        total, whole = CastCounts(), xxhash.xxh3_128()
+        parts = [_Part(place, self.outputs[place.file], task.dtype.itemsize) for place in task.places]
+        run = task.reorder.run if task.reorder else 1
+        for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
+            if self.stop.is_set():
+                return None
+            block, counts = self._gather(start, end)
+            total += counts
+            if len(parts) > 1:
+                whole.update(block.data)
+            for part in parts:
+                part.write(block, start)
+            self.progress(block.nbytes)
+        places = tuple(part.digest.hexdigest() for part in parts)
+        return Entry(
+            name=task.name,
+            digest=whole.hexdigest() if len(parts) > 1 else places[0],
+            places=places,
+            checksums=tuple(part.crc32 for part in parts),
+            cast=total,
+            rounded=self.files.rounded.get(task.source.name),
+        )
+
+    def finish(self, entry: Entry) -> None:
+        """Tell the files that they have one weight more."""
+        for place, crc32 in zip(self.task.places, entry.checksums, strict=True):
+            self.outputs[place.file].tensor_done(place.name, crc32)
+
+    def _gather(self, start: int, end: int) -> tuple[Bytes, CastCounts]:
+        """Rows as they are written, as bytes [rows, columns * itemsize]."""
+        task, source = self.task, self.task.source
+        _, columns = matrix_shape(source.shape)
+        block = np.empty((end - start, columns * source.dtype.itemsize), np.uint8)
+        read_rows(self.files, source, start, end, block)
+        if task.reorder:
+            block = task.reorder(block)
+        if not task.is_cast:
+            return block, CastCounts()
+        values, counts = cast_block(block, source.dtype, task.dtype)
+        return values.reshape(end - start, -1), counts
+
+
+class _Part:
+    """What of a weight goes to one place."""
+
+    def __init__(self, place: Place, output: _Output, itemsize: int) -> None:
+        self.place = place
+        self.output = output
+        self.columns = slice(place.columns[0] * itemsize, place.columns[1] * itemsize)
+        self.row_bytes = self.columns.stop - self.columns.start
+        self.digest = xxhash.xxh3_128()
+        self.crc32 = 0
+
+    def write(self, block: Bytes, start: int) -> None:
+        """Write what of a block of rows from ``start`` on belongs here."""
+        first, last = self.place.rows
+        top, bottom = max(start, first), min(start + len(block), last)
+        if top >= bottom:
+            return
+        part = np.ascontiguousarray(block[top - start : bottom - start, self.columns])
+        self.output.write(part, self.place.offset + (top - first) * self.row_bytes)
+        self.digest.update(part.data)
+        if self.output.layout.has_checksums:
+            self.crc32 = isal_zlib.crc32(part.data, self.crc32)

@@ -1,0 +1,107 @@
+"""What may be asked of a conversion, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
+from llama_convert.conversion.cast import CastCounts
+from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
+from llama_convert.errors import UsageError
+from llama_convert.llama.releases import Identity
+from llama_convert.llama.rotary import CheckpointLayout
+
+
+def parse_layout(word: str) -> CheckpointLayout:
+    """The layout that ``hf`` or ``meta`` means.
+
+    Raises:
+        UsageError: it means none.
+    """
+    words: dict[str, CheckpointLayout] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
+    if word.lower() not in words:
+        raise UsageError("BAD_LAYOUT", f"--to {word}: choose hf or meta")
+    return words[word.lower()]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What may be asked of a conversion; every default is told from the files."""
+
+    to: CheckpointLayout = "huggingface"
+    dtype: str = "auto"
+    mp: int = 1
+    """Tensor-parallel ranks, where the output has Meta's layout."""
+    embedding_axis: int | None = None
+    """The axis on which ranks cut the embedding; None: the release's own."""
+    checklist: bool = True
+    """Whether to write ``checklist.chk``, for which the rank files are read again."""
+    max_shard_size: str = DEFAULT_SHARD_SIZE
+    llama_version: str | None = None
+    model_size: str | None = None
+    num_shards: int | None = None
+    instruct: bool | None = None
+    tokenizer: Path | None = None
+    chat_template: Path | None = None
+    special_tokens: tuple[str, ...] = ()
+    overwrite: bool = False
+    strict: bool = False
+    dry_run: bool = False
+    resume: bool = True
+    """Whether to go on from what an earlier run of the same conversion has left."""
+    workers: int = DEFAULT_WORKERS
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+    @property
+    def decisive(self) -> ConvertOptions:
+        """Only what decides the output; the rest as it is by default."""
+        return replace(self, overwrite=False, strict=False, resume=True, workers=0, block_size=0)
+
+
+@dataclass
+class ConvertResult:
+    """What a conversion did, or with `dry_run` would do."""
+
+    destination: Path
+    release: str
+    version: str
+    size: str | None
+    evidence: tuple[str, ...]
+    alternatives: tuple[str, ...]
+    instruct: bool | None
+    """None: the files were carried over as they are."""
+    dtype: str | None
+    files: dict[str, int]
+    """Bytes of each output file."""
+    casts: dict[str, CastCounts] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        destination: Path,
+        identity: Identity,
+        sizes: Mapping[str, int],
+        *,
+        dtype: str | None,
+        instruct: bool | None = None,
+    ) -> ConvertResult:
+        """What is known before anything is written."""
+        return cls(
+            destination=destination,
+            release=identity.title,
+            version=identity.release.version,
+            size=identity.size.label if identity.size else None,
+            evidence=identity.evidence,
+            alternatives=tuple(release.version for release in identity.alternatives),
+            instruct=instruct,
+            dtype=dtype,
+            files=dict(sizes),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"destination": str(self.destination)}

@@ -1,0 +1,240 @@
+"""From a folder of Meta's to a folder that transformers loads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
+from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.params import read_params
+from llama_convert.conversion.huggingface_plan import plan_huggingface
+from llama_convert.conversion.job import Job, Notes
+from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.plan import Plan
+from llama_convert.conversion.publish import Staging
+from llama_convert.dtypes import parse_weight_dtype
+from llama_convert.errors import InputError, OutputError, UsageError
+from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.tokenizers import (
+    Tokenizer,
+    TokenizerOptions,
+    TokenizerReport,
+    chat_template,
+    convert_tokenizer,
+    open_tokenizer,
+)
+from llama_convert.units import parse_size
+
+TOKENIZER_ONLY = "tokenizer_only"
+_TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
+
+
+def to_huggingface(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
+    """The job of converting a Meta checkpoint to Hugging Face's layout.
+
+    Raises:
+        UsageError: an option cannot be meant so.
+        InputError: the source is missing, damaged, inconsistent or unsupported.
+    """
+    return _Conversion(source, destination, options, notes).job()
+
+
+class _Conversion:
+    def __init__(self, source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> None:
+        self.source = source
+        self.destination = destination
+        self.options = options
+        self.notes = notes
+        self.warn = notes.warn
+        self.own_template = _read_template(options.chat_template)
+
+    def job(self) -> Job:
+        options = self.options
+        dtype = parse_weight_dtype(options.dtype)
+        max_shard_size = parse_size(options.max_shard_size)
+        if options.model_size == TOKENIZER_ONLY:
+            return self._tokenizer_only()
+        folder = locate(self.source, options.model_size)
+        tokenizer = self._tokenizer(folder)
+        checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
+        self._compare_flags(checkpoint)
+        self._check_vocabulary(checkpoint, tokenizer)
+        instruct = self._instruct(checkpoint.identity, folder)
+        plan = plan_huggingface(checkpoint, dtype, max_shard_size)
+        describe(checkpoint, self.notes)
+
+        def write_small_files(staging: Staging) -> None:
+            words = None
+            if tokenizer:
+                words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+            self._write_configs(staging, checkpoint, words, instruct)
+
+        return Job(
+            self.source,
+            plan,
+            self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
+            [*folder.rank_files, checkpoint.params.file],
+            write_small_files,
+            _TOKENIZER_SPACE if tokenizer else 0,
+        )
+
+    def _tokenizer_only(self) -> Job:
+        folder = self.source if self.source.is_dir() else self.source.parent
+        places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
+        path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
+        tokenizer = open_tokenizer(path)
+        identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
+        instruct = self._instruct(identity, MetaFolder(folder, (), path, (folder.resolve().name,)))
+
+        def write_small_files(staging: Staging) -> None:
+            self._write_tokenizer(staging, tokenizer, identity, instruct)
+
+        result = self._result(identity, instruct, None, None)
+        return Job(self.source, None, result, [], write_small_files, _TOKENIZER_SPACE)
+
+    def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
+        path = self.options.tokenizer or folder.tokenizer
+        if path is None:
+            self.warn(
+                f"{folder.path}: no tokenizer.model here or one folder up, so none is converted; "
+                "--tokenizer PATH names one"
+            )
+            return None
+        return open_tokenizer(path)
+
+    def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
+        """Warn of flags that the files do not bear out; the files are right."""
+        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.identity.size
+        asked, shards = self.options.model_size, self.options.num_shards
+        if shards is not None and shards != n_ranks:
+            self.warn(f"--num-shards {shards}: there are {n_ranks} rank files, and all are read")
+        if asked is not None:
+            label = re.sub(r"f$|-MP\d+$", "", asked, flags=re.IGNORECASE)
+            if size is None or label.upper() != size.label:
+                self.warn(
+                    f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide"
+                )
+
+    def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
+        if tokenizer is None:
+            return
+        rows, words = checkpoint.config.vocab_size, tokenizer.n_words
+        if words > rows:
+            raise InputError(
+                "TOKENIZER_MISMATCH",
+                f"has {words} words, but the embedding only {rows} rows",
+                file=tokenizer.path,
+                hint="name the tokenizer that belongs to this checkpoint with --tokenizer PATH",
+            )
+        if words < rows:
+            self.warn(f"{tokenizer.path}: has {words} words, the embedding {rows} rows; the rest stay unused")
+
+    def _instruct(self, identity: Identity, folder: MetaFolder) -> bool:
+        """Whether to write the files of a chat model: a flag says, or the release, or the folder's name."""
+        if self.options.instruct is not None:
+            return self.options.instruct
+        if identity.release.instruct is not None:
+            return identity.release.instruct
+        names = [*folder.names, self.options.model_size or ""]
+        for name in names:
+            if re.search(r"instruct|chat|\db-?f\b", name, re.IGNORECASE):
+                self.notes.note(f"taken for an instruct model: {name!r} says so (--no-instruct to differ)")
+                return True
+        self.notes.note("taken for a base model: no name says instruct or chat (--instruct to differ)")
+        return False
+
+    def _result(
+        self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
+    ) -> ConvertResult:
+        sizes = plan.sizes if plan else {}
+        return ConvertResult.of(self.destination, identity, sizes, dtype=dtype, instruct=instruct)
+
+    def _write_tokenizer(
+        self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
+    ) -> TokenizerReport:
+        release = identity.release
+        options = TokenizerOptions(
+            naming=release.special_tokens,
+            special_tokens=self.options.special_tokens,
+            instruct=instruct,
+            chat_template=self._chat_template(identity, instruct),
+            model_max_length=release.model_max_length,
+        )
+        try:
+            return convert_tokenizer(tokenizer, staging.path, options)
+        except OSError as error:
+            message = f"cannot be written: {error.strerror}"
+            raise OutputError("OUTPUT_IO", message, file=staging.path / "tokenizer.json") from error
+
+    def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
+        if self.own_template is not None:
+            return self.own_template
+        release = identity.release
+        if not instruct or release.chat_template is None:
+            return None
+        if release.version == "code" and identity.size and identity.size.label == "70B":
+            return chat_template("codellama-70b")
+        return chat_template(release.chat_template)
+
+    def _write_configs(
+        self,
+        staging: Staging,
+        checkpoint: MetaCheckpoint,
+        tokenizer: TokenizerReport | None,
+        instruct: bool,
+    ) -> None:
+        release, config = checkpoint.identity.release, checkpoint.config
+        dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
+        if tokenizer:
+            bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        else:  # Llama 3's special tokens are the last 256
+            bos, eos = (max(config.vocab_size - 256, 0), 0) if release.tokenizer == "tiktoken" else (1, 2)
+        config_eos, generation_eos = eos_ids(release, instruct, bos, eos)
+        staging.write("config.json", config_json(config, dtype, bos, config_eos))
+        staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
+
+
+def describe(checkpoint: MetaCheckpoint, notes: Notes) -> None:
+    """Say what a checkpoint was taken for, and why."""
+    identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
+    cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
+    ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
+    notes.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
+    if identity.alternatives:
+        others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
+        notes.note(f"the files could also be {others}; --llama-version decides")
+    if checkpoint.kv_repeats > 1:
+        heads = checkpoint.config.n_kv_heads
+        notes.note(f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept")
+
+
+def _read_template(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=file) from None
+
+
+def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
+    """The release, for its special tokens alone, where there may be no weights to ask."""
+    params_file = folder / "params.json"
+    names = folder.resolve().name.lower()
+    scaled = version not in ("3", "Guard-2") and not re.search(r"llama[-_ ]?3(?!\.\d)|guard[-_ ]?2", names)
+    params = read_params(params_file) if params_file.exists() else None
+    traits = Traits(
+        shape=(0, 0, 0, 0, 0),
+        vocab_size=tokenizer.n_words,
+        norm_eps=params.norm_eps if params else 1e-5,
+        rope_theta=params.rope_theta if params else None,
+        use_scaled_rope=params.use_scaled_rope if params else scaled and tokenizer.kind == "tiktoken",
+        tied=False,
+        nested=params.nested if params else False,
+        dtype="",
+        tokenizer=tokenizer.kind,
+        names=names,
+    )
+    return identify(traits, version)

@@ -1,0 +1,97 @@
+"""What every level is given: both sides, the options, who is told of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
+from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype
+from llama_convert.errors import UsageError
+from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.weights import Weight, huggingface_weights, model_weights
+from llama_convert.observer import Observer
+from llama_convert.verification.options import VerifyOptions
+from llama_convert.verification.report import Finding
+from llama_convert.verification.sides import Checkpoint, Side
+
+Outcome = tuple[str, list[Finding], dict[str, Any]]
+"""What was looked at, what is wrong with it, and the figures."""
+
+_COMPUTE = {"fp32": FLOAT32, "bf16": BFLOAT16}
+
+
+class NotRunError(Exception):
+    """A level has nothing to look at; says why."""
+
+
+@dataclass
+class Context:
+    """What every level is given."""
+
+    output: Side
+    source: Side | None
+    options: VerifyOptions
+    observer: Observer
+    compute: Dtype
+    """The dtype of the forward passes' arithmetic."""
+    told: bool = field(default=False, init=False)
+    """Whether the problems with the headers have been reported."""
+
+    @property
+    def sides(self) -> list[Side]:
+        """The output, and the source if there is one."""
+        return [side for side in (self.output, self.source) if side is not None]
+
+    def opened(self, *, whole: bool = False) -> tuple[Checkpoint, Checkpoint | None]:
+        """The checkpoints of the output and the source, as far as a level needs them.
+
+        Args:
+            whole: all weights must be there.
+
+        Raises:
+            LlamaConvertError: there is none, and it has not been said why.
+            NotRunError: there is none, and it has.
+        """
+        for side in self.sides:
+            if side.checkpoint is None or (whole and lacking(side.checkpoint)):
+                if self.told:
+                    raise NotRunError("what the structure level found must be mended first")
+                raise side.problems[0]
+        assert self.output.checkpoint is not None
+        return self.output.checkpoint, self.source.checkpoint if self.source else None
+
+    @contextmanager
+    def progress(self, total: int, verb: str) -> Iterator[None]:
+        """Let the observer count bytes."""
+        self.observer.start(total, verb)
+        try:
+            yield
+        finally:
+            self.observer.finish()
+
+
+def compute_dtype(name: str) -> Dtype:
+    """The dtype that the forward passes may compute in.
+
+    Raises:
+        UsageError: they do not run in that.
+    """
+    if name not in _COMPUTE:
+        raise UsageError("BAD_DTYPE", f"--dtype {name}: the forward pass runs in fp32 or bf16")
+    return _COMPUTE[name]
+
+
+def lacking(checkpoint: Checkpoint) -> list[Weight]:
+    """Weights that the forward pass needs and the checkpoint has not."""
+    config: LlamaConfig = checkpoint.config
+    needed = model_weights(config) if isinstance(checkpoint, MetaCheckpoint) else huggingface_weights(config)
+    return [weight for weight in needed if weight not in checkpoint.weights]
+
+
+def config_file(checkpoint: Checkpoint) -> str:
+    """The file that tells the hyper-parameters."""
+    return "config.json" if isinstance(checkpoint, HuggingFaceCheckpoint) else "params.json"

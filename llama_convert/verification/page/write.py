@@ -1,0 +1,151 @@
+"""Writes the page: what it says in words and figures, and the template that they are put into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llama_convert import __version__
+from llama_convert.errors import OutputError
+from llama_convert.units import format_size
+from llama_convert.verification.page import numbers
+from llama_convert.verification.page.plots import plots
+from llama_convert.verification.report import Finding, Level, LevelReport, Status, VerifyReport
+
+Measures = dict[str, Any]
+
+FIGURES = {
+    "top1_agreement": "top-1 agreement",
+    "max_kl": "largest KL",
+    "mean_kl": "mean KL",
+    "max_logit_difference": "largest logit difference",
+    "max_head_difference": "largest logit difference, LM head alone",
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+}
+"""The single figures that people ask for, and what they are called."""
+
+LIMITS = {**FIGURES, "probe": "a layer or the LM head alone", "divergence": "the layers together"}
+"""What the limits are called, where their names would not do."""
+
+HELD = {"probe": ("local", "probe", "head")}
+"""The measures that a limit is for, where it is for more than the one of its name."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, in a word and in a sentence."""
+
+    word: str
+    sentence: str
+    tone: str
+    """``good``, ``bad`` or ``warn``."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit, and how near to it the worst of what was measured came."""
+
+    name: str
+    limit: float
+    reached: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The limits of one level, and why they are where they are."""
+
+    level: Level
+    limits: Sequence[Threshold]
+    reason: str | None
+
+
+def write_page(report: VerifyReport, file: Path, *, when: datetime | None = None) -> None:
+    """Write ``report`` as one HTML page that needs nothing else; ``when`` it was made, now unless given.
+
+    Raises:
+        OutputError: ``file`` cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("llama_convert.verification.page", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": numbers.format_figure, "seconds": numbers.seconds, "size": format_size}
+    page = environment.get_template("page.html.jinja").render(
+        report=report,
+        verdict=_verdict(report),
+        findings=_findings(report),
+        figures=[figure for level in report.levels for figure in _figures(level.measures)],
+        plots=plots(report),
+        thresholds=[found for level in report.levels if (found := _thresholds(level))],
+        when=when or datetime.now().astimezone(),
+        version=__version__,
+    )
+    try:
+        file.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError("OUTPUT_IO", f"cannot be written: {error.strerror or error}", file=file) from error
+
+
+def _verdict(report: VerifyReport) -> Verdict:
+    """FAIL if a level failed, PASS if none of those that were run did."""
+    passed, failed, skipped = (
+        [level.level.value for level in report.levels if level.status is status]
+        for status in (Status.PASS, Status.FAIL, Status.NOT_RUN)
+    )
+    if not passed and not failed:
+        return Verdict("incomplete", "Nothing was looked at.", "warn")
+    warnings = sum(finding.warning for level in report.levels for finding in level.findings)
+    rest = f" Not looked at: {_enumerated(skipped)}." if skipped else ""
+    rest += f" {warnings} warning{'s' * (warnings > 1)}." if warnings else ""
+    if failed:
+        sentence = f"{len(failed)} of {len(report.levels)} levels failed: {_enumerated(failed)}.{rest}"
+        return Verdict("FAIL", sentence, "bad")
+    return Verdict("PASS", f"Nothing is wrong with {_enumerated(passed)}.{rest}", "good")
+
+
+def _enumerated(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _findings(report: VerifyReport) -> list[tuple[Level, Finding]]:
+    """Errors before warnings; among them the cheapest level first, whose faults explain those of others."""
+    findings = [(level.level, finding) for level in report.levels for finding in level.findings]
+    return sorted(findings, key=lambda found: found[1].warning)
+
+
+def _figures(measures: Measures) -> Iterator[tuple[str, str]]:
+    for key, name in FIGURES.items():
+        if key in measures:
+            say = numbers.percent if key == "top1_agreement" else numbers.format_figure
+            yield name, say(measures[key])
+
+
+def _thresholds(level: LevelReport) -> Thresholds | None:
+    """The limits that a level's measures were held against; None where there are none."""
+    given: Measures = dict(level.measures.get("threshold", {}))
+    if "limit" in level.measures:
+        given["bits_per_byte"] = level.measures["limit"]
+    reason = given.pop("reason", None)
+    limits = [
+        Threshold(LIMITS.get(name, name), limit, max(_held(level.measures, name), key=numbers.badness))
+        for name, limit in given.items()
+    ]
+    return Thresholds(level.level, limits, reason) if limits else None
+
+
+def _held(measures: Measures, name: str) -> Iterator[float]:
+    """What was held against the limit ``name``, of the whole and of every layer."""
+    for key in HELD.get(name, (name,)):
+        for row in (measures, *measures.get("layers", ())):
+            if key in row:
+                yield row[key]

@@ -1,0 +1,83 @@
+"""The *structure* level: files, names, shapes, dtypes, the index, and hyper-parameters; headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.llama.config import LlamaConfig, RopeScaling
+from llama_convert.verification.context import Context, Outcome, config_file
+from llama_convert.verification.report import Finding
+
+
+def look_at_structure(context: Context) -> Outcome:
+    """What opening both sides found, and where their hyper-parameters differ."""
+    context.told = True
+    findings = [Finding.of(error) for error in context.output.problems]
+    output, source = context.output.checkpoint, None
+    if context.source:
+        source = context.source.checkpoint
+        findings += [
+            replace(Finding.of(error), message=f"in the source: {error.message}")
+            for error in context.source.problems
+        ]
+    if output is None:
+        return "files, names, shapes, dtypes", findings, {}
+    if source is not None:
+        findings += config_differences(source.config, output.config, config_file(output))
+    meta = isinstance(output, MetaCheckpoint)
+    n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
+    summary = (
+        f"{len(output.weights)} tensors in {n_files} file{'s' * (n_files > 1)}: names, shapes, dtypes, "
+        f"{'ranks' if meta else 'index'}, hyper-parameters"
+    )
+    return summary, findings, {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
+
+
+def config_differences(expected: LlamaConfig, found: LlamaConfig, file: str) -> list[Finding]:
+    """A finding for each hyper-parameter of the source that the output does not have."""
+    both_scaled = expected.rope_scaling is not None and found.rope_scaling is not None
+    one, other = (_settings(config, both_scaled) for config in (expected, found))
+    return [
+        Finding(
+            "CONFIG_DIFFERS",
+            f"{name} differs: it says {other[name]}, the source {value}",
+            file=file,
+            expected=value,
+            found=other[name],
+            warning=name == "max_position_embeddings",  # tells how far to go, not what to compute
+        )
+        for name, value in one.items()
+        if value != other[name]
+    ]
+
+
+_SPELLED = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "ffn_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "tied": "tie_word_embeddings",
+    "original_context_length": "original_max_position_embeddings",
+}
+"""What config.json calls a hyper-parameter, where that is not its name here."""
+
+
+def _settings(config: LlamaConfig, scaling_in_parts: bool) -> dict[str, str]:
+    """Every hyper-parameter by config.json's name for it; the rope scaling as one, or number by number."""
+    settings: dict[str, object] = dict(vars(config))
+    scaling = settings["rope_scaling"]
+    if scaling_in_parts:
+        settings |= vars(settings.pop("rope_scaling"))
+    elif isinstance(scaling, RopeScaling):
+        settings["rope_scaling"] = (
+            f"llama3 scaling by {scaling.factor:g} from {scaling.original_context_length}"
+        )
+    return {_SPELLED.get(name, name): _shown(value) for name, value in settings.items()}
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,128 @@
+"""Both tokenizers at work on the same texts."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from llama_convert.verification.report import Finding
+from llama_convert.verification.tokenizer.corpus import CORPUS
+from llama_convert.verification.tokenizer.original import BYTE_PIECES, SPACE, Ids, Original, RunnableOriginal
+from llama_convert.verification.tokenizer.wording import Wrong, group, quoted, short
+from llama_convert.verification.tokenizer.written import Written, attempt
+
+
+class Running:
+    """What texts show: how they are normalised, cut, begun and decoded."""
+
+    def __init__(self, original: Original, written: Written) -> None:
+        """Load the library's side.
+
+        Raises:
+            InputError: the library refuses tokenizer.json.
+        """
+        self.original, self.written, self.library = original, written, written.load()
+        self.texts = 0
+        """How many were compared, in ids or there and back."""
+        self.names = {number: name for name, number in written.ids.items()}
+        longest_first = sorted(written.added, key=len, reverse=True)
+        self.cut = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def findings(self, *, guard: bool) -> Iterator[Finding]:
+        """All that texts show; `guard` where the chat template puts the BOS."""
+        yield from self._encoded()
+        yield from self._begun(guard)
+        yield from self._decoded()
+
+    def _encoded(self) -> Iterator[Finding]:
+        """Texts with other ids, those with the same likely cause in one finding."""
+        special = [self.names[number] for number in self.original.special if number in self.names]
+        causes: defaultdict[str, list[Wrong]] = defaultdict(list)
+        for text in (*CORPUS, *special, *self.original.texts):
+            expected = self._expected(text)
+            if expected is None:
+                continue
+            self.texts += 1
+            found = self._encode(text)
+            if found != expected:
+                cause = self._cause(expected, found)
+                causes[cause].append(_misread(text, expected, found))
+        for cause, wrong in causes.items():
+            yield from group("TOKENIZER_IDS", "text", f"of {self.texts:,} with other ids", wrong, hint=cause)
+
+    def _expected(self, text: str) -> Ids | None:
+        """The original's ids, with those of the special tokens that transformers cuts out of a text.
+
+        None where no one knows: for text around a special token of sentencepiece's it is for transformers
+        to say whether a space is put before what follows, and its versions differ.
+        """
+        ids = self.written.ids
+        marks = list(self.cut.finditer(text))
+        if marks and self.original.kind == "sentencepiece":
+            return [ids[text]] if marks[0][0] == text else None
+        if not isinstance(self.original, RunnableOriginal):
+            return None
+        expected: Ids = []
+        position = 0
+        for mark in marks:
+            expected += [*self.original.encode(text[position : mark.start()]), ids[mark[0]]]
+            position = mark.end()
+        return expected + self.original.encode(text[position:])
+
+    def _encode(self, text: str, *, begin: bool = False) -> Ids:
+        return attempt(lambda: self.library.encode(text, add_special_tokens=begin).ids) or []
+
+    def _decode(self, ids: Ids) -> str:
+        return attempt(lambda: self.library.decode(ids, skip_special_tokens=False)) or ""
+
+    def _cause(self, expected: Ids, found: Ids) -> str:
+        """The likeliest reason for other ids, from what both sides spell."""
+        names = self.original.names
+        want = [names[number] if number < len(names) else self.names[number] for number in expected]
+        got = [self.names.get(number, "") for number in found]
+        spelled, instead = "".join(want), "".join(got)
+        causes = (
+            (want == got, "tokens have other ids"),
+            (not self.written.ids.keys() >= set(want), "tokens are missing or have other names"),
+            (not got, "the library finds no tokens at all"),
+            (not set(BYTE_PIECES).isdisjoint(want), "the byte fallback is lost"),
+            (SPACE + instead == spelled, "the dummy prefix space is missing"),
+            (spelled != instead, "the normalizer rewrites the text"),
+            (len(want) == 1, "a word that is a token is cut: merges are wrong, or ignore_merges is lost"),
+        )
+        other = "the pre-tokenizer cuts the text elsewhere, or merges are wrong"
+        return next((cause for holds, cause in causes if holds), other)
+
+    def _begun(self, guard: bool) -> Iterator[Finding]:
+        """Whether the BOS, and nothing else, comes before every text."""
+        bos = self.original.bos
+        each = [(text, self._encode(text), self._encode(text, begin=True)) for text in CORPUS]
+        wrong = [_misread(text, [bos, *ids], begun) for text, ids, begun in each if begun != [bos, *ids]]
+        absent = all(ids == begun for _, ids, begun in each)
+        hint = f"the post-processor puts {'no BOS there' if absent else 'other tokens there'}"
+        if absent and guard:
+            hint = "Published tokenizers of Llama Guard are so; the chat template puts it there."
+        said = f"of {len(CORPUS)} not begun with the BOS alone, id {bos}"
+        yield from group("TOKENIZER_BOS", "text", said, wrong, hint=hint, warning=absent and guard)
+
+    def _decoded(self) -> Iterator[Finding]:
+        """Whether each text is the same there and back, the original's ids taken where they are known."""
+        wrong = []
+        for text in CORPUS:
+            if isinstance(self.original, RunnableOriginal):
+                ids = self.original.encode(text)
+            elif self.cut.search(text):
+                continue
+            else:
+                ids = self._encode(text)
+                self.texts += 1
+            expected, found = self.original.kept(text), self._decode(ids)
+            if expected != found:
+                said = f"{short(ids)} as {quoted(expected)}"
+                wrong.append(Wrong(quoted(expected), said, quoted(found)))
+        yield from group("TOKENIZER_DECODE", "text", f"of {len(CORPUS)} decoded to another", wrong)
+
+
+def _misread(text: str, expected: Ids, found: Ids) -> Wrong:
+    return Wrong(quoted(text), f"{quoted(text)} as {short(expected)}", short(found))
