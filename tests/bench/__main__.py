@@ -1,6 +1,7 @@
-"""Races: ``python -m tests.bench [convert] [verify] [--size 3.2-1B] [--rounds 5] [--only NAME]``.
+"""Races: ``python -m tests.bench [RACE ...] [--size 3.2-1B] [--rounds 5] [--only NAME]``.
 
-Never part of the tests.  Checkpoints of real shapes are made in $BENCH_DIR, or where temporary files go.
+Never part of the tests.  Checkpoints of real shapes are made in $BENCH_DIR, or where temporary files go.  In
+each race the first contestant is what the ratios are to.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests import large
 from tests.bench.race import Contestant, race
 from tests.run import llama_convert
+from tests.synthetic import Shape
 
 OURS = [sys.executable, "-m", "llama_convert"]
 HF_SCRIPT = (
@@ -30,58 +33,125 @@ HF_FORWARD = (
 )
 
 
-def converters(source: Path, out: Path, ranks: int) -> list[Contestant]:
-    """Meta's layout to Hugging Face's."""
-    copy = f"cp -r '{source}' '{out}' && sync '{out}'/*"
-    script = [sys.executable, "-c", HF_SCRIPT, str(source), str(out), str(ranks)]
+@dataclass(frozen=True)
+class Bytes:
+    """What is raced on: one checkpoint in both layouts."""
+
+    shape: Shape
+    meta: Path
+    huggingface: Path
+    out: Path
+
+
+def ours(name: str, command: str, *arguments: object) -> Contestant:
+    return Contestant(name, [*OURS, command, *map(str, arguments), "--quiet"])
+
+
+def copy(folder: Path, out: Path, *, sync: bool = True) -> Contestant:
+    command = f"cp -r '{folder}' '{out}'" + (f" && sync '{out}'/*" if sync else "")
+    return Contestant("cp -r, sync" if sync else "cp -r", ["sh", "-c", command])
+
+
+def convert(on: Bytes) -> list[Contestant]:
+    """Meta's layout to Hugging Face's, on disk when it is done."""
+    script = [sys.executable, "-c", HF_SCRIPT, str(on.meta), str(on.out), str(on.shape.ranks)]
+    savvy = [sys.executable, "-m", "tests.bench.savvy", str(on.meta), str(on.out)]
     return [
-        Contestant("cp -r, sync", ["sh", "-c", copy]),
-        Contestant("llama-convert", [*OURS, "convert", str(source), str(out), "--quiet"]),
+        copy(on.meta, on.out),
+        ours("llama-convert", "convert", on.meta, on.out),
+        Contestant("torch.load(mmap), permute, save_file", savvy),
         Contestant("transformers 4.45.2's script", script, "transformers-4.45"),
     ]
 
 
-def verifiers(source: Path, out: Path) -> list[Contestant]:
+def scratch(on: Bytes) -> list[Contestant]:
+    """The same into the page cache."""
+    return [
+        copy(on.meta, on.out, sync=False),
+        ours("llama-convert --no-fsync", "convert", on.meta, on.out, "--no-fsync"),
+    ]
+
+
+def fp16(on: Bytes) -> list[Contestant]:
+    """With a change of dtype."""
+    return [
+        copy(on.meta, on.out),
+        ours("llama-convert --dtype fp16", "convert", on.meta, on.out, "--dtype", "fp16"),
+    ]
+
+
+def back(on: Bytes) -> list[Contestant]:
+    """Hugging Face's layout to Meta's."""
+    to_meta = (on.huggingface, on.out, "--to", "meta", "--mp", on.shape.ranks)
+    return [
+        copy(on.huggingface, on.out),
+        ours("convert --to meta --no-checklist", "convert", *to_meta, "--no-checklist"),
+        ours("convert --to meta", "convert", *to_meta),
+    ]
+
+
+def shard(on: Bytes) -> list[Contestant]:
+    """The same layout, cut anew."""
+    return [
+        copy(on.huggingface, on.out),
+        ours("shard --max-shard-size 1GB", "shard", on.huggingface, on.out, "--max-shard-size", "1GB"),
+        ours("shard --mp 2 --no-checklist", "shard", on.meta, on.out, "--mp", 2, "--no-checklist"),
+    ]
+
+
+def verify(on: Bytes) -> list[Contestant]:
     """Load the converted folder and run 64 positions; ours does so with both sides and compares."""
 
     def transformers(version: str, dtype: str) -> Contestant:
-        command = [sys.executable, "-c", HF_FORWARD, str(out), dtype]
+        command = [sys.executable, "-c", HF_FORWARD, str(on.huggingface), dtype]
         return Contestant(f"transformers {version}, {dtype}", command, f"transformers-{version}")
 
-    def ours(dtype: str) -> Contestant:
-        options = ["--source", str(source), "--level", "logits", "--dtype", dtype, "--quiet"]
-        return Contestant(f"verify --source, {dtype}", [*OURS, "verify", str(out), *options])
-
-    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in on.huggingface.glob("*.safetensors"))
     fits = 2 * size < 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    dtypes = {"bfloat16": "bf16"} | ({"float32": "fp32"} if fits else {})
-    theirs = [transformers(version, dtype) for version in ("4.45", "5") for dtype in dtypes]
-    return [*theirs, ours("bf16"), ours("fp32")]
+    dtypes = ["bfloat16", "float32"] if fits else ["bfloat16"]
+    both = (on.huggingface, "--source", on.meta, "--level", "logits", "--dtype")
+    return [
+        *(transformers(version, dtype) for version in ("4.45", "5") for dtype in dtypes),
+        *(ours(f"verify --source, {dtype}", "verify", *both, dtype) for dtype in ("bf16", "fp32")),
+    ]
+
+
+def start(on: Bytes) -> list[Contestant]:
+    """How long it takes until anything is done."""
+    return [
+        Contestant("import typer, rich", [sys.executable, "-c", "import typer, rich.console, rich.table"]),
+        Contestant("llama-convert --help", [*OURS, "--help"]),
+        Contestant("llama-convert inspect", [*OURS, "inspect", str(on.huggingface)]),
+        Contestant(
+            "convert --dry-run", [*OURS, "convert", str(on.meta), str(on.out), "--dry-run", "--quiet"]
+        ),
+    ]
+
+
+RACES: dict[str, Callable[[Bytes], list[Contestant]]] = {
+    race.__name__: race for race in (convert, scratch, fp16, back, shard, start, verify)
+}
 
 
 def main() -> None:
     """Make a checkpoint, let everybody work on it, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("races", nargs="*", choices=["convert", "verify"], default=["convert", "verify"])
+    parser.add_argument("races", nargs="*", choices=[[], *RACES], help=f"of {', '.join(RACES)}; all")
     parser.add_argument("--size", choices=list(large.SHAPES), default="3.2-1B")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", help="run only the contestants whose name holds this")
     arguments = parser.parse_args()
     shape = large.SHAPES[arguments.size]
-
-    def run(title: str, contestants: list[Contestant], tidy: Callable[[], None] = lambda: None) -> None:
-        words = arguments.only or [""]
-        chosen = [one for one in contestants if any(word in one.name for word in words)]
-        race(title, chosen, arguments.rounds, tidy)
-
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as place:
-        source, out = large.make(Path(place) / "meta", shape), Path(place) / "out"
-        title = f"{arguments.size}: {sum(file.stat().st_size for file in source.iterdir()) / 1e9:.1f} GB"
-        if "convert" in arguments.races:
-            run(f"{title} converted", converters(source, out, shape.ranks), lambda: shutil.rmtree(out))
-        if "verify" in arguments.races:
-            llama_convert("convert", source, out, "--quiet")
-            run(f"{title}, 64 positions run", verifiers(source, out))
+        source, converted = large.make(Path(place) / "meta", shape), Path(place) / "hf"
+        llama_convert("convert", source, converted, "--quiet")
+        on = Bytes(shape, source, converted, Path(place) / "out")
+        size = sum(file.stat().st_size for file in source.iterdir())
+        for name in arguments.races or RACES:
+            words = arguments.only or [""]
+            chosen = [one for one in RACES[name](on) if any(word in one.name for word in words)]
+            title = f"{name}: {arguments.size}, {shape.ranks} ranks, {size / 1e9:.1f} GB"
+            race(title, chosen, arguments.rounds, lambda: shutil.rmtree(on.out, ignore_errors=True))
 
 
 if __name__ == "__main__":

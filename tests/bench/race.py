@@ -15,7 +15,7 @@ from rich.table import Table
 
 import llama_convert
 from tests.peers import ROOT
-from tests.run import measured
+from tests.run import Measured, measured
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -41,7 +41,7 @@ def race(
         rounds: how many count.
         tidy: called after each run.
     """
-    figures: dict[str, list[tuple[float, float]]] = {contestant.name: [] for contestant in contestants}
+    figures: dict[str, list[Measured]] = {contestant.name: [] for contestant in contestants}
     for turn in range(rounds + 1):
         for contestant in contestants:
             path = f"{ROOT / '.peers' / contestant.peer}:{ROOT}" if contestant.peer else str(ROOT)
@@ -52,25 +52,34 @@ def race(
     _print(title, rounds, figures)
 
 
-def _print(title: str, rounds: int, figures: dict[str, list[tuple[float, float]]]) -> None:
-    medians = {
-        name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
-        for name, rows in figures.items()
-    }
-    first = next(iter(medians.values()))[0]
+def _print(title: str, rounds: int, figures: dict[str, list[Measured]]) -> None:
+    medians = {name: statistics.median(one.seconds for one in every) for name, every in figures.items()}
+    first = next(iter(medians.values()))
     table = Table(title=f"{title}, median of {rounds} rounds, warm page cache")
-    for column in ("", "seconds", "min to max", "ratio to the first", "peak MiB"):
+    for column in ("", "seconds", "min to max", "ratio", "peak MiB", "anonymous", "GB read", "GB written"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, (seconds, memory) in medians.items():
-        every = [row[0] for row in figures[name]]
-        spread = f"{min(every):.2f} to {max(every):.2f}"
-        table.add_row(name, f"{seconds:.2f}", spread, f"{seconds / first:.2f}", f"{memory / 2**20:.0f}")
-    console = Console(width=110)
+    for name, every in figures.items():
+        seconds = [one.seconds for one in every]
+        table.add_row(
+            name,
+            f"{medians[name]:.2f}",
+            f"{min(seconds):.2f} to {max(seconds):.2f}",
+            f"{medians[name] / first:.2f}",
+            f"{statistics.median(one.peak for one in every) / 2**20:.0f}",
+            f"{statistics.median(one.anonymous for one in every) / 2**20:.0f}",
+            f"{every[0].read / 1e9:.1f}",
+            f"{every[0].written / 1e9:.1f}",
+        )
+    console = Console(width=120)
     console.print(table)
     console.print(
         f"{date.today()}, llama-convert {llama_convert.__version__}, Python {platform.python_version()}, "
-        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+        f"{_processor()}, {os.cpu_count()} cores, {_memory()}, {platform.system()} {platform.release()}"
     )
+
+
+def _memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
 def _processor() -> str:
