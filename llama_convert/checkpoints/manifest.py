@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.json_object import read_json_object, to_json
+from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
 from llama_convert.errors import InputError
 from llama_convert.formats.files import open_regular
 from llama_convert.formats.safetensors import read_header
@@ -22,7 +22,7 @@ from llama_convert.formats.zip_directory import read_directory
 
 MANIFEST = "llama-convert.json"
 SCHEMA = 1
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 4 << 20
 _SEAL = "seal"
 
 
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     content = read_json_object(file, "MANIFEST", belongs="", max_bytes=_MAX_BYTES).content
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise InputError("MANIFEST_VALUE", f'"schema" is {schema!r:.20}, expected {SCHEMA}', file=file)
+        raise InputError("MANIFEST_VALUE", f'"schema" is {shown(schema)}, expected {SCHEMA}', file=file)
     seal = content.pop(_SEAL, None)
     if seal != _seal(content):
         message = "its seal is broken: it was changed after it was written"
@@ -87,4 +87,6 @@ def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    )
