@@ -13,10 +13,10 @@ demo: .venv/ready  ## convert a fixture, verify the result, and let both speak
 		--prompt "Once upon a time" --max-new-tokens 128 --report build/demo.html
 
 test: .venv/ready .peers/ready  ## everything that fits into ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: .venv/ready .peers/ready  ## the long ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto -m "slow or not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
