@@ -421,7 +421,7 @@ def fuzz(kind: Kind, folder: Path, count: int, seed: str) -> Counter[str]:
         path.write_bytes(data)
         said, faulty = "", False
         signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             agreed = kind.read(path)
             ended["as torch reads it" if agreed is True else "accepted"] += 1
@@ -432,7 +432,7 @@ def fuzz(kind: Kind, folder: Path, count: int, seed: str) -> Counter[str]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         assert not faulty, f"input {number} says {said[:500]!r}"
-        assert time.perf_counter() - began < SECONDS, f"input {number} took too long"
+        assert time.process_time() - began < SECONDS, f"input {number} took too long"
     return ended
 
 

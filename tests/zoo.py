@@ -395,6 +395,15 @@ def index(change: Callable[[dict[str, Any]], object]) -> Spoil:
     return lambda folder: edit_json(folder / INDEX, change)
 
 
+def manifest(**content: Any) -> Spoil:
+    """A manifest that says so, under a seal that is right."""
+    import xxhash
+
+    whole = {"schema": 1, **content}
+    seal = xxhash.xxh3_128_hexdigest(json.dumps(whole, sort_keys=True, ensure_ascii=False).encode())
+    return write("llama-convert.json", json.dumps({**whole, "seal": seal}).encode())
+
+
 def said_to_be_in(file: Any) -> Spoil:
     return index(lambda content: content["weight_map"].update({Q: file}))
 
@@ -991,4 +1000,25 @@ WARNED: dict[str, Case] = {
     "norms that differ by rounding": Case(
         rank(1, lambda s: s.update({NORM: s[NORM] * (1 + 2**-8)})), ("post_attention_layernorm", "rounding")
     ),
+}
+
+# What a conversion leaves aside, and verify must refuse.
+
+MANIFESTS: dict[str, Spoil] = {
+    "a list of files": manifest(files=[1]),
+    "a number for a file": manifest(files={"config.json": 1}),
+    "up": manifest(files={"../config.json": {}}),
+    "absolute": manifest(files={"/dev/zero": {}}),
+    "many lines": manifest(files={"a\nb": {}}),
+    "a number of tensors": manifest(tensors=3),
+    "a number for a tensor": manifest(tensors={"model.norm.weight": 5}),
+    "a list for a tensor": manifest(tensors={"model.norm.weight": [[1]]}),
+    "another schema": manifest(schema=[[2]]),
+    "no seal": write("llama-convert.json", b'{"schema": 1}'),
+    "a seal of another kind": write("llama-convert.json", b'{"schema": 1, "seal": [1]}'),
+    "nested deeply": write("llama-convert.json", nested_json()),
+    "HTML": write("llama-convert.json", HTML),
+    "a pipe": lambda folder: os.mkfifo(folder / "llama-convert.json"),
+    "a folder": lambda folder: (folder / "llama-convert.json").mkdir(),
+    "a device": lambda folder: (folder / "llama-convert.json").symlink_to("/dev/zero"),
 }

@@ -30,6 +30,7 @@ from llama_convert.llama.weights import (
     parse_huggingface_name,
 )
 
+_MOST_PROBLEMS = 200
 _MAX_INDEX = 2 << 20  # of 405B it has 0.1 MB
 
 
@@ -90,9 +91,17 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
     """The checkpoint as far as it can be read, and everything that is wrong with its headers.
 
     Weights that are missing or do not fit are left out of the checkpoint; without a config or any readable
-    file there is none.
+    file there is none.  Of endless problems the first hundreds are given.
     """
     problems: list[LlamaConvertError] = []
+    checkpoint = _survey(folder, problems)
+    if len(problems) > _MOST_PROBLEMS:
+        more = f"and {len(problems) - _MOST_PROBLEMS:,} problems more"
+        problems[_MOST_PROBLEMS:] = [InputError(problems[_MOST_PROBLEMS].code, more, file=folder)]
+    return checkpoint, problems
+
+
+def _survey(folder: Path, problems: list[LlamaConvertError]) -> HuggingFaceCheckpoint | None:
     config: HuggingFaceConfig | None = None
     try:
         config = read_config(folder / "config.json")
@@ -101,10 +110,10 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
     files, weight_map = _files(folder, problems)
     tensors = _tensors(files, weight_map, problems)
     if config is None or not tensors:
-        return None, problems
+        return None
     weights = _fitting(config, tensors, problems)
     if not weights:
-        return None, problems
+        return None
     sizes: Counter[Dtype] = Counter()
     for weight in weights.values():
         sizes[weight.dtype] += weight.nbytes
@@ -119,7 +128,7 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
                 found=config.dtype,
             )
         )
-    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights), problems
+    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights)
 
 
 def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path], dict[str, str] | None]:

@@ -85,7 +85,7 @@ def shown(value: Any) -> str:
         return quoted(value)
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    return f"{json.dumps(value):.40}"
+    return f"{value!r:.40}"
 
 
 def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _MAX_BYTES) -> JsonObject:

@@ -16,7 +16,7 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import open_regular
+from llama_convert.formats.files import is_plain, open_regular
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.zip_directory import read_directory
 
@@ -74,7 +74,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if seal != _seal(content):
         message = "its seal is broken: it was changed after it was written"
         raise InputError("MANIFEST_VALUE", message, file=file)
+    files, tensors = content.get("files", {}), content.get("tensors", {})
+    if not _is_table(files, dict) or not _is_table(tensors, str) or any(Path(n).name != n for n in files):
+        raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content
+
+
+def _is_table(value: Any, kind: type) -> bool:
+    """Whether it is an object whose keys can be shown in a line, and whose values are of a kind."""
+    return isinstance(value, dict) and all(is_plain(k) and isinstance(v, kind) for k, v in value.items())
 
 
 def file_matches(file: Path, said: Mapping[str, Any]) -> bool:

@@ -142,7 +142,7 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
         size = os.fstat(descriptor).st_size
         prefix = os.pread(descriptor, 8, 0)
         if len(prefix) < 8:
-            raise refuse(f"has {size} bytes: no safetensors file" if size else "the file is empty")
+            raise refuse(f"has {size} bytes: {'no safetensors file' if size else 'it is empty'}")
         length: int = struct.unpack("<Q", prefix)[0]
         if length > _MAX_HEADER or length > size - 8:
             if other := other_kind(os.pread(descriptor, 24, 0)):
