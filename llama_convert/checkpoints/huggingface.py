@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
-from llama_convert.checkpoints.json_object import read_json_object
+from llama_convert.checkpoints.json_object import read_json_object, shown
 from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.formats.files import is_plain, quoted
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
@@ -28,7 +30,8 @@ from llama_convert.llama.weights import (
     parse_huggingface_name,
 )
 
-_MAX_INDEX = 64 << 20
+_MOST_PROBLEMS = 200
+_MAX_INDEX = 2 << 20  # of 405B it has 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,17 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
     """The checkpoint as far as it can be read, and everything that is wrong with its headers.
 
     Weights that are missing or do not fit are left out of the checkpoint; without a config or any readable
-    file there is none.
+    file there is none.  Of endless problems the first hundreds are given.
     """
     problems: list[LlamaConvertError] = []
+    checkpoint = _survey(folder, problems)
+    if len(problems) > _MOST_PROBLEMS:
+        more = f"and {len(problems) - _MOST_PROBLEMS:,} problems more"
+        problems[_MOST_PROBLEMS:] = [InputError(problems[_MOST_PROBLEMS].code, more, file=folder)]
+    return checkpoint, problems
+
+
+def _survey(folder: Path, problems: list[LlamaConvertError]) -> HuggingFaceCheckpoint | None:
     config: HuggingFaceConfig | None = None
     try:
         config = read_config(folder / "config.json")
@@ -99,10 +110,10 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
     files, weight_map = _files(folder, problems)
     tensors = _tensors(files, weight_map, problems)
     if config is None or not tensors:
-        return None, problems
+        return None
     weights = _fitting(config, tensors, problems)
     if not weights:
-        return None, problems
+        return None
     sizes: Counter[Dtype] = Counter()
     for weight in weights.values():
         sizes[weight.dtype] += weight.nbytes
@@ -117,18 +128,18 @@ def survey(folder: Path) -> tuple[HuggingFaceCheckpoint | None, list[LlamaConver
                 found=config.dtype,
             )
         )
-    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights), problems
+    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights)
 
 
 def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path], dict[str, str] | None]:
     """The files that transformers reads, which prefers a single one, and what an index says of each name."""
     index_file, single = folder / INDEX_FILE, folder / SINGLE_FILE
-    if single.exists():
+    if os.path.lexists(single):
         if index_file.exists():
             message = f"transformers reads {SINGLE_FILE} and passes over this index"
             problems.append(InputError("INDEX_STALE", message, file=index_file, hint="remove one of them"))
         return [single], None
-    if not index_file.exists():
+    if not os.path.lexists(index_file):
         hint = "its weights are in pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else None
         message = f"neither {SINGLE_FILE} nor {INDEX_FILE} is here"
         problems.append(InputError("INPUT_NOT_FOUND", message, file=folder, hint=hint))
@@ -140,8 +151,11 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
             raise index.refuse('"weight_map" is missing')
         weight_map: dict[str, str] = below.content
         for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
-                raise index.refuse(f"{name} is said to be in {file!r:.60}, which is no name of a file here")
+            if not is_plain(name):
+                raise index.refuse(f"names a tensor {quoted(name)}")
+            if not isinstance(file, str) or not is_plain(file) or Path(file).name != file or file == "..":
+                message = f"{quoted(name)} is said to be in {shown(file)}, which is no name of a file here"
+                raise index.refuse(message)
     except LlamaConvertError as error:
         problems.append(error)
         return sorted(folder.glob("*.safetensors")), None
@@ -192,8 +206,8 @@ def _check_total(index_file: Path, tensors: dict[str, StoredTensor]) -> list[Lla
     total = sum(tensor.nbytes for tensor in tensors.values())
     if said in (None, total):
         return []
-    message = f'"total_size" is {said}, the tensors have {total:,} bytes'
-    return [InputError("INDEX_WRONG", message, file=index_file, expected=total, found=said)]
+    message = f'"total_size" is {shown(said)}, the tensors have {total:,} bytes'
+    return [InputError("INDEX_WRONG", message, file=index_file, expected=total, found=shown(said))]
 
 
 def _fitting(

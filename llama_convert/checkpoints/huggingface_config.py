@@ -15,6 +15,7 @@ from llama_convert.checkpoints.json_object import (
     MAX_WIDTH,
     JsonObject,
     read_json_object,
+    shown,
     to_json,
 )
 from llama_convert.dtypes import BY_NAME, Dtype
@@ -128,7 +129,7 @@ def read_config(file: Path) -> HuggingFaceConfig:
     for key, value in _REQUIRED_VALUES:
         found = config.content.get(key, value)
         if found != value:
-            message = f'"{key}" is {found!r:.40}, a Llama\'s is {value!r}'
+            message = f'"{key}" is {shown(found)}, a Llama\'s is {value!r}'
             raise InputError("UNSUPPORTED_MODEL", message, file=file)
     if config.content.get("quantization_config") is not None:
         raise InputError("UNSUPPORTED_MODEL", "quantised: its weights are not the model's own", file=file)
@@ -168,7 +169,7 @@ def _read_rope_scaling(rope: JsonObject | None) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise InputError(
-            "UNSUPPORTED_MODEL", f"rope_type is {kind!r:.40}; Llama's is llama3 or none", file=rope.file
+            "UNSUPPORTED_MODEL", f"rope_type is {shown(kind)}; Llama's is llama3 or none", file=rope.file
         )
 
     def number(key: str) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import other_kind, quoted, read_small
 
 MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 24
 _MAX_BYTES = 1 << 20
+_MAX_DEPTH = 100
+_MAX_NUMBER = 1e18
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class JsonObject:
         if value is None:
             return None
         if type(value) is not int:
-            shown = json.dumps(value)
-            raise self.refuse(f'"{key}" must be a whole number, found {shown:.40} ({type(value).__name__})')
+            raise self.refuse(
+                f'"{key}" must be a whole number, found {shown(value)} ({type(value).__name__})'
+            )
         if not 1 <= value <= most:
-            raise self.refuse(f'"{key}" must be from 1 to {most:,}, found {value}')
+            raise self.refuse(f'"{key}" must be from 1 to {most:,}, found {shown(value)}')
         return value
 
     def optional_number(self, key: str) -> float | None:
@@ -55,15 +58,15 @@ class JsonObject:
         value = self.content.get(key)
         if value is None:
             return None
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise self.refuse(f'"{key}" must be a positive number, found {value!r:.40}')
+        if type(value) not in (int, float) or not 0 < value < _MAX_NUMBER:
+            raise self.refuse(f'"{key}" must be a positive number, found {shown(value)}')
         return float(value)
 
     def flag(self, key: str) -> bool:
         """A truth value; False where it is missing or null."""
         value = self.content.get(key)
         if value not in (None, True, False):
-            raise self.refuse(f'"{key}" must be true or false, found {value!r:.40}')
+            raise self.refuse(f'"{key}" must be true or false, found {shown(value)}')
         return bool(value)
 
     def below(self, key: str) -> JsonObject | None:
@@ -72,8 +75,17 @@ class JsonObject:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.refuse(f'"{key}" must be an object, found {value!r:.40}')
+            raise self.refuse(f'"{key}" must be an object, found {shown(value)}')
         return JsonObject(self.file, self.kind, value)
+
+
+def shown(value: Any) -> str:
+    """A value of a JSON file for messages: a word or number cut short, or that it is a list or an object."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return f"{value!r:.40}"
 
 
 def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _MAX_BYTES) -> JsonObject:
@@ -93,21 +105,21 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
         return InputError(f"{kind}_{code}", message, file=file, hint=hint)
 
     try:
-        if file.is_file() and file.stat().st_size > max_bytes:
-            raise refuse("JSON", f"{file.stat().st_size:,} bytes; that is no {file.name}")
-        text = file.read_bytes()
-    except FileNotFoundError:
-        raise refuse("MISSING", "not found", belongs) from None
-    except OSError as error:
-        raise refuse("JSON", error.strerror or str(error)) from None
-    if text.lstrip().startswith(b"<"):
-        raise refuse("JSON", "an HTML page, not JSON (expired link?)", "download it again")
+        text = read_small(file, max_bytes)
+    except InputError as error:
+        if error.code == "INPUT_NOT_FOUND":
+            raise refuse("MISSING", error.message, belongs) from None
+        raise
+    if other := other_kind(text[:100]):
+        raise refuse("JSON", f"{other[0]}, not JSON", other[1])
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in items:
             if key in result:
-                raise refuse("JSON", f'"{key}" appears twice ({result[key]!s:.40} and {value!s:.40})')
+                raise refuse(
+                    "JSON", f"{json.dumps(key[:60])} appears twice ({shown(result[key])} and {shown(value)})"
+                )
             result[key] = value
         return result
 
@@ -120,9 +132,20 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
         raise refuse("JSON", f"not valid JSON at {where}: {error.msg}", "download it again") from None
     except (RecursionError, ValueError):
         raise refuse("JSON", "not valid JSON: nested too deeply, or a number too long") from None
+    if _nested_deeper(content, _MAX_DEPTH):
+        raise refuse("JSON", "not valid JSON: nested too deeply")
     if not isinstance(content, dict):
         raise refuse("JSON", f"expected a JSON object, found a {type(content).__name__}")
     return JsonObject(file, kind, content)
+
+
+def _nested_deeper(content: Any, most: int) -> bool:
+    """Whether lists and objects stand in each other more than so many times."""
+    level = [content]
+    for _ in range(most):
+        within = [value for value in level if isinstance(value, list | dict)]
+        level = [v for value in within for v in (value.values() if isinstance(value, dict) else value)]
+    return bool(level)
 
 
 def to_json(content: dict[str, Any], *, sort_keys: bool = True) -> bytes:

@@ -6,11 +6,14 @@ Flat; ``7B/`` beside the tokenizer, as LLaMA 1 came; ``original/`` inside a down
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER, read_small
 
 _RANK_FILE = re.compile(r"consolidated(?:\.(\d+))?\.pth")
 _SAYS_NOTHING = re.compile(r"original|mp\d+|\d+Bf?|snapshots|[0-9a-f]{40}")
@@ -48,8 +51,18 @@ def locate(path: Path, model_size: str | None = None) -> MetaFolder:
     rank_files = _rank_files(folder)
     here = folder.resolve()
     tokenizers = [place / "tokenizer.model" for place in (here, here.parent)]
-    tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer.is_file()), None)
+    tokenizer = next((tokenizer for tokenizer in tokenizers if os.path.lexists(tokenizer)), None)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer)
     return MetaFolder(folder, rank_files, tokenizer, _names(here))
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Refuse what cannot be read as a whole: a pipe, a device, a link to nowhere, gigabytes."""
+    try:
+        read_small(file, MAX_TOKENIZER)
+    except InputError as error:
+        raise InputError("TOKENIZER_MISSING", error.message, file=file) from None
 
 
 def _names(folder: Path) -> tuple[str, ...]:
@@ -112,16 +125,12 @@ def _rank_files(folder: Path) -> tuple[Path, ...]:
             raise InputError(
                 "RANKS_NAMES", f"{ranks[rank].name} and {entry.name} are both rank {rank}", file=folder
             )
-        if entry.with_name(entry.name + ".aria2").exists():
-            raise InputError(
-                "INPUT_TRUNCATED", "download not finished: an .aria2 file lies beside it", file=entry
-            )
         ranks[rank] = entry
     if not ranks:
         raise InputError("INPUT_NOT_FOUND", "no consolidated.*.pth beside params.json", file=folder)
-    missing = [rank for rank in range(max(ranks)) if rank not in ranks]
-    if missing:
-        names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in missing[:5])
+    if max(ranks) >= len(ranks):
+        missing = (rank for rank in range(len(ranks)) if rank not in ranks)
+        names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in islice(missing, 5))
         raise InputError(
             "RANKS_MISSING", f"{names} is missing; the highest is {ranks[max(ranks)].name}", file=folder
         )

@@ -14,15 +14,15 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.json_object import read_json_object, to_json
+from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import open_regular
+from llama_convert.formats.files import is_plain, open_regular
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.zip_directory import read_directory
 
 MANIFEST = "llama-convert.json"
 SCHEMA = 1
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 4 << 20
 _SEAL = "seal"
 
 
@@ -69,12 +69,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     content = read_json_object(file, "MANIFEST", belongs="", max_bytes=_MAX_BYTES).content
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise InputError("MANIFEST_VALUE", f'"schema" is {schema!r:.20}, expected {SCHEMA}', file=file)
+        raise InputError("MANIFEST_VALUE", f'"schema" is {shown(schema)}, expected {SCHEMA}', file=file)
     seal = content.pop(_SEAL, None)
     if seal != _seal(content):
         message = "its seal is broken: it was changed after it was written"
         raise InputError("MANIFEST_VALUE", message, file=file)
+    files, tensors = content.get("files", {}), content.get("tensors", {})
+    if not _is_table(files, dict) or not _is_table(tensors, str) or any(Path(n).name != n for n in files):
+        raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content
+
+
+def _is_table(value: Any, kind: type) -> bool:
+    """Whether it is an object whose keys can be shown in a line, and whose values are of a kind."""
+    return isinstance(value, dict) and all(is_plain(k) and isinstance(v, kind) for k, v in value.items())
 
 
 def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
@@ -87,4 +95,6 @@ def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    )

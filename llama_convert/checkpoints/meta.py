@@ -69,6 +69,7 @@ def open_meta(
     names = _check_names(params, ranks[0])
     shapes = _joined_shapes(params, names, len(ranks))
     with SourceFiles() as files:
+        _check_ranks_differ(files, folder.rank_files, ranks)
         repeats = _kv_repeats(files, params, ranks, shapes)
         config = _structure(params, shapes, repeats)
         cuts = _cuts(params, config, names, len(ranks), repeats)
@@ -133,6 +134,9 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
             raise InputError("TENSOR_SHAPE", message, file=file, tensor=name)
         if 0 in tensor.shape:
             raise InputError("TENSOR_SHAPE", f"is {list(tensor.shape)}: empty", file=file, tensor=name)
+        if tensor.nbytes > tensor.storage.size:
+            message = f"is {list(tensor.shape)}, but its elements share {tensor.storage.size:,} bytes"
+            raise InputError("INPUT_VIEW", message, file=file, tensor=name)
         found[weight] = tensor
     layers = {weight.layer for weight in found if weight.layer is not None}
     beyond = sorted(layer for layer in layers if layer >= params.n_layers)
@@ -263,6 +267,26 @@ def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> It
         rows = np.empty((head_dim, tensor.shape[1] * tensor.dtype.itemsize), np.uint8)
         read_rows(files, weight, start, start + head_dim, rows)
         yield xxhash.xxh3_128_digest(rows.data) if rows.any() else None
+
+
+def _check_ranks_differ(files: SourceFiles, paths: tuple[Path, ...], ranks: list[Rank]) -> None:
+    """No file is a copy of another: of layer 0's feed-forward each rank has rows of its own.
+
+    They are compared by their checksums, and the first row itself.  Rows all of one number are a placeholder.
+    """
+    seen: dict[object, Path] = {}
+    for path, rank in zip(paths, ranks, strict=True):
+        w1 = rank["layers.0.feed_forward.w1.weight"]
+        place = (w1.storage.crc32, w1.storage.size, w1.offset - w1.storage.offset, w1.strides)
+        weight = StoredWeight(w1.name, w1.shape, w1.dtype, (Piece(0, 0, Slab.of(w1)),))
+        row = np.empty((1, w1.shape[1] * w1.dtype.itemsize), np.uint8)
+        read_rows(files, weight, 0, 1, row)
+        if (row.reshape(-1, w1.dtype.itemsize) == row[0, : w1.dtype.itemsize]).all():
+            return
+        first = seen.setdefault((place, row.tobytes()), path)
+        if first is not path:
+            message = f"holds the same weights as {first.name}: a copy of it?"
+            raise InputError("RANKS_DUPLICATE", message, file=path, tensor=w1.name, hint="download it again")
 
 
 def _structure(params: Params, joined: _Joined, repeats: int) -> LlamaConfig:

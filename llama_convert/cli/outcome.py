@@ -43,6 +43,9 @@ def print_json(envelope: dict[str, Any]) -> None:
         raise OutputError("OUTPUT_IO", f"the result cannot be printed: {error.strerror or error}") from error
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _Stopped(KeyboardInterrupt):
     """A signal that ends the run as Ctrl-C does."""
 
@@ -51,24 +54,31 @@ class _Stopped(KeyboardInterrupt):
 
 
 def _stop(number: int, _frame: object) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # one is enough: what it has begun is to be finished
     raise _Stopped(number)
 
 
 @contextmanager
 def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
     """Turn whatever ends the command into its exit code and one message; with ``debug``, a traceback too."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     try:
         yield
     except LlamaConvertError as error:
         _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
     except KeyboardInterrupt as error:
         number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
-        message = f"stopped by {number.name}; nothing was published"
+        left = getattr(error, "left", None)
+        message = f"stopped by {number.name}" + (f"; {left}" if left else "")
         _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message=message)
     except MemoryError as error:
         _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
+    except OSError as error:
+        message = f"{error.filename or 'a file'}: {error.strerror or error}"
+        _fail(4, "INPUT_IO", error, as_json=as_json, debug=debug, message=message)
     except typer.Exit:
         raise
     except Exception as error:
@@ -102,6 +112,7 @@ def _fail(
             "file": str(known.file) if known and known.file else None,
             "tensor": known.tensor if known else None,
             "hint": known.hint if known else None,
+            "resumable": getattr(error, "resumable", False),
         }
         with suppress(OutputError):  # then stderr has said it alone
             print_json(envelope)

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
@@ -19,12 +19,11 @@ import xxhash
 from isal import isal_zlib
 
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
-from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.conversion.journal import Entry, Journal
 from llama_convert.conversion.plan import Place, Plan, Task
-from llama_convert.conversion.sync import sync
-from llama_convert.errors import OutputError
+from llama_convert.conversion.sync import discard, failure, sync_open
 from llama_convert.formats.layout import Layout
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
@@ -93,7 +92,8 @@ def execute(
                 if entry is None:
                     return
                 journal.add(entry)
-            work.finish(entry)
+            if not stop.is_set():
+                work.finish(entry)
 
         if plan.casts:
             stack.enter_context(one_core_a_cast())
@@ -104,7 +104,7 @@ def execute(
                     job.result()
             finally:
                 stop.set()
-                pool.shutdown(cancel_futures=True)
+                _wind_down(pool)
         files.check_the_rest(block_size)
     entries = {task.name: journal.entries[task.name] for task in plan.tasks}
     return Report(
@@ -113,6 +113,14 @@ def execute(
         rounded={name: entry.rounded for name, entry in entries.items() if entry.rounded},
         kept_bytes=sum(kept),
     )
+
+
+def _wind_down(pool: ThreadPoolExecutor) -> None:
+    """Wait for the workers, who write to files that are closed next, however often Ctrl-C is pressed."""
+    while True:
+        with suppress(KeyboardInterrupt):
+            pool.shutdown(cancel_futures=True)
+            return
 
 
 class _Output:
@@ -144,7 +152,7 @@ class _Output:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._failed(f"cannot be made, {self.layout.size:,} bytes long", error) from error
+            raise failure(f"cannot be made, {self.layout.size:,} bytes long", error, self.path) from error
 
     def open(self) -> None:
         """Open the file, unless that is done."""
@@ -153,17 +161,17 @@ class _Output:
                 try:
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
                 except OSError as error:
-                    raise self._failed("cannot be opened", error) from error
+                    raise failure("cannot be opened", error, self.path) from error
 
-    def digest(self, offset: int, size: int) -> str:
-        """XXH3-128 of bytes that stand in the file."""
+    def digest(self, offset: int, size: int, stop: Event) -> str:
+        """XXH3-128 of bytes that stand in the file, or of fewer if told to stop."""
         digest = xxhash.xxh3_128()
         end = offset + size
-        while offset < end:
+        while offset < end and not stop.is_set():
             try:
                 block = os.pread(self._descriptor, min(DEFAULT_BLOCK_SIZE, end - offset), offset)
             except OSError as error:
-                raise self._failed(f"cannot be read at byte {offset:,}", error) from error
+                raise failure(f"cannot be read at byte {offset:,}", error, self.path) from error
             if not block:
                 break
             digest.update(block)
@@ -180,10 +188,10 @@ class _Output:
         for offset, content in self.layout.parts(self._crc32):
             self.write(np.frombuffer(content, np.uint8), offset)
         try:
-            sync(self.path)
+            sync_open(self._descriptor)
         except OSError as error:
-            self.path.unlink(missing_ok=True)  # the kernel may have dropped any of it
-            raise self._failed("cannot be brought to disk", error) from error
+            discard(self.path)  # the kernel may have dropped any of it
+            raise failure("cannot be brought to disk", error, self.path) from error
         self.__exit__()
 
     def write(self, block: Bytes, offset: int) -> None:
@@ -192,12 +200,12 @@ class _Output:
         done = 0
         while done < len(view):
             try:
-                done += os.pwrite(self._descriptor, view[done:], offset + done)
+                count = os.pwrite(self._descriptor, view[done:], offset + done)
+                if not count:
+                    raise OSError(errno.EIO, "nothing is taken")
             except OSError as error:
-                raise self._failed(f"cannot be written at byte {offset + done:,}", error) from error
-
-    def _failed(self, what: str, error: OSError) -> OutputError:
-        return OutputError("OUTPUT_IO", f"{what}: {error.strerror}", file=self.path)
+                raise failure(f"cannot be written at byte {offset + done:,}", error, self.path) from error
+            done += count
 
 
 def _allocate(descriptor: int, size: int) -> None:
@@ -225,10 +233,13 @@ class _Work:
             self.outputs[place.file].open()
 
     def stands(self, entry: Entry) -> bool:
-        """Whether the weight stands at all its places as an earlier run has written it."""
+        """Whether the weight stands at all its places as an earlier run has written it.
+
+        Not if its source's checksum is of other bytes too: they may not have been read.
+        """
         itemsize = self.task.dtype.itemsize
-        return all(
-            self.outputs[place.file].digest(place.offset, place.n_elements * itemsize) == digest
+        return _has_own_checksums(self.task.source) and all(
+            self.outputs[place.file].digest(place.offset, place.n_elements * itemsize, self.stop) == digest
             for place, digest in zip(self.task.places, entry.places, strict=True)
         )
 
@@ -275,6 +286,15 @@ class _Work:
             return block, CastCounts()
         values, counts = cast_block(block, source.dtype, task.dtype)
         return values.reshape(end - start, -1), counts
+
+
+def _has_own_checksums(weight: StoredWeight) -> bool:
+    """Whether each of a weight's checksums, where there are any, is of its bytes and no others."""
+    slabs = [slab for piece in weight.pieces for slab in (piece.slab, *piece.replicas)]
+    return all(
+        slab.storage.crc32 is None or slab.rows * slab.columns * weight.dtype.itemsize == slab.storage.size
+        for slab in slabs
+    )
 
 
 class _Part:

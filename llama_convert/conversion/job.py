@@ -16,7 +16,8 @@ from llama_convert.conversion.journal import Journal, fingerprint
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
-from llama_convert.errors import InputError, OutputError, RefusedError
+from llama_convert.conversion.sync import failure
+from llama_convert.errors import InputError, RefusedError
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
@@ -65,6 +66,9 @@ def run_job(job: Job, options: ConvertOptions, notes: Notes) -> ConvertResult:
         OutputError: the machine could not write it.
         ConflictError: the destination holds something.
         RefusedError: `strict`, and something was warned of.
+
+    Whatever is raised while files are staged has two attributes more: `resumable`, whether something is kept
+    that the same command goes on from, and `left`, what has become of the output.
     """
     result, plan = job.result, job.plan
     result.warnings = notes.warnings
@@ -73,38 +77,85 @@ def run_job(job: Job, options: ConvertOptions, notes: Notes) -> ConvertResult:
     before = _states(job)
     with Staging(result.destination, source=job.source, overwrite=options.overwrite) as staging:
         try:
-            settings = repr((options.decisive, result.release, result.instruct))
-            journal = staging.resume(fingerprint(plan, before, settings), restart=not options.resume)
-            if not staging.was_publishing:
-                staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
-                job.write_small_files(staging)
-                report = _write_weights(plan, staging, journal, options, notes) if plan else None
-                _check_unchanged(before)
-                if notes.warnings and options.strict:
-                    message = f"--strict, and there was a warning: {notes.warnings[0]}"
-                    raise RefusedError("STRICT_WARNINGS", message)
-                job.finish(staging)
-                if report:
-                    result.casts = report.casts
-                    staging.write(MANIFEST, write_manifest(_manifest(job, report, staging)))
+            journal = _resume(job, staging, before, options, notes)
+            if not staging.is_published:
+                _stage(job, staging, journal, before, options, notes)
             result.files = staging.publish()
-        except (OutputError, KeyboardInterrupt, MemoryError):
-            if plan and staging.journal and staging.journal.entries:
-                names = staging.journal.entries
-                done = sum(task.nbytes for task in plan.tasks if task.name in names)
-                notes.note(
-                    f"{format_size(done)} of {format_size(plan.payload_bytes)} are kept in {staging.path}; "
-                    "the same command goes on from there"
-                )
+        except OSError as error:
+            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
+            _say_what_is_kept(told, plan, staging, notes)
+            raise told from error
+        except BaseException as error:
+            _say_what_is_kept(error, plan, staging, notes)
             raise
     notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
     return result
 
 
+def _resume(
+    job: Job,
+    staging: Staging,
+    before: Mapping[Path, os.stat_result],
+    options: ConvertOptions,
+    notes: Notes,
+) -> Journal:
+    """See what an earlier run has left, and tell of what cannot be used of it."""
+    plan, result = job.plan, job.result
+    settings = repr((options.decisive, result.release, result.instruct))
+    files = list(plan.sizes) if plan else []
+    journal = staging.resume(fingerprint(plan, before, settings), files, restart=not options.resume)
+    if journal.thrown_away:
+        why = ", as it had other options or its files have changed" if options.resume else ""
+        notes.note(f"{journal.thrown_away} weights of an earlier run are thrown away{why}")
+    if staging.is_published:
+        notes.note("an earlier run has published all of it, and was stopped before it could say so")
+    return journal
+
+
+def _stage(
+    job: Job,
+    staging: Staging,
+    journal: Journal,
+    before: Mapping[Path, os.stat_result],
+    options: ConvertOptions,
+    notes: Notes,
+) -> None:
+    """Write all files of the output."""
+    plan, result = job.plan, job.result
+    staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
+    job.write_small_files(staging)
+    report = _write_weights(plan, staging, journal, options, notes) if plan else None
+    _check_unchanged(before)
+    if notes.warnings and options.strict:
+        raise RefusedError("STRICT_WARNINGS", f"--strict, and there was a warning: {notes.warnings[0]}")
+    job.finish(staging)
+    if report:
+        result.casts = report.casts
+        sources = [{"name": path.name, "bytes": before[path].st_size} for path in job.read]
+        staging.write(MANIFEST, write_manifest(_manifest(result, sources, report, staging)))
+
+
+def _say_what_is_kept(error: BaseException, plan: Plan | None, staging: Staging, notes: Notes) -> None:
+    """Tell whoever is there, and whoever catches the error."""
+    resumable = staging.keeps(error)
+    vars(error).update(resumable=resumable, left=staging.state)
+    if resumable and plan and staging.journal:
+        names = staging.journal.entries
+        done = sum(task.nbytes for task in plan.tasks if task.name in names)
+        notes.note(
+            f"{format_size(done)} of {format_size(plan.payload_bytes)} are kept in {staging.path}; "
+            "the same command goes on from there"
+        )
+
+
 def _states(job: Job) -> dict[Path, os.stat_result]:
     """The files that are read, as they are now."""
     files = {*job.read, *(job.plan.sources if job.plan else ())}
-    return {file: file.stat() for file in files}
+    try:
+        return {file: file.stat() for file in files}
+    except OSError as error:
+        message = f"cannot be looked at again: {error.strerror}"
+        raise InputError("INPUT_CHANGED", message, file=error.filename) from None
 
 
 def _check_unchanged(before: Mapping[Path, os.stat_result]) -> None:
@@ -161,15 +212,16 @@ def _report_casts(casts: dict[str, CastCounts], notes: Notes) -> None:
         notes.note(f"{vanished} values were too small for the new dtype and became zero")
 
 
-def _manifest(job: Job, report: Report, staging: Staging) -> dict[str, Any]:
-    result = job.result
+def _manifest(
+    result: ConvertResult, sources: list[dict[str, Any]], report: Report, staging: Staging
+) -> dict[str, Any]:
     return {
         "tool": f"llama-convert {__version__}",
         "release": result.release,
         "evidence": list(result.evidence),
         "instruct": result.instruct,
         "dtype": result.dtype,
-        "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in job.read],
+        "sources": sources,
         "casts": {name: asdict(counts) for name, counts in result.casts.items()},
         "files": describe_files(staging.files),
         "tensors": report.digests,

@@ -1,8 +1,8 @@
 """What a run has finished, so that the next one goes on from there.
 
-A line of JSON for each weight, with the digests of its bytes at all its places.  A line says what was
-written, not that it is on disk: the next run believes the digests of what stands there, so a torn line, a
-lost page or a file that somebody touched costs no more than that weight's work.
+A line for each weight, with the digests of its bytes at all its places, and before it a digest of the line.
+A line says what was written, not that it is on disk: the next run believes the digests of what stands there,
+so a torn line, a lost page or a file that somebody touched costs no more than that weight's work.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import xxhash
 
 from llama_convert import __version__
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
+from llama_convert.conversion.sync import failure
 
 JOURNAL = "journal"
 
@@ -42,24 +44,37 @@ class Entry:
 class Journal:
     """The finished weights of one plan.  Safe to share between threads."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        """Read what a run of the same plan has left; anything else is thrown away.
+    def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
+        """Read what a run of the same plan has left; anything else, or all with `restart`, is thrown away.
 
         Raises:
-            OSError: the file cannot be read or written.
+            OutputError: the file cannot be read or written.
         """
+        self._path = path
         self._lock = Lock()
-        lines = list(_lines(path))
-        head = {"fingerprint": fingerprint}
-        self.is_other = bool(lines) and lines[0] != head
-        """Whether there was a journal of another plan."""
-        self.entries = {} if self.is_other else {entry.name: entry for entry in map(_entry, lines[1:])}
+        self.entries: dict[str, Entry] = {}
         """By the weight's name."""
-        if not self.entries:
-            path.write_bytes(_line(head))
-        else:  # without the torn end
-            path.write_bytes(b"".join(_line(line) for line in lines))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.thrown_away = 0
+        """How many weights an earlier run had finished, of which nothing is kept."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._descriptor = os.open(path, flags, 0o666)
+            self._read({"fingerprint": fingerprint}, restart)
+        except OSError as error:
+            raise failure("cannot be opened", error, path) from error
+
+    def _read(self, head: dict[str, str], restart: bool) -> None:
+        with os.fdopen(self._descriptor, "rb", closefd=False) as file:
+            content = file.read()
+        first, *rest = list(_lines(content)) or [None]
+        if first != head or restart:
+            self.thrown_away = len(rest)
+            os.ftruncate(self._descriptor, 0)
+            self._append(_line(head))
+            return
+        self.entries = {entry.name: entry for entry in map(_entry, rest)}
+        if not content.endswith(b"\n"):
+            self._append(b"\n")  # the torn line ends here
 
     def close(self) -> None:
         """Close the file."""
@@ -69,11 +84,18 @@ class Journal:
         """Take note of a weight.
 
         Raises:
-            OSError: the file cannot be written.
+            OutputError: the file cannot be written.
         """
         with self._lock:
-            os.write(self._descriptor, _line(asdict(entry)))
+            try:
+                self._append(_line(asdict(entry)))
+            except OSError as error:
+                raise failure("cannot be written", error, self._path) from error
             self.entries[entry.name] = entry
+
+    def _append(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._descriptor, line) :]
 
 
 def fingerprint(plan: Plan | None, sources: Mapping[Path, os.stat_result], settings: str) -> str:
@@ -88,26 +110,19 @@ def fingerprint(plan: Plan | None, sources: Mapping[Path, os.stat_result], setti
 
 
 def _line(content: object) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(content, separators=(",", ":")).encode()
+    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
 
-def _lines(path: Path) -> Iterator[dict[str, object]]:
-    """The lines that are whole; a run that was killed tears the last one, a lost page any."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            content = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(content, dict) or not line.endswith(b"\n"):
-            return
-        yield content
+def _lines(content: bytes) -> Iterator[Any]:
+    """The lines that are whole: a run that was killed tears the last one, a lost page any."""
+    for line in content.splitlines():
+        digest, _, text = line.partition(b" ")
+        if digest == xxhash.xxh3_64_hexdigest(text).encode():
+            yield json.loads(text)
 
 
-def _entry(line: dict[str, object]) -> Entry:
-    values = dict(line)
-    values["cast"] = CastCounts(**values["cast"])  # type: ignore[arg-type]
-    values["places"] = tuple(values["places"])  # type: ignore[arg-type]
-    values["checksums"] = tuple(values["checksums"])  # type: ignore[arg-type]
-    return Entry(**values)  # type: ignore[arg-type]
+def _entry(line: dict[str, Any]) -> Entry:
+    line["cast"] = CastCounts(**line["cast"])
+    line["places"], line["checksums"] = tuple(line["places"]), tuple(line["checksums"])
+    return Entry(**line)

@@ -3,45 +3,38 @@
 Files are made in a staging folder inside the output folder (so on its file system) and renamed into place
 when all of them are complete and on disk, the ones that make a folder a model last.  A run holds a lock in
 the staging folder: a second run is told of the first.  What a stopped run leaves there, the next one goes on
-from, be it weights that are written or a publication half done.
+from: weights are looked at again and kept if they are good, and a publication half done is first undone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
-from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.journal import JOURNAL, Journal
-from llama_convert.conversion.sync import sync
-from llama_convert.errors import ConflictError, OutputError, UsageError
+from llama_convert.conversion.lock import LOCK, Lock
+from llama_convert.conversion.publication import PUBLISHING, Publication
+from llama_convert.conversion.sync import discard, failure, sync
+from llama_convert.errors import ConflictError, InputError, OutputError, RefusedError, UsageError
 from llama_convert.units import format_size
 
 STAGING = ".llama-convert"
-_LOCK = "lock"
-_PUBLISHING = "publishing"
-"""Lists the files that are being renamed into place and those of an older model, while that is being done."""
-_OURS = (_LOCK, JOURNAL, _PUBLISHING)
-_LAST = (
-    "generation_config.json",
-    "checklist.chk",
-    "model.safetensors.index.json",
-    "config.json",
-    "params.json",
-    MANIFEST,
-)
+_PROBE = f"{STAGING}-probe"
+_OURS = (LOCK, JOURNAL, PUBLISHING)
+_FOR_GOOD = (InputError, UsageError, RefusedError)
+"""Errors that running again does not help: nothing is kept for it."""
 
 
 class Staging:
     """A folder to write into; what is in it when `publish` is called becomes the output.
 
-    Leaving the context removes every trace, unless weights are finished and it is an interruption or the
-    machine that ends it: then they stay for the next run.
+    Leaving the context removes every trace, unless something is finished and what ends the run may not end
+    the next: then it stays for that.
     """
 
     def __init__(self, destination: Path, *, source: Path, overwrite: bool) -> None:
@@ -55,8 +48,11 @@ class Staging:
         self.path = destination / STAGING
         self.journal: Journal | None = None
         """What was finished, once `resume` was called."""
+        self.is_published = False
+        """Whether the whole output stands in its place, be it from an earlier run."""
+        self._plan = ""
         self._overwrite = overwrite
-        self._lock = -1
+        self._lock = Lock(self.path)
         self._created: list[Path] = []
         resolved, origin = destination.resolve(), source.resolve()
         if resolved == origin or origin in resolved.parents:
@@ -65,13 +61,13 @@ class Staging:
             )
         if destination.exists() and not destination.is_dir():
             raise ConflictError("OUTPUT_EXISTS", "is a file; the output is a folder", file=destination)
-        self._refuse_foreign_files()
+        self._refuse_foreign_files(Publication.read(self.path).files)
 
-    def _refuse_foreign_files(self) -> None:
+    def _refuse_foreign_files(self, but: Iterable[str] = ()) -> None:
         """The output folder may hold what a stopped run left, and with `overwrite` an older model."""
         if self._overwrite or not self.destination.is_dir():
             return
-        ours = {STAGING, *self._half_published()}
+        ours = {STAGING, _PROBE, *but}
         present = sorted(entry.name for entry in self.destination.iterdir() if entry.name not in ours)
         if present:
             more = f" and {len(present) - 3} more" if len(present) > 3 else ""
@@ -82,89 +78,67 @@ class Staging:
                 hint="choose another folder, or replace what is there with --overwrite",
             )
 
-    def _half_published(self, which: str = "files") -> list[str]:
-        """The files of a publication that was interrupted; some are renamed, some still staged."""
-        try:
-            names = json.loads((self.path / _PUBLISHING).read_bytes())[which]
-        except (OSError, ValueError, LookupError, TypeError):
-            return []
-        return [name for name in names if isinstance(name, str) and Path(name).name == name]
-
     def __enter__(self) -> Staging:
         try:
             for folder in reversed([self.destination, *self.destination.parents]):
                 if not folder.exists():
-                    folder.mkdir()
+                    folder.mkdir(exist_ok=True)
                     self._created.append(folder)
-            self._take_lock()
+            self._lock.take()
+            self._remove_links()
             self._probe()
-        except OSError as error:
-            self._leave(keep=False)
-            message = f"cannot be written to: {error.strerror}"
-            raise OutputError("OUTPUT_PERMISSION", message, file=self.destination) from error
+        except BaseException as error:
+            vars(error)["left"] = self.state
+            self._leave(keep=True)
+            if isinstance(error, OSError):
+                raise failure("cannot be written to", error, self.destination) from error
+            raise
         return self
 
-    def _take_lock(self) -> None:
-        """Hold the lock of the folder that is there when it is held: another run may just have removed it.
-
-        Raises:
-            ConflictError: another run holds it.
-        """
-        while True:
-            if self.path.is_symlink():
-                raise ConflictError("OUTPUT_EXISTS", "is a link; it would lead elsewhere", file=self.path)
-            self.path.mkdir(exist_ok=True)
-            try:
-                lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(lock, 200).decode(errors="replace") or "another run"
-                os.close(lock)
-                message = f"is being written by {owner}"
-                raise ConflictError("OUTPUT_LOCKED", message, file=self.destination) from None
-            except OSError:
-                pass  # no locks here; names are checked as they are used
-            try:
-                if os.path.samestat(os.fstat(lock), (self.path / _LOCK).stat()):
-                    break
-            except FileNotFoundError:
-                pass
-            os.close(lock)
-        self._lock = lock
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    def _remove_links(self) -> None:
+        """Remove what would lead elsewhere when it is written to: we make plain files alone."""
+        for entry in self.path.iterdir():
+            status = entry.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                _remove(entry)
 
     def _probe(self) -> None:
         """Learn now, not after hours, whether files can be renamed here."""
-        probe, there = self.path / "probe", self.destination / f"{STAGING}-probe"
-        probe.write_bytes(b"")
-        os.replace(probe, there)
-        there.unlink()
+        probe, there = self.path / "probe", self.destination / _PROBE
+        try:
+            probe.write_bytes(b"")
+            os.replace(probe, there)
+            there.unlink()
+        finally:
+            discard(probe)
 
-    def resume(self, fingerprint: str, *, restart: bool = False) -> Journal:
+    def resume(self, plan: str, files: Collection[str], *, restart: bool = False) -> Journal:
         """What an earlier run of the same plan has finished; what is left of any other is cleared away.
 
         Args:
-            fingerprint: tells the plan.
+            plan: the plan's fingerprint.
+            files: the names of the files whose weights the journal tells of.
             restart: clear it away in any case.
 
         Raises:
-            OutputError: the journal cannot be written.
+            ConflictError: a run of another plan had published its output, all but for telling so.
+            OutputError: the staging folder cannot be read or written.
         """
-        path = self.path / JOURNAL
+        self._plan = plan
         try:
-            journal = Journal(path, fingerprint)
-            if restart or journal.is_other or not journal.entries:
-                journal.close()
-                self._clear()
-                journal = Journal(path, fingerprint)
+            begun = Publication.read(self.path)
+            if begun.is_complete(self.path, self.destination):
+                self.is_published = begun.plan == plan and not restart
+                if not self.is_published:
+                    self._refuse_foreign_files()
+            elif begun.files:
+                begun.undo(self.path, self.destination)
+            self.journal = Journal(self.path / JOURNAL, plan, restart=restart)
+            if not self.is_published:
+                self._clear(but=(JOURNAL, *(files if self.journal.entries else ())))
         except OSError as error:
-            raise OutputError("OUTPUT_IO", f"cannot be written: {error.strerror}", file=path) from error
-        self.journal = journal
-        return journal
+            raise failure("cannot be written to", error, self.path) from error
+        return self.journal
 
     def check_space(self, needed: int) -> None:
         """See whether the whole output fits, what is staged already counted in.
@@ -172,41 +146,52 @@ class Staging:
         Raises:
             OutputError: it does not.
         """
-        held = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
-        free = shutil.disk_usage(self.path).free
+        try:
+            held = sum(file.lstat().st_blocks * 512 for file in self.path.iterdir())
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise failure("cannot be looked at", error, self.path) from error
         if free + held < needed:
             message = f"needs {format_size(needed - held)} more, {format_size(free)} are free"
             raise OutputError("OUTPUT_SPACE", message, file=self.destination)
 
-    def _clear(self) -> None:
-        """Remove what another plan has left, half published files included."""
-        for name in self._half_published():
-            if not (self.path / name).exists():
-                (self.destination / name).unlink(missing_ok=True)
-        for entry in self.path.iterdir():
-            if entry.name == _LOCK:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    def _clear(self, but: Collection[str] = ()) -> None:
+        """Remove all but the files that are named; of ours the list last, as it tells what is published."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == PUBLISHING):
+            if entry.name not in (LOCK, *but):
+                _remove(entry)
 
-    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        of_the_moment = kind is not None and issubclass(kind, OutputError | KeyboardInterrupt | MemoryError)
-        half_done = bool(self.journal and self.journal.entries) or bool(self._half_published())
-        self._leave(keep=of_the_moment and half_done)
+    def keeps(self, error: BaseException) -> bool:
+        """Whether something is finished that the next run can go on from, after this error."""
+        something = bool(self.journal and self.journal.entries) or bool(Publication.read(self.path).files)
+        return something and not isinstance(error, _FOR_GOOD)
+
+    @property
+    def state(self) -> str:
+        """What has become of the output."""
+        if self.is_published:
+            return "the output is whole"
+        begun = any((self.destination / name).exists() for name in Publication.read(self.path).files)
+        return "the files are being moved into place" if begun else "nothing was published"
+
+    def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
+        untouched = self.journal is None  # by this run
+        self._leave(keep=error is not None and (untouched or self.keeps(error)))
 
     def _leave(self, *, keep: bool) -> None:
         if self.journal:
             self.journal.close()
-        if not keep and (self._lock >= 0 or (self.path.is_dir() and not any(self.path.iterdir()))):
-            shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        try:
+            if not keep and self._lock.is_held:
+                self._clear()
+        except OSError:
+            pass  # the next run clears it away
+        self._lock.release()
         for folder in reversed(self._created):
-            if folder.is_dir() and not any(folder.iterdir()):
+            try:
                 folder.rmdir()
+            except OSError:
+                break  # there is something in it
 
     @property
     def files(self) -> list[Path]:
@@ -219,17 +204,14 @@ class Staging:
 
     def write_with(self, name: str, writer: Callable[[Path], object]) -> None:
         """A file that ``writer`` writes, given its path."""
+        self._lock.check()
         path = self.path / name
         try:
             writer(path)
             sync(path)
         except OSError as error:
-            raise OutputError("OUTPUT_IO", f"cannot be written: {error.strerror}", file=path) from error
-
-    @property
-    def was_publishing(self) -> bool:
-        """Whether an earlier run of this plan had everything on disk, and had begun to publish it."""
-        return bool(self._half_published())
+            discard(path)
+            raise failure("cannot be written", error, path) from error
 
     def publish(self) -> dict[str, int]:
         """Make the staged files the output: weights first, config and manifest last.
@@ -239,33 +221,38 @@ class Staging:
         Returns:
             Bytes of each file of the output.
         """
-        self._refuse_foreign_files()
+        self._lock.check()
         try:
-            if not self.was_publishing:
-                names = sorted((path.name for path in self.files), key=_publication_order)
-                older = sorted(_older_model(self.destination, names), key=_publication_order, reverse=True)
-                self.write(_PUBLISHING, json.dumps({"files": names, "older": older}).encode())
-                sync(self.path)
-            names = self._half_published()
-            for name in self._half_published("older"):
-                if name not in names or (self.path / name).exists():  # not yet one of the new
-                    (self.destination / name).unlink(missing_ok=True)
-            for name in names:
-                if (self.path / name).exists():
-                    os.replace(self.path / name, self.destination / name)
-            sync(self.destination)
-            return {name: (self.destination / name).stat().st_size for name in names}
+            publication = Publication.read(self.path)
+            if not self.is_published:
+                publication = self._begin_to_publish()
+                publication.carry_out(self.path, self.destination)
+            sizes = {name: (self.destination / name).stat().st_size for name in publication.files}
+            for folder in (self.destination, *(folder.parent for folder in self._created)):
+                sync(folder)
         except OSError as error:
-            message = f"cannot be moved into place: {error.strerror}"
-            raise OutputError("OUTPUT_IO", message, file=self.destination) from error
+            raise failure("cannot be moved into place", error, self.destination) from error
+        self.is_published = True
+        return sizes
+
+    def _begin_to_publish(self) -> Publication:
+        """Bring all that is staged to disk, and then the list of it."""
+        self._refuse_foreign_files()
+        for file in self.files:
+            try:
+                sync(file)
+            except OSError:
+                discard(file)
+                raise
+        names = [file.name for file in self.files]
+        publication = Publication.of(self._plan, names, self.destination)
+        self.write(PUBLISHING, json.dumps(asdict(publication)).encode())
+        sync(self.path)
+        return publication
 
 
-def _publication_order(name: str) -> tuple[int, str]:
-    return (_LAST.index(name) + 1 if name in _LAST else 0), name
-
-
-def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
-    """What the new model replaces: files of its own names, and weights that no index will name any more."""
-    replaced = {name for name in (*names, *_LAST) if (folder / name).is_file()}
-    weights = (*folder.glob("model*.safetensors"), *folder.glob("consolidated.*.pth"))
-    return replaced | {entry.name for entry in weights if entry.is_file()}
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)

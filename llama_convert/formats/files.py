@@ -1,4 +1,4 @@
-"""Opening a file that somebody named."""
+"""Opening a file that somebody named, and telling what lies there in place of what was expected."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from pathlib import Path
 
 from llama_convert.errors import InputError
 
+MAX_TOKENIZER = 8 << 20
+"""Bytes of a ``tokenizer.model``; Llama 4's, the largest, has 3.6 MB."""
+_LONGEST_NAME = 500
+
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading ``path``, which must be a regular file with something in it.
+    """A descriptor for reading ``path``, which must be a regular file, and downloaded to its end.
 
     Raises:
-        InputError: it is missing, empty, unreadable, or a pipe, folder or device (reading those may hang).
+        InputError: it is missing, unfinished, unreadable, or a pipe, folder or device, which may never end.
     """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path)
+        if os.path.lexists(f"{path}.aria2"):
+            message = "download not finished: an .aria2 file lies beside it"
+            raise InputError("INPUT_TRUNCATED", message, file=path)
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         dangling = (
@@ -30,3 +37,44 @@ def open_regular(path: Path) -> int:
     except OSError as error:
         raise InputError("INPUT_IO", error.strerror or str(error), file=path) from None
     return descriptor
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """All of a regular file that has ``most`` bytes at most.
+
+    Raises:
+        InputError: as `open_regular`; or it has more bytes, or they cannot be read.
+    """
+    with os.fdopen(open_regular(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise InputError("INPUT_TOO_LARGE", f"{size:,} bytes; that is no {path.name}", file=path)
+        try:
+            return stream.read(most)
+        except OSError as error:
+            raise InputError("INPUT_IO", error.strerror or str(error), file=path) from None
+
+
+_OTHER_KINDS = (
+    (b"<", "an HTML page (expired link?)", "download it again"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run: git lfs pull"),
+    (b"\x1f\x8b", "gzip-compressed", "unpack it first"),
+)
+
+
+def other_kind(head: bytes) -> tuple[str, str] | None:
+    """What often lies in place of a file, when its first bytes tell: what it is, and what to do."""
+    for magic, kind, hint in _OTHER_KINDS:
+        if head.lstrip(b" \r\n\t").startswith(magic):
+            return kind, hint
+    return None
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name that a file gives can be shown in a line: neither control characters nor endless."""
+    return name.isprintable() and 0 < len(name) <= _LONGEST_NAME
+
+
+def quoted(name: str) -> str:
+    """A name that a file gives, for messages: cut short, and with escapes for what is not printable."""
+    return f"{name[:60]!r}{'...' * (len(name) > 60)}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_convert.dtypes import BY_NAME, BY_STORAGE, Dtype
+from llama_convert.formats.files import quoted
 
 _MAX_DEPTH = 64  # open MARKs; torch.save nests five deep
 
@@ -68,7 +69,9 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(item) is int for item in value):
         raise PickleRefusedError("INPUT_PICKLE", f"a tensor's {what} is not a tuple of integers")
     if any(item < 0 for item in value):
-        raise PickleRefusedError("INPUT_VIEW", f"a tensor's {what} holds a negative number: {value}")
+        raise PickleRefusedError("INPUT_VIEW", f"a tensor's {what} holds a negative number: {min(value)}")
+    if any(item >= 1 << 63 for item in value):
+        raise PickleRefusedError("INPUT_VIEW", f"a tensor's {what} holds a number of 64 bits or more")
     return value
 
 
@@ -79,7 +82,7 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Dtype |
         raise PickleRefusedError("INPUT_PICKLE", "a tensor on an untyped storage does not say its dtype")
     shape, strides = _integers(shape, "shape"), _integers(strides, "strides")
     if len(shape) != len(strides):
-        raise PickleRefusedError("INPUT_VIEW", f"a tensor has shape {shape} but strides {strides}")
+        raise PickleRefusedError("INPUT_VIEW", f"a tensor has {len(shape)} axes but {len(strides)} strides")
     (offset,) = _integers((offset,), "offset")
     return TensorRecord(storage, dtype, offset, shape, strides)
 
@@ -101,10 +104,9 @@ def _rebuild_parameter(tensor: Any, *_rest: Any) -> TensorRecord:
     return tensor
 
 
-def _ordered_dict(pairs: Any = ()) -> Pairs:
-    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise PickleRefusedError("INPUT_PICKLE", "an OrderedDict is built from something that is not pairs")
-    return Pairs((key, value) for key, value in pairs)
+def _ordered_dict() -> Pairs:
+    """An empty one; that is how Python 3 begins it.  Copies of a list could be asked for without end."""
+    return Pairs()
 
 
 _CALLABLES: dict[str, Callable[..., Any]] = {
@@ -133,7 +135,7 @@ def _find_global(module: str, name: str) -> _Global:
         raise PickleRefusedError("TENSOR_LAYOUT", f"holds a {kind} tensor; only dense tensors are converted")
     raise PickleRefusedError(
         "INPUT_FOREIGN_OBJECT",
-        f"holds an object of {qualified!r}; only tensors are read, and it was not constructed",
+        f"holds an object of {quoted(qualified)}; only tensors are read, and it was not constructed",
     )
 
 
@@ -141,9 +143,9 @@ def _persistent_storage(reference: Any) -> StorageRecord:
     match reference:
         case ("storage", _Global(name), str(key), str(), int(numel)) if name in _STORAGES or name in _UNTYPED:
             if not key or not key.isascii() or not key.replace("_", "").isalnum():
-                raise PickleRefusedError("INPUT_PICKLE", f"storage key {key!r} is not a plain name")
+                raise PickleRefusedError("INPUT_PICKLE", f"storage key {quoted(key)} is not a plain name")
             if numel < 0:
-                raise PickleRefusedError("INPUT_VIEW", f"storage {key} has {numel} elements")
+                raise PickleRefusedError("INPUT_VIEW", f"storage {quoted(key)} has {numel} elements")
             return StorageRecord(key, _STORAGES.get(name), numel)
     raise PickleRefusedError("INPUT_PICKLE", "a reference is not one to a tensor's storage")
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import open_regular
+from llama_convert.formats.files import is_plain, open_regular, quoted
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
 from llama_convert.formats.zip_directory import ZipDirectory, read_directory
 
-_MAX_PICKLE = 64 << 20  # 405B in 16 ranks has 0.4 MB a file
+_MAX_PICKLE = 2 << 20  # 405B has 0.4 MB a file; a byte can ask for a hundred bytes of memory
 _MAX_AXES = 8
+_MAX_TENSOR = 1 << 40
+"""Bytes.  A view whose stride is 0 can have any number of elements."""
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
@@ -32,9 +35,10 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for name, value in state_dict:
         if type(name) is not str:
-            raise InputError(
-                "INPUT_PICKLE", f"a key of the state dict is not a name: {name!r:.40}", file=file
-            )
+            kind = type(name).__name__
+            raise InputError("INPUT_PICKLE", f"a key of the state dict is a {kind}, not a name", file=file)
+        if not is_plain(name):
+            raise InputError("INPUT_PICKLE", f"a tensor's name is {quoted(name)}", file=file)
         if name in tensors:
             raise InputError(
                 "INPUT_PICKLE", "the name stands in the state dict twice", file=file, tensor=name
@@ -82,19 +86,24 @@ def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory
     entry = directory.entries.get(f"data/{record.storage.key}")
     if entry is None:
         raise InputError(
-            "INPUT_ZIP", f"needs data/{record.storage.key}, which is not in the file", file=file, tensor=name
+            "INPUT_ZIP",
+            f"needs data/{record.storage.key[:60]}, which is not in the file",
+            file=file,
+            tensor=name,
         )
     itemsize = record.dtype.itemsize
     declared = record.storage.numel * (record.storage.dtype.itemsize if record.storage.dtype else 1)
     if entry.size != declared:
         raise InputError(
             "INPUT_VIEW",
-            f"needs {declared:,} bytes of data/{record.storage.key}, which has {entry.size:,}",
+            f"needs {declared:,} bytes of data/{record.storage.key[:60]}, which has {entry.size:,}",
             file=file,
             tensor=name,
         )
     if len(record.shape) > _MAX_AXES:
         raise InputError("INPUT_VIEW", f"has {len(record.shape)} axes", file=file, tensor=name)
+    if math.prod(record.shape) * itemsize > _MAX_TENSOR:
+        raise InputError("INPUT_VIEW", f"is said to be {list(record.shape)}", file=file, tensor=name)
     if 0 not in record.shape:
         last = record.offset + sum((n - 1) * s for n, s in zip(record.shape, record.strides, strict=True))
         if (last + 1) * itemsize > entry.size:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import is_plain, other_kind, quoted
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
+_END_RECORD = struct.Struct("<4s4H2IH")  # 4.3.16
 _ALLOWED_FLAGS = 0x0808  # names in UTF-8, sizes in a data descriptor: what torch.save sets
+_MAX_DIRECTORY = 4 << 20  # of 1,137 weights, as many as 405B has, it takes 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,17 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
     size = os.fstat(descriptor).st_size
     _refuse_other_kinds(file, descriptor, size)
     try:
-        with os.fdopen(os.dup(descriptor), "rb") as stream, zipfile.ZipFile(stream) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        _check_end(descriptor, size)
+        with _Stream(os.dup(descriptor)) as stream, zipfile.ZipFile(stream) as archive:
+            infos, directory_start = archive.infolist(), archive.start_dir
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise InputError(
             "INPUT_TRUNCATED",
             f"not a whole torch archive ({error}; size {size:,} bytes)",
@@ -63,9 +75,13 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
     entries: dict[str, ZipEntry] = {}
     roots: set[str] = set()
     end = 0
+    if infos and min(info.header_offset for info in infos) != 0:
+        raise refuse("INPUT_ZIP", "the file does not begin with the archive's first entry")
     for info in sorted(infos, key=lambda info: info.header_offset):
         root, _, name = info.orig_filename.partition("/")
         roots.add(root)
+        if not is_plain(info.orig_filename):
+            raise refuse("INPUT_ZIP", f"an entry is called {quoted(info.orig_filename)}")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise refuse("INPUT_COMPRESSED", f"{name} is compressed; torch.save never does that")
         if info.flag_bits & ~_ALLOWED_FLAGS:
@@ -78,8 +94,9 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
         if info.header_offset < end:
             raise refuse("INPUT_ZIP", f"{name} overlaps the entry before it")
         end = offset + info.file_size
-        if end > size:
-            raise refuse("INPUT_TRUNCATED", f"{name} reaches past the end of the file ({end:,} > {size:,})")
+        if end > directory_start:
+            message = f"{name} reaches past the end of the entries ({end:,} > {directory_start:,})"
+            raise refuse("INPUT_ZIP", message)
         entries[name] = ZipEntry(offset, info.file_size, info.CRC)
     if len(roots) > 1:
         raise refuse("INPUT_ZIP", f"entries lie under several roots: {', '.join(sorted(roots)[:3])}")
@@ -87,8 +104,28 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
     return ZipDirectory(next(iter(roots), ""), entries, has_checksums)
 
 
+class _Stream(io.FileIO):
+    """A file for zipfile, which reads the whole directory at once, however large the file says that is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its directory is said to have {size:,} bytes")
+        return super().read(size) or b""
+
+
+def _check_end(descriptor: int, size: int) -> None:
+    """Refuse anything behind the archive: a file can then be two archives at once."""
+    record = os.pread(descriptor, _END_RECORD.size, max(0, size - _END_RECORD.size))
+    if not record.startswith(b"PK\5\6") or not record.endswith(b"\0\0"):
+        raise zipfile.BadZipFile("it does not end with a zip directory")
+
+
 def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
     """Where the entry's bytes begin, which only its local header tells; None if that header is another's."""
+    if not 0 <= info.header_offset < 1 << 62:
+        return None
     header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
     if len(header) < _LOCAL_HEADER.size:
         return None
@@ -104,23 +141,7 @@ def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
     return int(start + name_length + extra_length)
 
 
-_OTHER_KINDS = (
-    (b"<", "INPUT_NOT_TORCH", "an HTML page, not a checkpoint (expired link?)", "download it again"),
-    (
-        b"version https://git-lfs",
-        "INPUT_NOT_TORCH",
-        "a git-lfs pointer, not the file itself",
-        "run: git lfs pull",
-    ),
-    (b"\x1f\x8b", "INPUT_NOT_TORCH", "gzip-compressed; torch's files are not", "unpack it first"),
-    (
-        b"\x80\x02\x8a\x0a",
-        "INPUT_LEGACY",
-        "torch's format from before version 1.6",
-        "save it anew with torch.save",
-    ),
-    (b"\0" * 16, "INPUT_NOT_TORCH", "begins with zeros: download not finished?", "download it again"),
-)
+_LEGACY = b"\x80\x02\x8a\x0a"
 
 
 def _refuse_other_kinds(file: Path, descriptor: int, size: int) -> None:
@@ -128,8 +149,13 @@ def _refuse_other_kinds(file: Path, descriptor: int, size: int) -> None:
     if size == 0:
         raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
     head = os.pread(descriptor, 24, 0)
-    for magic, code, message, hint in _OTHER_KINDS:
-        if head.lstrip(b" \r\n\t").startswith(magic) or head.startswith(magic):
-            raise InputError(code, message, file=file, hint=hint)
+    if head.startswith(_LEGACY):
+        message, hint = "torch's format from before version 1.6", "save it anew with torch.save"
+        raise InputError("INPUT_LEGACY", message, file=file, hint=hint)
+    if head.startswith(bytes(16)):
+        message = "begins with zeros: download not finished?"
+        raise InputError("INPUT_NOT_TORCH", message, file=file, hint="download it again")
+    if other := other_kind(head):
+        raise InputError("INPUT_NOT_TORCH", f"{other[0]}; not a torch checkpoint", file=file, hint=other[1])
     if not head.startswith(b"PK"):
         raise InputError("INPUT_NOT_TORCH", "not a torch checkpoint (no zip archive)", file=file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Json, Pipeline, Tokenizer
 from llama_convert.tokenizers.sentencepiece_model import read_sentencepiece
@@ -47,9 +48,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
         InputError: the file is missing, damaged, or the tokenizer of no Llama.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError("TOKENIZER_MISSING", f"cannot be read: {error.strerror}", file=path) from None
+        data = read_small(path, MAX_TOKENIZER)
+    except InputError as error:
+        raise InputError("TOKENIZER_MISSING", f"cannot be read: {error.message}", file=path) from None
     for code, beginning, message, hint in _IMPOSTORS:
         if re.match(beginning, data, re.IGNORECASE):
             raise InputError(code, message, file=path, hint=hint)

@@ -6,6 +6,7 @@ tests hold the result against.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import Counter
@@ -34,6 +35,7 @@ _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, _WHITESPACE_SUFFIX, _BYTE_FALLBACK = 3, 24, 35
 _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
 
+_MOST_PIECES, _LONGEST_PIECE = 150_000, 1000
 _FIXED_SIZES = {1: 8, 5: 4}
 """Wire type -> bytes."""
 
@@ -159,7 +161,7 @@ def _isolate(texts: Sequence[str]) -> Json:
 def _check_form(path: Path, trainer: Fields, normalizer: Fields) -> None:
     model_type = trainer.get(_MODEL_TYPE, 1)
     faults = (
-        (model_type != 2, f"it is a {_MODEL_TYPES.get(model_type, model_type)} model, not BPE"),
+        (model_type != 2, f"it is a {_MODEL_TYPES.get(model_type, 'strange')} model, not BPE"),
         (trainer.get(_BYTE_FALLBACK, 0) != 1, "it has no bytes to fall back on"),
         (bool(normalizer.get(_CHARSMAP)), "it rewrites characters before it cuts the text"),
         (normalizer.get(_DUMMY_PREFIX, 1) != 1, "it puts no space before the text"),
@@ -176,14 +178,18 @@ def _check_pieces(path: Path, pieces: Sequence[Piece]) -> dict[str, int]:
     """The id of each piece's text, if the pieces are those of a Llama."""
     ids = {piece.text: number for number, piece in enumerate(pieces)}
     types = Counter(piece.type for piece in pieces)
+    control = {piece.text for piece in pieces if piece.type is PieceType.CONTROL}
     twice = next((piece.text for number, piece in enumerate(pieces) if ids[piece.text] != number), None)
     faults = (
-        (twice is not None, f"the piece {twice!r} is there twice"),
+        (twice is not None, f"the piece {twice!r:.60} is there twice"),
         ("" in ids, "a piece is empty"),
+        (any(len(text) > _LONGEST_PIECE for text in ids), f"a piece is longer than {_LONGEST_PIECE} letters"),
+        (not all(math.isfinite(piece.score) for piece in pieces), "the score of a piece is no number"),
         (types[PieceType.UNKNOWN] != 1, f"{types[PieceType.UNKNOWN]} unknown pieces, not one"),
         (types[PieceType.BYTE] != 256, f"{types[PieceType.BYTE]} pieces for bytes, not 256"),
+        (not {f"<0x{byte:02X}>" for byte in range(256)} <= ids.keys(), "a byte has no piece of its name"),
         (types[PieceType.UNUSED] != 0, f"{types[PieceType.UNUSED]} unused pieces, which no Llama has"),
-        (not {"<s>", "</s>"} <= ids.keys(), "<s> and </s> are not both there"),
+        (not {"<s>", "</s>"} <= control, "<s> and </s> are not both there"),
     )
     for found, fault in faults:
         if found:
@@ -196,6 +202,8 @@ def _read_proto(data: bytes) -> tuple[tuple[Piece, ...], Fields, Fields]:
     specs: dict[int, Fields] = {}
     for number, value in _fields(data):
         if number == _PIECES:
+            if len(pieces) == _MOST_PIECES:
+                raise ValueError(f"more than {_MOST_PIECES:,} pieces")
             pieces.append(_piece(dict(_fields(value))))
         elif number in (_TRAINER, _NORMALIZER):
             specs[number] = dict(_fields(value))

@@ -27,6 +27,7 @@ SPLIT_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_MOST_TOKENS, _LONGEST_TOKEN = 300_000, 1000
 _LLAMA4_RANKS = 200_000
 """Llama 4 cuts the text by another pattern, which its file does not tell."""
 
@@ -96,8 +97,12 @@ def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
                 file=path,
                 hint="The file is damaged or was cut short; download it again.",
             ) from None
+        if len(by_rank) == _MOST_TOKENS:
+            raise InputError("TOKENIZER_RANKS", f"more than {_MOST_TOKENS:,} tokens", file=path)
         if rank in by_rank:
-            raise InputError("TOKENIZER_RANKS", f"line {number} gives rank {rank} a second time", file=path)
+            raise InputError(
+                "TOKENIZER_RANKS", f"line {number} gives rank {rank!s:.20} a second time", file=path
+            )
         by_rank[rank] = token
     tokens = tuple(by_rank[rank] for rank in range(len(by_rank)) if rank in by_rank)
     if len(tokens) < len(by_rank):
@@ -117,9 +122,11 @@ def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
     distinct = set(tokens)
     if len(distinct) < len(tokens):
         ((twice, _),) = Counter(tokens).most_common(1)
-        raise InputError("TOKENIZER_RANKS", f"the token {twice!r} has two ranks", file=path)
+        raise InputError("TOKENIZER_RANKS", f"the token {twice!r:.60} has two ranks", file=path)
     if b"" in distinct:
         raise InputError("TOKENIZER_LINE", "a token is empty", file=path)
+    if max(map(len, tokens), default=0) > _LONGEST_TOKEN:
+        raise InputError("TOKENIZER_LINE", f"a token has more than {_LONGEST_TOKEN} bytes", file=path)
     missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
     if missing:
         raise InputError(

@@ -1,0 +1,102 @@
+"""The moment in which staged files become the output, told to the disk before it begins.
+
+It is a list of names beside the staged files.  A run that is stopped in between leaves the list, and the next
+one takes the files back.  Until the last ones are in place, no loader takes the folder for a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.conversion.sync import sync
+
+PUBLISHING = "publishing"
+_LAST = (
+    "generation_config.json",
+    "checklist.chk",
+    "model.safetensors.index.json",
+    "config.json",
+    "params.json",
+    MANIFEST,
+)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is being renamed into place."""
+
+    plan: str = ""
+    """The plan's fingerprint."""
+    files: tuple[str, ...] = ()
+    """In the order in which they are renamed: weights first, config and manifest last."""
+    older: tuple[str, ...] = ()
+    """Files of an older model, in the order in which they are removed before: its config first."""
+
+    @classmethod
+    def of(cls, plan: str, files: Iterable[str], destination: Path) -> Publication:
+        """The one that makes ``files`` the output."""
+        names = sorted(files, key=_order)
+        older = sorted(_older_model(destination, names), key=_order, reverse=True)
+        return cls(plan, tuple(names), tuple(older))
+
+    @classmethod
+    def read(cls, staging: Path) -> Publication:
+        """The one that was interrupted; without files if there is none."""
+        try:
+            content = json.loads((staging / PUBLISHING).read_bytes())
+            plan, files, older = content["plan"], content["files"], content["older"]
+            plain = all(Path(name).name == name for name in [*files, *older])
+        except (OSError, ValueError, LookupError, TypeError):
+            return cls()
+        return cls(plan, tuple(files), tuple(older)) if plain else cls()
+
+    def is_complete(self, staging: Path, destination: Path) -> bool:
+        """Whether all files are renamed."""
+        return bool(self.files) and all(
+            (destination / name).is_file() and not (staging / name).exists() for name in self.files
+        )
+
+    def carry_out(self, staging: Path, destination: Path) -> None:
+        """Rename the files; the list must be on disk.
+
+        Raises:
+            OSError: one of them cannot be.
+        """
+        for name in self.older:
+            (destination / name).unlink(missing_ok=True)
+        sync(destination)
+        weights = [name for name in self.files if name not in _LAST]
+        for name in weights:
+            os.replace(staging / name, destination / name)
+        sync(destination)  # no power cut leaves a config without its weights
+        for name in self.files[len(weights) :]:
+            os.replace(staging / name, destination / name)
+
+    def undo(self, staging: Path, destination: Path) -> None:
+        """Take back what is renamed, so that all of it is looked at again.
+
+        Raises:
+            OSError: something cannot be.
+        """
+        for name in reversed(self.files):
+            staged, published = staging / name, destination / name
+            if not staged.exists() and published.is_file() and not published.is_symlink():
+                os.replace(published, staged)
+        sync(staging)
+        (staging / PUBLISHING).unlink()
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (_LAST.index(name) + 1 if name in _LAST else 0), name
+
+
+def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
+    """What the new model replaces: files of its own names, and weights that no index will name any more."""
+    replaced = {name for name in (*names, *_LAST) if (folder / name).is_file()}
+    weights = (*folder.glob("model*.safetensors"), *folder.glob("consolidated.*.pth"))
+    return replaced | {entry.name for entry in weights if entry.is_file()}
