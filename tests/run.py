@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,11 @@ class Run:
     exit_code: int
     stdout: str
     stderr: str
+
+    @property
+    def json(self) -> Any:
+        """What was printed for programs."""
+        return json.loads(self.stdout)
 
 
 def llama_convert(*arguments: Any) -> Run:

@@ -22,7 +22,9 @@ FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
 CONVERT_OPTIONS = [
     "--block-size",
     "--chat-template",
+    "--compare-checklist",
     "--checklist",
+    "--compare-checklist",
     "--debug",
     "--dry-run",
     "--dtype",
@@ -55,6 +57,7 @@ CONVERT_OPTIONS = [
 SHARD_OPTIONS = [
     "--block-size",
     "--checklist",
+    "--compare-checklist",
     "--debug",
     "--dry-run",
     "--embedding-axis",
@@ -269,6 +272,7 @@ def test_signals_leave_something_to_go_on_from(tmp_path: Path, name: str) -> Non
     """The observer stands for the moment: a block is written when the signal comes."""
     code = f"""
 import os, signal, sys
+signal.signal(signal.{name}, signal.default_int_handler)  # whatever started the tests may ignore it
 from llama_convert.cli import main
 from llama_convert.cli.progress import ConsoleObserver
 ConsoleObserver.advance = lambda self, count: os.kill(os.getpid(), signal.{name})

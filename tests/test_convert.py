@@ -397,12 +397,12 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
 
     intruder = Intruder()
     (tmp_path / "out/.llama-convert").mkdir(parents=True)
-    (tmp_path / "out/.llama-convert/lock").touch()
+    (tmp_path / "out/.llama-convert/.lock").touch()
     (tmp_path / "out/.llama-convert/model-00001-of-00002.safetensors").touch()
     convert(FIXTURES[0], tmp_path / "out", observer=intruder)
     assert intruder.met
     assert not list((tmp_path / "out").glob(".*"))
-    assert not (tmp_path / "out/lock").exists()
+    assert not (tmp_path / "out/.lock").exists()
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:

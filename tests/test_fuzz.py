@@ -34,13 +34,15 @@ from llama_convert.checkpoints.manifest import MANIFEST, read_manifest, write_ma
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.source_files import compare_with_checklist
 from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_pickle import PickleRefusedError, read_pickle
 from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.observer import Observer
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer, ranks_of_tokenizer_json
-from llama_convert.verification.values import check_checklist
 from tests import synthetic, zoo
 from tests.peers import ROOT
 
@@ -363,16 +365,17 @@ def manifests() -> list[bytes]:
 
 
 def checklists() -> list[bytes]:
-    line = b"d41d8cd98f00b204e9800998ecf8427e  "
-    return [line + b"params.json\n" + line + b"consolidated.00.pth\n" + line + b"tokenizer.model\n"]
+    line = b"d41d8cd98f00b204e9800998ecf8427e  "  # of nothing
+    return [line + b"params.json\n" + line + b"consolidated.00.pth\n"]
+
+
+def beside_checklist(folder: Path) -> None:
+    (folder / "params.json").touch()
+    (folder / "consolidated.00.pth").touch()
 
 
 def read_checklist(path: Path) -> None:
-    """A name too long for the file system is the system's error, which the command line says in one line."""
-    try:
-        check_checklist(path.parent)
-    except OSError as error:
-        raise LlamaConvertError("INPUT_IO", error.strerror or "") from None
+    compare_with_checklist(path.parent, 1, Notes(Observer()))
 
 
 def open_folder(path: Path) -> None:
@@ -403,7 +406,7 @@ KINDS: dict[str, Kind] = {
     "manifest": Kind(MANIFEST, manifests, misstate, lambda path: read_manifest(path.parent), 5),
     "tokenizer": Kind("tokenizer.model", tokenizers, damage, read_tokenizer, 2),
     "tokenizer.json": Kind("tokenizer.json", tokenizer_jsons, misstate, read_tokenizer_json, 1),
-    "checklist": Kind("checklist.chk", checklists, damage, read_checklist, 3),
+    "checklist": Kind("checklist.chk", checklists, damage, read_checklist, 3, beside_checklist),
 }
 
 

@@ -45,7 +45,7 @@ def n_calls(case: Case, out: Path, *more: str, names: tuple[str, ...] = CHANGES)
 
 def journaled(out: Path) -> int:
     """How many weights the journal calls finished."""
-    journal = out / STAGING / "journal"
+    journal = out / STAGING / ".journal"
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
@@ -289,7 +289,7 @@ def stop_halfway(case: Case, out: Path) -> int:
 def stop_before_publishing(case: Case, out: Path) -> int:
     """Leave a staging folder with everything in it, and the list of what is to be renamed."""
     assert run(case.command(out), signal_at(2, KILL, ["replace"]), [out]).exit_code == -KILL
-    assert (out / STAGING / "publishing").exists()
+    assert (out / STAGING / ".publishing").exists()
     return journaled(out)
 
 
@@ -366,7 +366,7 @@ def test_a_model_that_was_only_not_told_of_is_not_thrown_away(cases: dict[str, C
     ended = run(case.command(out), signal_at(len(first) - 2, KILL, ["unlink"]), [out])
     assert ended.exit_code == -KILL
     assert check(out, case) == "new"
-    assert (out / STAGING / "publishing").exists()
+    assert (out / STAGING / ".publishing").exists()
     ended = run(case.command(out, "--dtype", "fp16"))
     assert ended.exit_code == 5, ended.stderr
     assert check(out, case) == "new"
@@ -390,7 +390,7 @@ def flip(file: Path, position: int) -> None:
 
 
 def edit_journal(out: Path, change: Callable[[list[bytes]], object]) -> None:
-    journal = out / STAGING / "journal"
+    journal = out / STAGING / ".journal"
     lines = journal.read_bytes().splitlines()
     change(lines)
     journal.write_bytes(b"\n".join(lines) + b"\n")
@@ -437,22 +437,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "settings deleted": lambda out: next((out / STAGING).glob("*s.json")).unlink(),
     "stranger": lambda out: (out / STAGING / "LICENSE").write_text("not ours"),
     "journal torn": lambda out: os.truncate(
-        out / STAGING / "journal", (out / STAGING / "journal").stat().st_size - 9
+        out / STAGING / ".journal", (out / STAGING / ".journal").stat().st_size - 9
     ),
     "journal without its end": lambda out: os.truncate(
-        out / STAGING / "journal", (out / STAGING / "journal").stat().st_size - 1
+        out / STAGING / ".journal", (out / STAGING / ".journal").stat().st_size - 1
     ),
     "journal with garbage": lambda out: edit_journal(out, lambda lines: lines.insert(2, b"\xff\0{]")),
     "journal with another's line": lambda out: edit_journal(out, lambda lines: lines.insert(2, b'{"a": 1}')),
     "journal with a wrong digest": lambda out: edit_journal(out, change_a_digest),
-    "journal flipped": lambda out: flip(out / STAGING / "journal", 400),
+    "journal flipped": lambda out: flip(out / STAGING / ".journal", 400),
     "journal beheaded": lambda out: edit_journal(out, lambda lines: lines.pop(0)),
-    "journal emptied": lambda out: os.truncate(out / STAGING / "journal", 0),
-    "journal deleted": lambda out: (out / STAGING / "journal").unlink(),
-    "journal a pipe": lambda out: as_pipe(out / STAGING / "journal"),
-    "journal a folder": lambda out: as_folder(out / STAGING / "journal"),
-    "list garbled": lambda out: (out / STAGING / "publishing").write_bytes(b"\xff"),
-    "list of other places": lambda out: (out / STAGING / "publishing").write_text(
+    "journal emptied": lambda out: os.truncate(out / STAGING / ".journal", 0),
+    "journal deleted": lambda out: (out / STAGING / ".journal").unlink(),
+    "journal a pipe": lambda out: as_pipe(out / STAGING / ".journal"),
+    "journal a folder": lambda out: as_folder(out / STAGING / ".journal"),
+    "list garbled": lambda out: (out / STAGING / ".publishing").write_bytes(b"\xff"),
+    "list of other places": lambda out: (out / STAGING / ".publishing").write_text(
         json.dumps({"plan": "", "files": ["../elsewhere"], "older": ["../elsewhere"]})
     ),
 }

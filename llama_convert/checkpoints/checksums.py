@@ -61,6 +61,12 @@ class Checksums:
                 hint="download it again",
             )
 
+    def note(self, storage: Storage) -> None:
+        """Take note that something of a storage was read, without its bytes: it is to be read whole."""
+        if storage.crc32 is not None and storage not in self._stretches:
+            with self._lock:
+                self._stretches.setdefault(storage, [])
+
     def gaps(self) -> list[tuple[Storage, int, int]]:
         """Stretches not yet read of storages that were read in part: storage, file offset, length."""
         result = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
@@ -74,8 +75,13 @@ class SourceFiles:
         self.read_into(storage.file, offset, target)
         self._checksums.add(storage, offset, target.reshape(-1).data, tensor)
 
+    def read_scattered(self, storage: Storage, offset: int, target: Bytes) -> None:
+        """As `read_into`, where bytes lie scattered: `check_the_rest` reads their storage once more."""
+        self.read_into(storage.file, offset, target)
+        self._checksums.note(storage)
+
     def check_the_rest(self, block_size: int) -> None:
-        """Read what no tensor asked for of the storages that were read, so that all of them are checked.
+        """Read what was not read in one piece of the storages that were, so that all of them are checked.
 
         Raises:
             InputError: one of them is damaged.
@@ -119,6 +125,29 @@ def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, t
                 files.rounded[weight.name] = replica.file.name
 
 
+def digest_of(
+    files: SourceFiles,
+    weight: StoredWeight,
+    block_size: int,
+    progress: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
+    """XXH3-128 of the weight's bytes; of fewer once it is ``stopped``.
+
+    Raises:
+        InputError, OutputError: as `read_rows`.
+    """
+    digest = xxhash.xxh3_128()
+    for start, stop in row_blocks(weight, block_size):
+        if stopped():
+            break
+        block = np.empty((stop - start, matrix_shape(weight.shape)[1] * weight.dtype.itemsize), np.uint8)
+        read_rows(files, weight, start, stop, block)
+        digest.update(block.data)
+        progress(block.nbytes)
+    return digest.hexdigest()
+
+
 def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, name: str) -> None:
     """All of a slab, into a target whose rows may lie apart."""
     row_bytes = slab.columns * itemsize
@@ -132,7 +161,7 @@ def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, nam
             target[:] = scratch
     elif rows_contiguous:
         for row in range(slab.rows):
-            files.read_into(slab.file, slab.offset + row * slab.row_stride, target[row])
+            files.read_scattered(slab.storage, slab.offset + row * slab.row_stride, target[row])
     else:
         _read_strided(files, slab, itemsize, target)
 
@@ -149,7 +178,7 @@ def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) 
     span = np.empty((count - 1) * stride + itemsize, np.uint8)
     strided = np.lib.stride_tricks.as_strided(span, (count, itemsize), (stride, 1))
     for index in range(lines.shape[0]):
-        files.read_into(slab.file, slab.offset + index * step, span)
+        files.read_scattered(slab.storage, slab.offset + index * step, span)
         lines[index] = strided
     target[:] = elements.reshape(target.shape)
 

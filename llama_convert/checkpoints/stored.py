@@ -7,6 +7,7 @@ matrix of one row.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,26 @@ class StoredWeight:
     pieces: tuple[Piece, ...]
 
     @property
+    def slabs(self) -> Iterator[Slab]:
+        """Where its bytes are, copies and all."""
+        for piece in self.pieces:
+            yield piece.slab
+            yield from piece.replicas
+
+    def file_of(self, row: int, column: int) -> Path:
+        """The file that an element lies in."""
+        for piece in self.pieces:
+            slab = piece.slab
+            if 0 <= row - piece.row < slab.rows and 0 <= column - piece.column < slab.columns:
+                return slab.file
+        raise ValueError(f"{self.name} has no element [{row}, {column}]")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole weight."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def files_without_crc(weights: Iterable[StoredWeight]) -> list[Path]:
+    """Files that hold weights, and no CRC-32 of them."""
+    return sorted({slab.file for weight in weights for slab in weight.slabs if slab.storage.crc32 is None})

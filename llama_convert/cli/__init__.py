@@ -13,4 +13,13 @@ def main() -> None:
     from llama_convert.cli.app import app
     from llama_convert.cli.dropin import modernise
 
-    app(args=modernise(sys.argv[1:]), prog_name="llama-convert")
+    arguments = modernise(sys.argv[1:])
+    if "--json" not in arguments:
+        app(args=arguments, prog_name="llama-convert")
+        return
+    from llama_convert.cli.outcome import refuse_usage
+
+    try:
+        sys.exit(app(args=arguments, prog_name="llama-convert", standalone_mode=False))
+    except Exception as error:
+        sys.exit(refuse_usage(error))

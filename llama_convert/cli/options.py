@@ -70,6 +70,14 @@ Checklist = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+CompareChecklist = Annotated[
+    bool,
+    typer.Option(
+        "--compare-checklist",
+        help="Hold SRC against the MD5s of its checklist.chk first, which reads it once more.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 NewShardSize = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,11 @@ def talk() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def one_line(text: str) -> str:
+    """Escapes for what would break the line or command a terminal: paths can hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_json(envelope: dict[str, Any]) -> None:
     """One JSON object on stdout.
 
@@ -86,6 +91,15 @@ def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         _fail(70, "INTERNAL", error, as_json=as_json, debug=debug, message=message)
 
 
+def refuse_usage(error: Exception) -> int:
+    """What the parser of the command line refuses, told as JSON too; the exit code."""
+    message = getattr(error, "format_message", None)  # as Click's errors have, wherever Typer keeps them
+    if message is None:
+        raise error
+    _tell(2, "BAD_USAGE", error, as_json=True, message=message())
+    return 2
+
+
 def _fail(
     exit_code: int,
     code: str,
@@ -96,13 +110,28 @@ def _fail(
     message: str | None = None,
     known: LlamaConvertError | None = None,
 ) -> None:
-    console = talk()
     if debug:
-        console.print(Text("".join(traceback.format_exception(error)).rstrip()))
-    message = message or str(error)
-    console.print(Text(f"llama-convert: error: {message}", style="bold red"))
+        talk().print(Text("".join(traceback.format_exception(error)).rstrip()))
+    _tell(exit_code, code, error, as_json=as_json, message=message, known=known)
+    raise typer.Exit(exit_code) from None
+
+
+def _tell(
+    exit_code: int,
+    code: str,
+    error: BaseException,
+    *,
+    as_json: bool,
+    message: str | None = None,
+    known: LlamaConvertError | None = None,
+) -> None:
+    console = talk()
+    message, kept = message or str(error), getattr(error, "kept", None)
+    if kept:
+        console.print(Text(f"llama-convert: {one_line(kept)}"))
+    console.print(Text(f"llama-convert: error: {one_line(message)}", style="bold red"))
     if known and known.hint:
-        console.print(Text(f"llama-convert: hint: {known.hint}"))
+        console.print(Text(f"llama-convert: hint: {one_line(known.hint)}"))
     if as_json:
         envelope = {
             "ok": False,
@@ -113,10 +142,10 @@ def _fail(
             "tensor": known.tensor if known else None,
             "hint": known.hint if known else None,
             "resumable": getattr(error, "resumable", False),
+            "kept": kept,
         }
         with suppress(OutputError):  # then stderr has said it alone
             print_json(envelope)
-    raise typer.Exit(exit_code) from None
 
 
 def _save_traceback() -> str:

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from llama_convert.cli.outcome import one_line
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
@@ -39,11 +40,11 @@ class ConsoleObserver(Observer):
     def note(self, text: str) -> None:
         """Print what was decided."""
         if not self._quiet:
-            self._console.print(Text(f"llama-convert: {text}"))
+            self._console.print(Text(f"llama-convert: {one_line(text)}"))
 
     def warning(self, text: str) -> None:
         """Print what should be looked at."""
-        self._console.print(Text(f"llama-convert: warning: {text}", style="yellow"))
+        self._console.print(Text(f"llama-convert: warning: {one_line(text)}", style="yellow"))
 
     def start(self, total: int, verb: str = "written") -> None:
         """Begin to count bytes."""

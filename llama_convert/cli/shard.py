@@ -12,6 +12,7 @@ def shard_command(
     max_shard_size: cli.NewShardSize = None,
     embedding_axis: cli.EmbeddingAxis = None,
     checklist: cli.Checklist = True,
+    compare_checklist: cli.CompareChecklist = False,
     resume: cli.Resume = True,
     overwrite: cli.Overwrite = False,
     strict: cli.Strict = False,
@@ -56,6 +57,7 @@ def shard_command(
         options = ConvertOptions(
             embedding_axis=embedding_axis,
             checklist=checklist,
+            compare_checklist=compare_checklist,
             resume=resume,
             overwrite=overwrite,
             strict=strict,

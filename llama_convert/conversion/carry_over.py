@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
 from llama_convert.checkpoints.manifest import MANIFEST
-from llama_convert.conversion.job import Notes
+from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.tokenizers import ranks_of_tokenizer_json
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
 _LARGEST = 64 << 20
-_MD5_BLOCK = 1 << 20
 
 
-def carry_over(source: Path, staging: Staging, skip: tuple[str, ...] = ()) -> None:
-    """Copy the small files of the source's folder: licence, tokenizer, settings; no weights.
+def small_files(source: Path, skip: tuple[str, ...] = ()) -> list[Path]:
+    """The files of the source's folder that go along: licence, tokenizer, settings; no weights.
 
     Args:
         source: the folder.
-        staging: where to.
-        skip: patterns of names to leave behind.
+        skip: patterns of names to leave behind, besides those of weights and dot-files (such as our own).
     """
-    for file in sorted(source.iterdir()):
-        left_behind = any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip))
-        if file.is_file() and not left_behind and file.stat().st_size <= _LARGEST:
-            staging.write_with(file.name, partial(shutil.copyfile, file))
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file()
+        and not any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip))
+        and file.stat().st_size <= _LARGEST
+    ]
+
+
+def carry_over(files: Iterable[Path], staging: Staging) -> None:
+    """Copy them."""
+    for file in files:
+        staging.write_with(file.name, partial(shutil.copyfile, file))
+
+
+def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
+    """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted."""
+    names = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+    places = [chosen] if chosen else [source / name for name in names]
+    return [place for place in places if place.is_file()][:1]
 
 
 def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, notes: Notes) -> None:
@@ -43,17 +58,16 @@ def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, no
 
     The ranks of Llama 3's tokenizer are the ids of its tokens; scores of sentencepiece's stand nowhere.
     """
-    beside = [source / "tokenizer.model", source / "original" / "tokenizer.model"]
-    for original in [chosen] if chosen else beside:
-        if original.is_file():
-            staging.write("tokenizer.model", original.read_bytes())
-            return
-    converted = source / "tokenizer.json"
-    if not converted.is_file():
+    found = tokenizer_sources(source, chosen)
+    if not found:
         notes.warn(f"{source}: no tokenizer here, so none is carried over")
         return
+    (converted,) = found
+    if converted.name != "tokenizer.json":
+        staging.write("tokenizer.model", read_small(converted, MAX_TOKENIZER))
+        return
     try:
-        content: Any = json.loads(converted.read_bytes())
+        content: Any = json.loads(read_small(converted, _LARGEST))
         ranks = ranks_of_tokenizer_json(content)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=converted) from None
@@ -75,19 +89,9 @@ def write_checklist(staging: Staging, options: ConvertOptions, notes: Notes) -> 
     files = [*ranks, *(file for file in others if file.exists())]
     notes.observer.start(sum(file.stat().st_size for file in files), "checksummed")
 
-    def md5(file: Path) -> str:
-        digest = hashlib.md5(usedforsecurity=False)
-        with file.open("rb") as stream:
-            while block := stream.read(_MD5_BLOCK):
-                digest.update(block)
-                notes.observer.advance(len(block))
-        return digest.hexdigest()
-
     try:
-        with ThreadPoolExecutor(options.workers) as pool:
-            lines = [
-                f"{digest}  {file.name}\n" for file, digest in zip(files, pool.map(md5, files), strict=True)
-            ]
+        digests = md5_of_all(files, workers=options.workers, progress=notes.observer.advance)
     finally:
         notes.observer.finish()
-    staging.write("checklist.chk", "".join(lines).encode())
+    lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
+    staging.write(CHECKLIST, "".join(lines).encode())

@@ -19,6 +19,7 @@ import xxhash
 from isal import isal_zlib
 
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.conversion.journal import Entry, Journal
@@ -43,6 +44,8 @@ class Report:
     """XXH3-128 of each tensor's bytes as they were written, by name."""
     rounded: dict[str, str]
     """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
+    oddities: dict[str, Oddities]
+    """What of each weight no trained one has, by name."""
     kept_bytes: int
     """Bytes of weights that an earlier run had written, and were found good."""
 
@@ -111,6 +114,7 @@ def execute(
         casts={task.name: entries[task.name].cast for task in plan.tasks if task.is_cast},
         digests={name: entry.digest for name, entry in entries.items()},
         rounded={name: entry.rounded for name, entry in entries.items() if entry.rounded},
+        oddities={name: entry.oddities for name, entry in entries.items()},
         kept_bytes=sum(kept),
     )
 
@@ -246,13 +250,15 @@ class _Work:
     def write(self) -> Entry | None:
         """Write the weight to all its places; None if told to stop before it was whole."""
         task = self.task
-        total, whole = CastCounts(), xxhash.xxh3_128()
+        total, oddities, whole = CastCounts(), Oddities(), xxhash.xxh3_128()
         parts = [_Part(place, self.outputs[place.file], task.dtype.itemsize) for place in task.places]
         run = task.reorder.run if task.reorder else 1
         for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
             if self.stop.is_set():
                 return None
-            block, counts = self._gather(start, end)
+            block = self._gather(start, end)
+            oddities = oddities.and_of(block, task.source.dtype, start)
+            block, counts = self._changed(block)
             total += counts
             if len(parts) > 1:
                 whole.update(block.data)
@@ -261,6 +267,7 @@ class _Work:
             self.progress(block.nbytes)
         places = tuple(part.digest.hexdigest() for part in parts)
         return Entry(
+            oddities=oddities,
             name=task.name,
             digest=whole.hexdigest() if len(parts) > 1 else places[0],
             places=places,
@@ -274,26 +281,30 @@ class _Work:
         for place, crc32 in zip(self.task.places, entry.checksums, strict=True):
             self.outputs[place.file].tensor_done(place.name, crc32)
 
-    def _gather(self, start: int, end: int) -> tuple[Bytes, CastCounts]:
-        """Rows as they are written, as bytes [rows, columns * itemsize]."""
-        task, source = self.task, self.task.source
+    def _gather(self, start: int, end: int) -> Bytes:
+        """Rows as they are stored, as bytes [rows, columns * itemsize]."""
+        source = self.task.source
         _, columns = matrix_shape(source.shape)
         block = np.empty((end - start, columns * source.dtype.itemsize), np.uint8)
         read_rows(self.files, source, start, end, block)
+        return block
+
+    def _changed(self, block: Bytes) -> tuple[Bytes, CastCounts]:
+        """The same rows as they are written: reordered and cast."""
+        task = self.task
         if task.reorder:
             block = task.reorder(block)
         if not task.is_cast:
             return block, CastCounts()
-        values, counts = cast_block(block, source.dtype, task.dtype)
-        return values.reshape(end - start, -1), counts
+        values, counts = cast_block(block, task.source.dtype, task.dtype)
+        return values.reshape(len(block), -1), counts
 
 
 def _has_own_checksums(weight: StoredWeight) -> bool:
     """Whether each of a weight's checksums, where there are any, is of its bytes and no others."""
-    slabs = [slab for piece in weight.pieces for slab in (piece.slab, *piece.replicas)]
     return all(
         slab.storage.crc32 is None or slab.rows * slab.columns * weight.dtype.itemsize == slab.storage.size
-        for slab in slabs
+        for slab in weight.slabs
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 import xxhash
 
 from llama_convert import __version__
+from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure
 
-JOURNAL = "journal"
+JOURNAL = ".journal"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Entry:
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
     cast: CastCounts
+    oddities: Oddities
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
 
@@ -98,12 +100,26 @@ class Journal:
             line = line[os.write(self._descriptor, line) :]
 
 
-def fingerprint(plan: Plan | None, sources: Mapping[Path, os.stat_result], settings: str) -> str:
-    """A digest of all that decides the output: the plan, the source files as they are now, the settings."""
+def plan_digest(plan: Plan | None, settings: str) -> str:
+    """A digest of all that decides the output but the source's bytes, wherever its folder lies.
+
+    Args:
+        plan: what is written of the weights.
+        settings: all else that makes a difference.
+    """
     digest = xxhash.xxh3_128(f"{__version__} {settings}".encode())
     for task in plan.tasks if plan else ():
-        digest.update(repr(task).encode())
+        digest.update(repr((task.name, task.dtype, task.places, task.reorder, task.source.shape)).encode())
+        for slab in task.source.slabs:
+            nameless = replace(slab, storage=replace(slab.storage, file=Path(slab.file.name)))
+            digest.update(repr(nameless).encode())
     digest.update(repr(plan.sizes if plan else {}).encode())
+    return digest.hexdigest()
+
+
+def fingerprint(identity: str, sources: Mapping[Path, os.stat_result]) -> str:
+    """A digest of the `plan_digest` and of the source files as they are now."""
+    digest = xxhash.xxh3_128(identity.encode())
     for file, status in sorted(sources.items()):
         digest.update(f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode())
     return digest.hexdigest()
@@ -125,4 +141,6 @@ def _lines(content: bytes) -> Iterator[Any]:
 def _entry(line: dict[str, Any]) -> Entry:
     line["cast"] = CastCounts(**line["cast"])
     line["places"], line["checksums"] = tuple(line["places"]), tuple(line["checksums"])
+    first = line["oddities"].pop("first")
+    line["oddities"] = Oddities(first=tuple(first) if first else None, **line["oddities"])
     return Entry(**line)

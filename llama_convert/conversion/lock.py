@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_convert.errors import ConflictError
 
-LOCK = "lock"
+LOCK = ".lock"
 
 
 class Lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class ConvertOptions:
     """The axis on which ranks cut the embedding; None: the release's own."""
     checklist: bool = True
     """Whether to write ``checklist.chk``, for which the rank files are read again."""
+    compare_checklist: bool = False
+    """Whether to hold the source against its own ``checklist.chk`` first, for which it is read once more."""
     max_shard_size: str = DEFAULT_SHARD_SIZE
     llama_version: str | None = None
     model_size: str | None = None
@@ -57,8 +59,17 @@ class ConvertOptions:
 
     @property
     def decisive(self) -> ConvertOptions:
-        """Only what decides the output; the rest as it is by default."""
-        return replace(self, overwrite=False, strict=False, resume=True, workers=0, block_size=0)
+        """Only what decides the output, besides the files that are named; the rest as it is by default."""
+        return ConvertOptions(
+            to=self.to,
+            dtype=self.dtype,
+            mp=self.mp,
+            embedding_axis=self.embedding_axis,
+            checklist=self.checklist,
+            max_shard_size=self.max_shard_size,
+            llama_version=self.llama_version,
+            special_tokens=self.special_tokens,
+        )
 
 
 @dataclass

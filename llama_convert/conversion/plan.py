@@ -92,8 +92,7 @@ class Plan:
     @property
     def sources(self) -> set[Path]:
         """The files that are read."""
-        pieces = (piece for task in self.tasks for piece in task.source.pieces)
-        return {slab.file for piece in pieces for slab in (piece.slab, *piece.replicas)}
+        return {slab.file for task in self.tasks for slab in task.source.slabs}
 
     @property
     def casts(self) -> bool:

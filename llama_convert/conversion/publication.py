@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.sync import sync
 
-PUBLISHING = "publishing"
+PUBLISHING = ".publishing"
 _LAST = (
     "generation_config.json",
-    "checklist.chk",
+    CHECKLIST,
     "model.safetensors.index.json",
     "config.json",
     "params.json",

@@ -104,7 +104,7 @@ class Staging:
 
     def _probe(self) -> None:
         """Learn now, not after hours, whether files can be renamed here."""
-        probe, there = self.path / "probe", self.destination / _PROBE
+        probe, there = self.path / ".probe", self.destination / _PROBE
         try:
             probe.write_bytes(b"")
             os.replace(probe, there)

@@ -9,14 +9,16 @@ from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint, is_huggingface
 from llama_convert.checkpoints.params import with_kv_heads
-from llama_convert.conversion.carry_over import carry_over, write_checklist
+from llama_convert.conversion.carry_over import carry_over, small_files, write_checklist
 from llama_convert.conversion.huggingface_plan import plan_huggingface
-from llama_convert.conversion.job import Job, Notes
+from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
+from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError, UsageError
+from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
 
@@ -47,14 +49,16 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
         f"dim {axis}" + (f", each KV head stored {cut.kv_repeats} times" if cut.kv_repeats > 1 else "")
     )
 
+    carried = small_files(folder.path, skip=("params.json", "tokenizer.model"))
+
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", with_kv_heads(checkpoint.params, cut.stored_kv_heads))
-        carry_over(folder.path, staging, skip=("params.json", "tokenizer.model"))
+        carry_over(carried, staging)
         if tokenizer:
-            staging.write("tokenizer.model", tokenizer.read_bytes())
+            staging.write("tokenizer.model", read_small(tokenizer, MAX_TOKENIZER))
 
     read = [*folder.rank_files, checkpoint.params.file]
-    job = _job(source, destination, checkpoint, plan, read)
+    job = _job(source, destination, checkpoint, plan, read, [*carried, *([tokenizer] if tokenizer else [])])
     job.write_small_files = write_small_files
     job.finish = lambda staging: write_checklist(staging, options, notes)
     return job
@@ -78,12 +82,20 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
     checkpoint = open_huggingface(source)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
-    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, source / "config.json"])
-    job.write_small_files = lambda staging: carry_over(source, staging)
+    carried = small_files(source)
+    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, source / "config.json"], carried)
+    job.write_small_files = lambda staging: carry_over(carried, staging)
     return job
 
 
-def _job(source: Path, destination: Path, checkpoint: Checkpoint, plan: Plan, read: list[Path]) -> Job:
+def _job(
+    source: Path,
+    destination: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    read: list[Path],
+    carried: list[Path],
+) -> Job:
     identity, dtype = checkpoint.identity, checkpoint.dtype.name
     result = ConvertResult.of(destination, identity, plan.sizes, dtype=dtype)
-    return Job(source, plan, result, read, lambda _: None)
+    return Job(source, plan, result, read, carried, lambda _: None)

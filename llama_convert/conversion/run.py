@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llama_convert.conversion.job import Notes, run_job
+from llama_convert.conversion.job import run_job
+from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.errors import UsageError
 from llama_convert.observer import Observer

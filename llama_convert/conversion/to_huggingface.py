@@ -10,12 +10,14 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
 from llama_convert.conversion.huggingface_plan import plan_huggingface
-from llama_convert.conversion.job import Job, Notes
+from llama_convert.conversion.job import Job
+from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.sync import failure
 from llama_convert.dtypes import parse_weight_dtype
-from llama_convert.errors import InputError, OutputError, UsageError
+from llama_convert.errors import InputError, UsageError
 from llama_convert.llama.releases import Identity, Traits, identify
 from llama_convert.tokenizers import (
     Tokenizer,
@@ -76,6 +78,7 @@ class _Conversion:
             plan,
             self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
             [*folder.rank_files, checkpoint.params.file],
+            [tokenizer.path] if tokenizer else [],
             write_small_files,
             _TOKENIZER_SPACE if tokenizer else 0,
         )
@@ -92,7 +95,7 @@ class _Conversion:
             self._write_tokenizer(staging, tokenizer, identity, instruct)
 
         result = self._result(identity, instruct, None, None)
-        return Job(self.source, None, result, [], write_small_files, _TOKENIZER_SPACE)
+        return Job(self.source, None, result, [], [tokenizer.path], write_small_files, _TOKENIZER_SPACE)
 
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
@@ -165,8 +168,7 @@ class _Conversion:
         try:
             return convert_tokenizer(tokenizer, staging.path, options)
         except OSError as error:
-            message = f"cannot be written: {error.strerror}"
-            raise OutputError("OUTPUT_IO", message, file=staging.path / "tokenizer.json") from error
+            raise failure("cannot be written", error, staging.path / "tokenizer.json") from error
 
     def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
         if self.own_template is not None:

@@ -7,9 +7,16 @@ from pathlib import Path
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.open import is_huggingface
 from llama_convert.checkpoints.params import params_json
-from llama_convert.conversion.carry_over import carry_over, carry_tokenizer_back, write_checklist
-from llama_convert.conversion.job import Job, Notes
+from llama_convert.conversion.carry_over import (
+    carry_over,
+    carry_tokenizer_back,
+    small_files,
+    tokenizer_sources,
+    write_checklist,
+)
+from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
+from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.publish import Staging
 from llama_convert.dtypes import parse_weight_dtype
@@ -46,16 +53,19 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
+    carried = small_files(source, skip=("*.json", "*.jinja", "tokenizer.model"))
+
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
         carry_tokenizer_back(source, options.tokenizer, staging, notes)
-        carry_over(source, staging, skip=("*.json", "*.jinja", "tokenizer.model"))
+        carry_over(carried, staging)
 
     return Job(
         source,
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
         [*checkpoint.files, source / "config.json"],
+        [*carried, *tokenizer_sources(source, options.tokenizer)],
         write_small_files,
         finish=lambda staging: write_checklist(staging, options, notes),
     )

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-from llama_convert.errors import InputError
+from llama_convert.errors import InputError, OutputError
 
 MAX_TOKENIZER = 8 << 20
 """Bytes of a ``tokenizer.model``; Llama 4's, the largest, has 3.6 MB."""
 _LONGEST_NAME = 500
+_NO_SUCH_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 def open_regular(path: Path) -> int:
     """A descriptor for reading ``path``, which must be a regular file, and downloaded to its end.
 
     Raises:
-        InputError: it is missing, unfinished, unreadable, or a pipe, folder or device, which may never end.
+        InputError: it is missing, unfinished, forbidden, or a pipe, folder or device, which may never end.
+        OutputError: the machine cannot open it.
     """
     try:
         mode = path.stat().st_mode
@@ -35,24 +38,40 @@ def open_regular(path: Path) -> int:
     except PermissionError:
         raise InputError("INPUT_PERMISSION", "permission denied", file=path) from None
     except OSError as error:
-        raise InputError("INPUT_IO", error.strerror or str(error), file=path) from None
+        if error.errno in _NO_SUCH_PATH:
+            raise InputError("INPUT_NOT_FOUND", os.strerror(error.errno or 0), file=path) from None
+        raise OutputError("INPUT_IO", f"cannot be opened: {error.strerror}", file=path) from error
     return descriptor
+
+
+def read_at(path: Path, descriptor: int, size: int, offset: int) -> bytes:
+    """``size`` bytes from ``offset`` on of the file open as ``descriptor``; fewer where it ends.
+
+    Raises:
+        OutputError: the machine cannot read them.
+    """
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError as error:
+        message = f"cannot be read at byte {offset:,}: {error.strerror}"
+        raise OutputError("INPUT_IO", message, file=path) from error
 
 
 def read_small(path: Path, most: int) -> bytes:
     """All of a regular file that has ``most`` bytes at most.
 
     Raises:
-        InputError: as `open_regular`; or it has more bytes, or they cannot be read.
+        InputError: as `open_regular`; or it has more bytes.
+        OutputError: the machine cannot read it.
     """
-    with os.fdopen(open_regular(path), "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
         if size > most:
             raise InputError("INPUT_TOO_LARGE", f"{size:,} bytes; that is no {path.name}", file=path)
-        try:
-            return stream.read(most)
-        except OSError as error:
-            raise InputError("INPUT_IO", error.strerror or str(error), file=path) from None
+        return read_at(path, descriptor, size, 0)
+    finally:
+        os.close(descriptor)
 
 
 _OTHER_KINDS = (

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llama_convert.dtypes import BY_SAFETENSORS, Dtype
-from llama_convert.errors import InputError, OutputError
-from llama_convert.formats.files import is_plain, open_regular, other_kind, quoted
+from llama_convert.errors import InputError
+from llama_convert.formats.files import is_plain, open_regular, other_kind, quoted, read_at
 from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_strides
 
 _MAX_HEADER = 2 << 20
@@ -132,7 +132,12 @@ def _is_text(value: Any) -> bool:
 
 
 def read_header(file: Path) -> tuple[bytes, int, int]:
-    """The header's JSON, where the data begins, and the size of the file."""
+    """The header's JSON, where the data begins, and the size of the file.
+
+    Raises:
+        InputError: not a safetensors file.
+        OutputError: the machine cannot read it.
+    """
 
     def refuse(message: str) -> InputError:
         return InputError("INPUT_SAFETENSORS", message, file=file)
@@ -140,17 +145,15 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
     descriptor = open_regular(file)
     try:
         size = os.fstat(descriptor).st_size
-        prefix = os.pread(descriptor, 8, 0)
+        prefix = read_at(file, descriptor, 8, 0)
         if len(prefix) < 8:
             raise refuse(f"has {size} bytes: {'no safetensors file' if size else 'it is empty'}")
         length: int = struct.unpack("<Q", prefix)[0]
         if length > _MAX_HEADER or length > size - 8:
-            if other := other_kind(os.pread(descriptor, 24, 0)):
+            if other := other_kind(read_at(file, descriptor, 24, 0)):
                 raise InputError("INPUT_SAFETENSORS", other[0], file=file, hint=other[1])
             raise refuse(f"says that its header has {length:,} bytes: damaged, or no safetensors file")
-        header = os.pread(descriptor, length, 8)
-    except OSError as error:
-        raise OutputError("INPUT_IO", f"cannot be read: {error.strerror}", file=file) from error
+        header = read_at(file, descriptor, length, 8)
     finally:
         os.close(descriptor)
     if not header.startswith(b"{"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, open_regular, quoted
+from llama_convert.formats.files import is_plain, open_regular, quoted, read_at
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
 from llama_convert.formats.zip_directory import ZipDirectory, read_directory
@@ -58,7 +58,7 @@ def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pa
         raise InputError("INPUT_NOT_TORCH", "a zip archive, but not torch's: it has no data.pkl", file=file)
     if entry.size > _MAX_PICKLE:
         raise InputError("INPUT_PICKLE", f"data.pkl has {entry.size:,} bytes; no Llama needs that", file=file)
-    data = os.pread(descriptor, entry.size, entry.offset)
+    data = read_at(file, descriptor, entry.size, entry.offset)
     if directory.has_checksums and zlib.crc32(data) != entry.crc32:
         raise InputError(
             "INPUT_CRC",
@@ -67,7 +67,7 @@ def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pa
             hint="download it again",
         )
     byteorder = directory.entries.get("byteorder")
-    if byteorder and os.pread(descriptor, min(byteorder.size, 6), byteorder.offset) != b"little":
+    if byteorder and read_at(file, descriptor, min(byteorder.size, 6), byteorder.offset) != b"little":
         raise InputError(
             "TENSOR_LAYOUT", "saved on a big-endian machine; save it anew on a little-endian one", file=file
         )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -13,8 +14,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, other_kind, quoted
+from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import is_plain, other_kind, quoted, read_at
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
 _END_RECORD = struct.Struct("<4s4H2IH")  # 4.3.16
@@ -47,11 +48,12 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
     Raises:
         InputError: not a zip archive, truncated, or with entries that `torch.save` never writes: compressed,
             encrypted, doubled, overlapping, out of the file, or under more than one root.
+        OutputError: the machine cannot read it.
     """
     size = os.fstat(descriptor).st_size
     _refuse_other_kinds(file, descriptor, size)
     try:
-        _check_end(descriptor, size)
+        _check_end(file, descriptor, size)
         with _Stream(os.dup(descriptor)) as stream, zipfile.ZipFile(stream) as archive:
             infos, directory_start = archive.infolist(), archive.start_dir
     except (
@@ -62,6 +64,8 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
         ValueError,
         struct.error,
     ) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which says: no such offset
+            raise OutputError("INPUT_IO", f"cannot be read: {error.strerror}", file=file) from error
         raise InputError(
             "INPUT_TRUNCATED",
             f"not a whole torch archive ({error}; size {size:,} bytes)",
@@ -88,7 +92,7 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
             raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
         if name in entries:
             raise refuse("INPUT_ZIP", f"two entries are called {name}")
-        offset = _data_offset(descriptor, info)
+        offset = _data_offset(file, descriptor, info)
         if offset is None:
             raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")
         if info.header_offset < end:
@@ -115,18 +119,18 @@ class _Stream(io.FileIO):
         return super().read(size) or b""
 
 
-def _check_end(descriptor: int, size: int) -> None:
+def _check_end(file: Path, descriptor: int, size: int) -> None:
     """Refuse anything behind the archive: a file can then be two archives at once."""
-    record = os.pread(descriptor, _END_RECORD.size, max(0, size - _END_RECORD.size))
+    record = read_at(file, descriptor, _END_RECORD.size, max(0, size - _END_RECORD.size))
     if not record.startswith(b"PK\5\6") or not record.endswith(b"\0\0"):
         raise zipfile.BadZipFile("it does not end with a zip directory")
 
 
-def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
+def _data_offset(file: Path, descriptor: int, info: zipfile.ZipInfo) -> int | None:
     """Where the entry's bytes begin, which only its local header tells; None if that header is another's."""
     if not 0 <= info.header_offset < 1 << 62:
         return None
-    header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
+    header = read_at(file, descriptor, _LOCAL_HEADER.size, info.header_offset)
     if len(header) < _LOCAL_HEADER.size:
         return None
     signature, _version, _flags, method, _time, _date, _crc, _packed, _size, name_length, extra_length = (
@@ -136,7 +140,7 @@ def _data_offset(descriptor: int, info: zipfile.ZipInfo) -> int | None:
     name = info.orig_filename.encode("utf-8", "surrogateescape")
     if signature != b"PK\3\4" or method != zipfile.ZIP_STORED or name_length != len(name):
         return None
-    if os.pread(descriptor, name_length, start) != name:
+    if read_at(file, descriptor, name_length, start) != name:
         return None
     return int(start + name_length + extra_length)
 
@@ -148,7 +152,7 @@ def _refuse_other_kinds(file: Path, descriptor: int, size: int) -> None:
     """Name what lies here instead of an archive, when the first bytes tell."""
     if size == 0:
         raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
-    head = os.pread(descriptor, 24, 0)
+    head = read_at(file, descriptor, 24, 0)
     if head.startswith(_LEGACY):
         message, hint = "torch's format from before version 1.6", "save it anew with torch.save"
         raise InputError("INPUT_LEGACY", message, file=file, hint=hint)

@@ -6,13 +6,13 @@ from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.stored import files_without_crc
 from llama_convert.inspection.model import File
-from llama_convert.inspection.oddities import files_without_crc
 from llama_convert.inspection.opened import Opened, weight_files
 
-CHECKLIST = "checklist.chk"
 _ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "meta": {
         "settings": ("params.json",),
@@ -75,7 +75,11 @@ def _role(name: str, layout: str) -> str:
 def checksums_of(opened: Opened) -> tuple[str, ...]:
     """What the files carry to be checked by."""
     found = []
-    if opened.layout == "meta" and opened.entries and not files_without_crc(opened):
+    if (
+        opened.layout == "meta"
+        and opened.entries
+        and not files_without_crc(entry.stored for entry in opened.entries)
+    ):
         found.append("CRC-32s in the files")
     if not opened.single_file:
         found += [name for name in (CHECKLIST, MANIFEST) if (opened.folder / name).is_file()]

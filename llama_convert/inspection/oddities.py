@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
-from llama_convert.checkpoints.stored import Slab
+from llama_convert.checkpoints.stored import Slab, files_without_crc
 from llama_convert.formats.tensors import Storage
 from llama_convert.inspection.model import DtypeCount, File
 from llama_convert.inspection.opened import Entry, Opened
@@ -87,16 +86,10 @@ def _is_strided(entry: Entry, slab: Slab) -> bool:
 
 
 def _checksums(opened: Opened) -> Iterator[Finding]:
-    without = files_without_crc(opened)
+    without = files_without_crc(entry.stored for entry in opened.entries)
     if opened.layout == "meta" and without:
         number = f"{len(without)} files record" if len(without) > 1 else "records"
         yield _odd("CHECKSUMS_MISSING", f"{number} no CRC-32s: damage would not be seen", without[0].name)
-
-
-def files_without_crc(opened: Opened) -> list[Path]:
-    """Files whose storages carry no CRC-32."""
-    storages = {slab.storage for entry in opened.entries for slab in entry.slabs}
-    return sorted({storage.file for storage in storages if storage.crc32 is None})
 
 
 def _beside(files: Iterable[File]) -> Iterator[Finding]:

@@ -46,9 +46,7 @@ class Entry:
     @property
     def slabs(self) -> Iterator[Slab]:
         """Where its bytes are, copies and all."""
-        for piece in self.stored.pieces:
-            yield piece.slab
-            yield from piece.replicas
+        return self.stored.slabs
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -86,7 +86,11 @@ LLAMA: tuple[WeightKind, ...] = (
 
 EMBEDDING, HEAD = LLAMA[0], LLAMA[-1]
 
-RECOMPUTED = re.compile(r"rope\.freqs|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+RECOMPUTED = re.compile(
+    r"rope\.freqs"
+    r"|layers\.\d+\.attention\.inner_attention\.rope\.freqs"  # LLaMA 1's first files
+    r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # transformers until 4.31
+)
 """Entries of files that hold constants, not weights; every reader computes them anew."""
 
 

@@ -6,8 +6,6 @@ numbers that no trained model has.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +17,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.checkpoints.gather import Bytes, SourceFiles, as_float32, read_rows, row_blocks
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
+from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
-from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA, Weight
 from llama_convert.verification.context import Context, Outcome
@@ -36,10 +36,6 @@ _SAMPLED_ROWS = 16
 _FAR = 16.0
 """A root mean square so many times its neighbours' is worth a look; trained layers stay within about 5."""
 
-_EXPONENTS = {FLOAT16: (np.uint16, 0x7FFF, 0x7C00), BFLOAT16: (np.uint16, 0x7FFF, 0x7F80),
-              FLOAT32: (np.uint32, 0x7FFFFFFF, 0x7F800000)}  # fmt: skip
-"""For each dtype its bits as a number, the mask that takes the sign away, and the bits of infinity."""
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -49,8 +45,7 @@ class Scan:
     stored: StoredWeight
     digest: str
     """XXH3-128 of its bytes."""
-    nonfinite: int
-    first_nonfinite: tuple[int, int] | None
+    oddities: Oddities
     zero_rows: int
     rms: float
     """Root mean square of a sample of rows."""
@@ -116,22 +111,17 @@ def scan_all(
 
 def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Callable[[int], None]) -> Scan:
     digest = xxhash.xxh3_128()
-    nonfinite, first, zero_rows = 0, None, 0
+    oddities, zero_rows = Oddities(), 0
     squares, sampled = 0.0, 0
-    code, mask, infinity = _EXPONENTS[stored.dtype]
     for start, stop in row_blocks(stored, BLOCK_SIZE):
         block: Bytes = np.empty(
             (stop - start, matrix_shape(stored.shape)[1] * stored.dtype.itemsize), np.uint8
         )
         read_rows(files, stored, start, stop, block)
         digest.update(block.data)
-        magnitudes = block.view(code) & code(mask)
-        if magnitudes.max() >= infinity:
-            places = np.argwhere(magnitudes >= infinity)
-            nonfinite += len(places)
-            first = first or (start + int(places[0][0]), int(places[0][1]))
-        maybe_zero = np.flatnonzero(magnitudes[:, 0] == 0)
-        zero_rows += int((~magnitudes[maybe_zero].any(axis=1)).sum())
+        oddities = oddities.and_of(block, stored.dtype, start)
+        maybe_zero = np.flatnonzero(magnitudes(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
+        zero_rows += int((~magnitudes(block[maybe_zero], stored.dtype).any(axis=1)).sum())
         step = max(1, len(block) // _SAMPLED_ROWS)
         sample = as_float32(np.ascontiguousarray(block[::step]), stored.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -139,16 +129,7 @@ def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Ca
         sampled += sample.size
         progress(block.nbytes)
     rms = (squares / sampled) ** 0.5
-    return Scan(weight, stored, digest.hexdigest(), nonfinite, first, zero_rows, rms)
-
-
-def _file_of(stored: StoredWeight, row: int, column: int) -> str:
-    """The name of the file that an element lies in."""
-    for piece in stored.pieces:
-        slab = piece.slab
-        if 0 <= row - piece.row < slab.rows and 0 <= column - piece.column < slab.columns:
-            return slab.file.name
-    raise ValueError(f"{stored.name} has no element [{row}, {column}]")
+    return Scan(weight, stored, digest.hexdigest(), oddities, zero_rows, rms)
 
 
 def implausible(scans: Sequence[Scan]) -> list[Finding]:
@@ -156,15 +137,15 @@ def implausible(scans: Sequence[Scan]) -> list[Finding]:
     findings = []
     for scan in scans:
         stored, (rows, _) = scan.stored, matrix_shape(scan.stored.shape)
-        file = _file_of(stored, 0, 0)
-        if scan.first_nonfinite:
-            row, column = scan.first_nonfinite
-            file = _file_of(stored, row, column)
+        file = stored.file_of(0, 0).name
+        if scan.oddities.first:
+            row, column = scan.oddities.first
+            file = stored.file_of(row, column).name
             place = f"[{column}]" if len(stored.shape) < 2 else f"[{row}, {column}]"
             overflow = "values beyond 65504 overflowed: use --dtype bf16" if stored.dtype == FLOAT16 else None
-            message = f"{scan.nonfinite} values are NaN or infinite, the first at {place}"
+            message = f"{scan.oddities.nonfinite} values are NaN or infinite, the first at {place}"
             findings.append(Finding("VALUES_NONFINITE", message, file, stored.name, hint=overflow))
-        elif scan.zero_rows == rows:
+        elif scan.oddities.is_zero:
             message = "holds nothing but zeros"
             findings.append(
                 Finding("VALUES_ZERO", message, file, stored.name, hint="a placeholder, or never written?")
@@ -190,7 +171,7 @@ def _far_from_neighbours(scans: Sequence[Scan]) -> list[Finding]:
                     Finding(
                         "VALUES_SCALE",
                         f"its root mean square is {scan.rms:.3g}, that of the layers around it {usual:.3g}",
-                        _file_of(scan.stored, 0, 0),
+                        scan.stored.file_of(0, 0).name,
                         scan.stored.name,
                         warning=True,
                     )
@@ -222,7 +203,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
                 Finding(
                     "MANIFEST_DIFFERS",
                     "its bytes are not those that were written",
-                    _file_of(scan.stored, 0, 0),
+                    scan.stored.file_of(0, 0).name,
                     name,
                     expected=said[name],
                     found=scan.digest,
@@ -248,39 +229,27 @@ def _check_file(file: Path, said: dict[str, Any]) -> list[Finding]:
     return [Finding("MANIFEST_DIFFERS", message, file.name, hint=hint)]
 
 
-_CHECKLIST_LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:\./)?(.+)")
-
-
 def check_checklist(folder: Path) -> tuple[list[Finding], int]:
     """The MD5 of every file that ``checklist.chk`` names; how many agree."""
-    checklist = folder / "checklist.chk"
-    if not checklist.is_file():
+    try:
+        checklist = read_checklist(folder)
+        digests = md5_of_all(list(checklist.said), workers=WORKERS) if checklist else []
+    except LlamaConvertError as error:
+        return [Finding.of(error)], 0
+    if checklist is None:
         return [], 0
-    findings, jobs = [], []
-    for number, line in enumerate(checklist.read_text("utf-8", errors="replace").splitlines(), start=1):
-        match = _CHECKLIST_LINE.fullmatch(line.strip())
-        if match is None or "/" in match[2] or match[2] == "..":
-            if line.strip():
-                message = f"line {number} is malformed: {line.strip()!r:.60}"
-                findings.append(Finding("INPUT_CHECKLIST", message, checklist.name, warning=True))
-        elif (folder / match[2]).is_file():
-            jobs.append((folder / match[2], match[1].lower()))
-        elif match[2] == "tokenizer.model" and (folder.parent / match[2]).is_file():
-            jobs.append((folder.parent / match[2], match[1].lower()))
-        else:
-            findings.append(
-                Finding("INPUT_CHECKLIST", "the checklist names it, and it is not here", match[2])
-            )
-    with ThreadPoolExecutor(WORKERS) as pool:
-        digests = list(pool.map(lambda job: _md5(job[0]), jobs))
+    findings = [Finding("INPUT_CHECKLIST", line, CHECKLIST, warning=True) for line in checklist.malformed]
+    for name in checklist.absent:
+        findings.append(Finding("INPUT_CHECKLIST", "the checklist names it, and it is not here", name))
     agreeing = 0
-    for (file, said), digest in zip(jobs, digests, strict=True):
+    for (file, said), digest in zip(checklist.said.items(), digests, strict=True):
         agreeing += digest == said
         if digest != said:
+            other = checklist.named(digest)
             findings.append(
                 Finding(
                     "INPUT_CHECKLIST",
-                    "its MD5 is not the one in checklist.chk",
+                    "its MD5 is " + (f"that of {other}" if other else "not the one in checklist.chk"),
                     file.name,
                     expected=said,
                     found=digest,
@@ -288,14 +257,6 @@ def check_checklist(folder: Path) -> tuple[list[Finding], int]:
                 )
             )
     return findings, agreeing
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def norms(scans: Sequence[Scan]) -> list[dict[str, Any]]:

@@ -1,0 +1,219 @@
+"""The same command once more: nothing to do where all stands as it was written, else a conflict."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llama_convert import ConvertOptions, convert, shard
+from llama_convert.errors import ConflictError, InputError, RefusedError
+from llama_convert.observer import Observer
+from tests import synthetic
+from tests.run import llama_convert
+from tests.synthetic import LLAMA2, LLAMA3
+
+SHAPE = LLAMA2.but(ranks=2)
+
+
+class Heard(Observer):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def says(self, text: str) -> bool:
+        return any(text in note for note in self.notes)
+
+
+def states(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        file.name: (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes())
+        for file in folder.iterdir()
+    }
+
+
+def once_more(
+    source: Path, out: Path, options: ConvertOptions | None = None, heard: Heard | None = None
+) -> bool:
+    """Whether a second run leaves all as it stands."""
+    before = states(out)
+    result = convert(source, out, options, heard)
+    assert states(out) == before
+    assert result.files == {name: len(content) for name, (_, _, content) in before.items()}
+    return True
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_nothing_to_do(tmp_path: Path, ranks: int) -> None:
+    """In both layouts, whatever the cut; also with another number of workers, and told of as JSON."""
+    synthetic.make(tmp_path / "meta", SHAPE)
+    convert(tmp_path / "meta", tmp_path / "hf")
+    heard = Heard()
+    assert once_more(tmp_path / "meta", tmp_path / "hf", ConvertOptions(workers=1, block_size=4096), heard)
+    assert heard.says("up to date")
+    back = ConvertOptions(to="meta", mp=ranks)
+    convert(tmp_path / "hf", tmp_path / "back", back)
+    assert once_more(tmp_path / "hf", tmp_path / "back", back)
+    shard(tmp_path / "meta", tmp_path / "cut", mp=ranks)
+    before = states(tmp_path / "cut")
+    shard(tmp_path / "meta", tmp_path / "cut", mp=ranks)
+    assert states(tmp_path / "cut") == before
+    run = llama_convert("convert", tmp_path / "meta", tmp_path / "hf", "--json")
+    assert run.exit_code == 0
+    assert run.json["ok"]
+    assert "up to date" in run.stderr
+
+
+def test_repeated_kv_heads(tmp_path: Path) -> None:
+    shape = LLAMA3.but(n_kv_heads=2, kv_repeats=2, ranks=4)
+    synthetic.make(tmp_path / "meta", shape)
+    shard(tmp_path / "meta", tmp_path / "cut", mp=4)
+    before = states(tmp_path / "cut")
+    shard(tmp_path / "meta", tmp_path / "cut", mp=4)
+    assert states(tmp_path / "cut") == before
+
+
+def flip(file: Path, offset: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        (byte,) = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte ^ 1]))
+
+
+def newer(file: Path) -> None:
+    os.utime(file)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda source, out: flip(out / "model.safetensors", -1 + (out / "model.safetensors").stat().st_size),
+        lambda source, out: flip(out / "model.safetensors", 30),
+        lambda source, out: (out / "config.json").write_text("{}"),
+        lambda source, out: (out / "config.json").unlink(),
+        lambda source, out: (out / "model.safetensors").unlink(),
+        lambda source, out: (out / "llama-convert.json").unlink(),
+        lambda source, out: flip(out / "llama-convert.json", 40),
+        lambda source, out: newer(source / "consolidated.01.pth"),
+        lambda source, out: newer(source / "params.json"),
+        lambda source, out: synthetic.make(source, SHAPE, seed=1),
+    ],
+)
+def test_spoilt(tmp_path: Path, spoil: Callable[[Path, Path], object]) -> None:
+    """Anything else that stands there is left as it is, and a person decides."""
+    source, out = tmp_path / "meta", tmp_path / "out"
+    synthetic.make(source, SHAPE)
+    convert(source, out)
+    spoil(source, out)
+    before = states(out)
+    with pytest.raises(ConflictError, match="holds"):
+        convert(source, out)
+    assert states(out) == before
+    convert(source, out, ConvertOptions(overwrite=True))
+    assert once_more(source, out)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ConvertOptions(dtype="fp32"),
+        ConvertOptions(max_shard_size="20KB"),
+        ConvertOptions(instruct=True),
+        ConvertOptions(llama_version="1"),
+        ConvertOptions(resume=False),
+    ],
+)
+def test_another_conversion(tmp_path: Path, options: ConvertOptions) -> None:
+    synthetic.make(tmp_path / "meta", SHAPE)
+    convert(tmp_path / "meta", tmp_path / "out")
+    with pytest.raises(ConflictError):
+        convert(tmp_path / "meta", tmp_path / "out", options)
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    synthetic.make(tmp_path / "meta", SHAPE)
+    out = tmp_path / "out"
+    convert(tmp_path / "meta", out)
+    flip(out / "model.safetensors", out.joinpath("model.safetensors").stat().st_size - 1)
+    heard = Heard()
+    with pytest.raises(ConflictError):
+        convert(tmp_path / "meta", out, observer=heard)
+    assert heard.says("holds this very conversion, but not as it was written: model.norm.weight")
+
+
+def test_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    """The manifest does not tell where its source lay, nor when it was written."""
+    for name in ("one", "two"):
+        synthetic.make(tmp_path / name / "meta", SHAPE)
+        convert(tmp_path / name / "meta", tmp_path / name / "out")
+    one, two = (json.loads((tmp_path / n / "out/llama-convert.json").read_text()) for n in ("one", "two"))
+    assert one == two
+
+
+def test_strict_remembers_warnings(tmp_path: Path) -> None:
+    state = synthetic.weights(LLAMA2)
+    state["norm.weight"][3] = float("nan")
+    synthetic.write(tmp_path / "meta", LLAMA2, synthetic.cut(LLAMA2, state))
+    convert(tmp_path / "meta", tmp_path / "out")
+    assert once_more(tmp_path / "meta", tmp_path / "out")
+    with pytest.raises(RefusedError, match="had 2 warnings"):
+        convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(strict=True))
+
+
+class TestChecklist:
+    """``--compare-checklist``."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        synthetic.make(tmp_path / "first", SHAPE)
+        shard(tmp_path / "first", tmp_path / "meta", mp=2)
+        return tmp_path / "meta"
+
+    def test_agrees(self, source: Path, tmp_path: Path) -> None:
+        heard = Heard()
+        convert(source, tmp_path / "out", ConvertOptions(compare_checklist=True), heard)
+        assert heard.says("3 files have the MD5s of checklist.chk")
+
+    def test_exchanged_ranks(self, source: Path, tmp_path: Path) -> None:
+        """Nothing in the files tells it; the checklist does."""
+        one, two = source / "consolidated.00.pth", source / "consolidated.01.pth"
+        one.rename(source / "aside")
+        two.rename(one)
+        (source / "aside").rename(two)
+        run = llama_convert("convert", source, tmp_path / "out", "--compare-checklist", "--json")
+        assert run.exit_code == 3
+        assert run.json["code"] == "INPUT_CHECKLIST"
+        assert run.json["file"] == str(one)
+        assert "that of consolidated.01.pth" in run.json["message"]
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        "content",
+        [None, b"", b"<html>\n", b"0" * 32 + b"  consolidated.07.pth\n", b"0" * 32 + b"  params.json\n"],
+    )
+    def test_refused(self, source: Path, tmp_path: Path, content: bytes | None) -> None:
+        """It was asked for, so nothing to compare with is a no."""
+        (source / "checklist.chk").unlink()
+        if content is not None:
+            (source / "checklist.chk").write_bytes(content)
+        for options in (ConvertOptions(compare_checklist=True), ConvertOptions(compare_checklist=True, mp=4)):
+            with pytest.raises(InputError) as refused:
+                convert(source, tmp_path / "out", options)
+            assert refused.value.code == "INPUT_CHECKLIST"
+
+    def test_odd_names(self, source: Path, tmp_path: Path) -> None:
+        """Names that no file can have are files that are not here."""
+        with (source / "checklist.chk").open("a") as stream:
+            stream.write(f"{'0' * 32}  {'x' * 300}\n")
+        with pytest.raises(InputError, match="is not here"):
+            convert(source, tmp_path / "out", ConvertOptions(compare_checklist=True))
+        run = llama_convert("verify", source)
+        assert run.exit_code == 1
