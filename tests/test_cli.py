@@ -22,8 +22,8 @@ FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
 CONVERT_OPTIONS = [
     "--block-size",
     "--chat-template",
-    "--compare-checklist",
     "--checklist",
+    "--compare-checklist",
     "--compare-checklist",
     "--debug",
     "--dry-run",
