@@ -24,7 +24,6 @@ CONVERT_OPTIONS = [
     "--chat-template",
     "--checklist",
     "--compare-checklist",
-    "--compare-checklist",
     "--debug",
     "--dry-run",
     "--dtype",

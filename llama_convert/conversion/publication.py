@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_convert.checkpoints.checklist import CHECKLIST
-from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.manifest import MANIFEST, read_manifest
 from llama_convert.conversion.sync import sync
+from llama_convert.errors import InputError, OutputError
 
 PUBLISHING = ".publishing"
 _LAST = (
@@ -97,7 +98,19 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
-    """What the new model replaces: files of its own names, and weights that no index will name any more."""
+    """What the new model replaces: files of its own names, what came with the older one, and weights.
+
+    A manifest tells what came with it; weights, no index would name any more.
+    """
     replaced = {name for name in (*names, *_LAST) if (folder / name).is_file()}
     weights = (*folder.glob("model*.safetensors"), *folder.glob("consolidated.*.pth"))
+    replaced |= {name for name in _said_to_be_ours(folder) if (folder / name).is_file()}
     return replaced | {entry.name for entry in weights if entry.is_file()}
+
+
+def _said_to_be_ours(folder: Path) -> Iterable[str]:
+    try:
+        manifest = read_manifest(folder)
+    except (InputError, OutputError):
+        return ()
+    return manifest["files"] if manifest else ()
