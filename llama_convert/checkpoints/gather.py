@@ -2,94 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llama_convert.checkpoints.checksums import Checksums
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
-from llama_convert.errors import InputError, OutputError
-from llama_convert.formats.files import open_regular
-from llama_convert.formats.tensors import Storage
+from llama_convert.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 
 _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
 """How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
-
-
-class SourceFiles:
-    """Open descriptors of the files read from, each opened once.  Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
-        self._lock = Lock()
-        self._checksums = Checksums()
-        self.rounded: dict[str, str] = {}
-        """Weights whose copies differ by rounding, and the file of one such copy."""
-
-    def __enter__(self) -> SourceFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-
-    def read_into(self, file: Path, offset: int, target: Bytes) -> None:
-        """Fill the contiguous ``target`` with the file's bytes from ``offset`` on.
-
-        Raises:
-            InputError: the file ends early, so it is not the file that was planned with.
-            OutputError: the machine could not read it.
-        """
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = open_regular(file)
-            descriptor = self._descriptors[file]
-        view = target.reshape(-1).data
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(descriptor, [view[done:]], offset + done)
-            except OSError as error:
-                message = f"cannot read at byte {offset + done:,}: {error.strerror}"
-                raise OutputError("INPUT_IO", message, file=file) from error
-            if count == 0:
-                message = f"ends at byte {offset + done:,}, shorter than when it was opened"
-                raise InputError("INPUT_CHANGED", message, file=file)
-            done += count
-
-    def read_checked(self, storage: Storage, offset: int, target: Bytes, tensor: str) -> None:
-        """As `read_into`, and count the bytes towards the checksum of their storage.
-
-        Raises:
-            InputError: also when the storage is now read whole, and damaged.
-        """
-        self.read_into(storage.file, offset, target)
-        self._checksums.add(storage, offset, target.reshape(-1).data, tensor)
-
-    def read_scattered(self, storage: Storage, offset: int, target: Bytes) -> None:
-        """As `read_into`, where bytes lie scattered: `check_the_rest` reads their storage once more."""
-        self.read_into(storage.file, offset, target)
-        self._checksums.note(storage)
-
-    def check_the_rest(self, block_size: int) -> None:
-        """Read what was not read in one piece of the storages that were, so that all of them are checked.
-
-        Raises:
-            InputError: one of them is damaged.
-        """
-        for storage, offset, length in self._checksums.gaps():
-            for start in range(0, length, block_size):
-                block = np.empty(min(block_size, length - start), np.uint8)
-                self.read_checked(storage, offset + start, block, "(a storage read in parts)")
 
 
 def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
@@ -101,13 +28,20 @@ def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> I
         yield start, min(start + step, rows)
 
 
-def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, target: Bytes) -> None:
+def rows_of(files: SourceFiles, weight: StoredWeight, start: int, stop: int) -> Bytes:
     """Rows ``start`` to ``stop`` of the weight, as bytes of shape ``[stop - start, columns * itemsize]``.
 
     Raises:
         InputError: a piece and its replica differ, or a file is not what it was.
         OutputError: the machine could not read.
     """
+    block = np.empty((stop - start, matrix_shape(weight.shape)[1] * weight.dtype.itemsize), np.uint8)
+    read_rows(files, weight, start, stop, block)
+    return block
+
+
+def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, target: Bytes) -> None:
+    """As `rows_of`, into a block that is there."""
     itemsize = weight.dtype.itemsize
     for piece in weight.pieces:
         first, last = max(start, piece.row), min(stop, piece.row + piece.slab.rows)
@@ -141,8 +75,7 @@ def digest_of(
     for start, stop in row_blocks(weight, block_size):
         if stopped():
             break
-        block = np.empty((stop - start, matrix_shape(weight.shape)[1] * weight.dtype.itemsize), np.uint8)
-        read_rows(files, weight, start, stop, block)
+        block = rows_of(files, weight, start, stop)
         digest.update(block.data)
         progress(block.nbytes)
     return digest.hexdigest()
@@ -154,14 +87,14 @@ def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, nam
     rows_contiguous = slab.column_stride == itemsize or slab.columns == 1
     if rows_contiguous and (slab.row_stride == row_bytes or slab.rows == 1):
         if target.flags.c_contiguous:
-            files.read_checked(slab.storage, slab.offset, target, name)
+            files.read_checked(slab.storage, slab.offset, target.reshape(-1).data, name)
         else:
             scratch = np.empty(target.shape, np.uint8)
-            files.read_checked(slab.storage, slab.offset, scratch, name)
+            files.read_checked(slab.storage, slab.offset, scratch.reshape(-1).data, name)
             target[:] = scratch
     elif rows_contiguous:
         for row in range(slab.rows):
-            files.read_scattered(slab.storage, slab.offset + row * slab.row_stride, target[row])
+            files.read_scattered(slab.storage, slab.offset + row * slab.row_stride, target[row].data)
     else:
         _read_strided(files, slab, itemsize, target)
 
@@ -178,7 +111,7 @@ def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) 
     span = np.empty((count - 1) * stride + itemsize, np.uint8)
     strided = np.lib.stride_tricks.as_strided(span, (count, itemsize), (stride, 1))
     for index in range(lines.shape[0]):
-        files.read_scattered(slab.storage, slab.offset + index * step, span)
+        files.read_scattered(slab.storage, slab.offset + index * step, span.data)
         lines[index] = strided
     target[:] = elements.reshape(target.shape)
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, as_float32, read_rows
+from llama_convert.checkpoints.gather import Bytes, as_float32, rows_of
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint, is_huggingface
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.source_files import SourceFiles
+from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.dtypes import BFLOAT16, Dtype
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.rotary import CheckpointLayout, reordering
@@ -88,16 +89,13 @@ class LazyWeight:
         if step != 1:
             raise IndexError("rows are read in steps of 1")
         stop = max(start, stop)
-        _, columns = matrix_shape(self.shape)
         itemsize = self.dtype.itemsize
         if len(self.shape) < 2:
-            block = np.empty((1, columns * itemsize), np.uint8)
-            read_rows(self._files, self._stored, 0, 1, block)
+            block = rows_of(self._files, self._stored, 0, 1)
             return block[:, start * itemsize : stop * itemsize].copy(), (stop - start,)
         run = self._reorder.run if self._reorder else 1
         first, last = start // run * run, -(-stop // run) * run
-        block = np.empty((last - first, columns * itemsize), np.uint8)
-        read_rows(self._files, self._stored, first, last, block)
+        block = rows_of(self._files, self._stored, first, last)
         if self._reorder:
             block = self._reorder(block)
         return np.ascontiguousarray(block[start - first : stop - first]), (stop - start, *self.shape[1:])

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import xxhash
 
-from llama_convert.checkpoints.gather import SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.gather import row_blocks, rows_of
 from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.params import Params, read_params
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError
@@ -264,8 +264,7 @@ def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> It
     """A digest of each head's rows, read as it is asked for; None for a placeholder of zeros."""
     weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
     for start in range(0, tensor.shape[0], head_dim):
-        rows = np.empty((head_dim, tensor.shape[1] * tensor.dtype.itemsize), np.uint8)
-        read_rows(files, weight, start, start + head_dim, rows)
+        rows = rows_of(files, weight, start, start + head_dim)
         yield xxhash.xxh3_128_digest(rows.data) if rows.any() else None
 
 
@@ -279,8 +278,7 @@ def _check_ranks_differ(files: SourceFiles, paths: tuple[Path, ...], ranks: list
         w1 = rank["layers.0.feed_forward.w1.weight"]
         place = (w1.storage.crc32, w1.storage.size, w1.offset - w1.storage.offset, w1.strides)
         weight = StoredWeight(w1.name, w1.shape, w1.dtype, (Piece(0, 0, Slab.of(w1)),))
-        row = np.empty((1, w1.shape[1] * w1.dtype.itemsize), np.uint8)
-        read_rows(files, weight, 0, 1, row)
+        row = rows_of(files, weight, 0, 1)
         if (row.reshape(-1, w1.dtype.itemsize) == row[0, : w1.dtype.itemsize]).all():
             return
         first = seen.setdefault((place, row.tobytes()), path)
@@ -383,12 +381,9 @@ def _is_tied(files: SourceFiles, weights: dict[Weight, StoredWeight]) -> bool:
         return False
     if embedding.pieces == head.pieces:
         return True
-    shape = (-1, embedding.shape[1] * embedding.dtype.itemsize)
     for start, stop in row_blocks(embedding, 1 << 20):
-        one, other = (np.empty((stop - start, shape[1]), np.uint8) for _ in range(2))
-        read_rows(files, embedding, start, stop, one)
-        read_rows(files, head, start, stop, other)
-        if not np.array_equal(one, other) or not one.any():
+        one, other = (rows_of(files, weight, start, stop) for weight in (embedding, head))
+        if not one.any() or (one != other).any():
             return False
     return True
 

@@ -33,6 +33,7 @@ def convert_command(
     num_shards: cli.NumShards = None,
     safe_serialization: cli.SafeSerialization = True,
     push_to_hub: cli.PushToHub = False,
+    fsync: cli.Fsync = True,
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
     quiet: cli.Quiet = False,
@@ -107,6 +108,7 @@ def convert_command(
             overwrite=overwrite,
             strict=strict,
             dry_run=dry_run,
+            fsync=fsync,
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )

@@ -281,6 +281,14 @@ BlockSize = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Bytes read at a time by each worker.", rich_help_panel=_RUNNING),
 ]
+Fsync = Annotated[
+    bool,
+    typer.Option(
+        "--fsync/--no-fsync",
+        help="Wait until all is on disk; without, for scratch folders, a power cut may cost the output.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.", rich_help_panel=_RUNNING)
 ]

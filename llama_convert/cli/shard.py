@@ -20,6 +20,7 @@ def shard_command(
     verify: cli.Verify = False,
     llama_version: cli.LlamaVersion = None,
     tokenizer: cli.TokenizerPath = None,
+    fsync: cli.Fsync = True,
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
     quiet: cli.Quiet = False,
@@ -64,6 +65,7 @@ def shard_command(
             dry_run=dry_run,
             llama_version=llama_version,
             tokenizer=tokenizer,
+            fsync=fsync,
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )

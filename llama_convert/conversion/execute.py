@@ -18,13 +18,14 @@ import numpy as np
 import xxhash
 from isal import isal_zlib
 
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.gather import Bytes, row_blocks, rows_of
 from llama_convert.checkpoints.magnitudes import Oddities
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.source_files import SourceFiles
+from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.conversion.journal import Entry, Journal
 from llama_convert.conversion.plan import Place, Plan, Task
-from llama_convert.conversion.sync import discard, failure, sync_open
+from llama_convert.conversion.sync import WriteBack, discard, failure
 from llama_convert.formats.layout import Layout
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
@@ -57,6 +58,7 @@ def execute(
     *,
     workers: int = DEFAULT_WORKERS,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    fsync: bool = True,
     progress: Progress = lambda _: None,
 ) -> Report:
     """Write the plan's files into ``folder``, on disk when this returns.
@@ -67,6 +69,7 @@ def execute(
         journal: what is finished of the plan; it is read, and added to.
         workers: tensors in hand at a time.
         block_size: bytes read at a time by each worker.
+        fsync: whether to wait for the disk.
         progress: told of every block.
 
     Raises:
@@ -77,8 +80,9 @@ def execute(
     kept: list[int] = []
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
+        disk = stack.enter_context(WriteBack(enabled=fsync))
         outputs = {
-            name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name)))
+            name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name), disk))
             for name, layout in plan.layouts.items()
         }
         for output in outputs.values():
@@ -130,9 +134,10 @@ def _wind_down(pool: ThreadPoolExecutor) -> None:
 class _Output:
     """A file being written at planned offsets; open only from its first tensor to its last."""
 
-    def __init__(self, path: Path, layout: Layout, n_tensors: int) -> None:
+    def __init__(self, path: Path, layout: Layout, n_tensors: int, disk: WriteBack) -> None:
         self.path = path
         self.layout = layout
+        self._disk = disk
         self._descriptor = -1
         self._tensors_left = n_tensors
         self._crc32: dict[str, int] = {}
@@ -192,7 +197,7 @@ class _Output:
         for offset, content in self.layout.parts(self._crc32):
             self.write(np.frombuffer(content, np.uint8), offset)
         try:
-            sync_open(self._descriptor)
+            self._disk.finish(self._descriptor)
         except OSError as error:
             discard(self.path)  # the kernel may have dropped any of it
             raise failure("cannot be brought to disk", error, self.path) from error
@@ -210,6 +215,7 @@ class _Output:
             except OSError as error:
                 raise failure(f"cannot be written at byte {offset + done:,}", error, self.path) from error
             done += count
+        self._disk.wrote(self._descriptor, done)
 
 
 def _allocate(descriptor: int, size: int) -> None:
@@ -256,7 +262,7 @@ class _Work:
         for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
             if self.stop.is_set():
                 return None
-            block = self._gather(start, end)
+            block = rows_of(self.files, task.source, start, end)
             oddities = oddities.and_of(block, task.source.dtype, start)
             block, counts = self._changed(block)
             total += counts
@@ -280,14 +286,6 @@ class _Work:
         """Tell the files that they have one weight more."""
         for place, crc32 in zip(self.task.places, entry.checksums, strict=True):
             self.outputs[place.file].tensor_done(place.name, crc32)
-
-    def _gather(self, start: int, end: int) -> Bytes:
-        """Rows as they are stored, as bytes [rows, columns * itemsize]."""
-        source = self.task.source
-        _, columns = matrix_shape(source.shape)
-        block = np.empty((end - start, columns * source.dtype.itemsize), np.uint8)
-        read_rows(self.files, source, start, end, block)
-        return block
 
     def _changed(self, block: Bytes) -> tuple[Bytes, CastCounts]:
         """The same rows as they are written: reordered and cast."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
-from llama_convert.conversion.source_files import States, check_unchanged, compare_with_checklist, states_of
+from llama_convert.conversion.sources import States, check_unchanged, compare_with_checklist, states_of
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
 from llama_convert.errors import RefusedError
@@ -69,19 +70,20 @@ def run_job(job: Job, options: ConvertOptions, notes: Notes) -> ConvertResult:
         if standing:
             result.files = standing
             return result
-    with Staging(result.destination, source=job.source, overwrite=options.overwrite) as staging:
-        try:
+    staging = Staging(result.destination, source=job.source, overwrite=options.overwrite, fsync=options.fsync)
+    try:
+        with staging:
             _resume(job, staging, fingerprint(identity, before), options, notes)
             if not staging.is_published:
                 _stage(job, staging, before, identity, options, notes)
             result.files = staging.publish()
-        except OSError as error:
-            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
-            _say_what_is_kept(told, plan, staging)
-            raise told from error
-        except BaseException as error:
-            _say_what_is_kept(error, plan, staging)
-            raise
+    except OSError as error:
+        told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
+        _say_what_is_kept(told, plan, staging)
+        raise told from error
+    except BaseException as error:
+        _say_what_is_kept(error, plan, staging)
+        raise
     notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
     return result
 
@@ -103,8 +105,10 @@ def _stage(
     """Write all files of the output."""
     plan, result = job.plan, job.result
     staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
-    job.write_small_files(staging)
-    report = _write_weights(plan, staging, options, notes) if plan else None
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        small_files = beside.submit(job.write_small_files, staging)
+        report = _write_weights(plan, staging, small_files, options, notes) if plan else None
+        small_files.result()
     check_unchanged(before)
     if notes.warnings and options.strict:
         raise RefusedError("STRICT_WARNINGS", f"--strict, and there was a warning: {notes.warnings[0]}")
@@ -127,9 +131,18 @@ def _stage(
         staging.write(MANIFEST, write_manifest(manifest))
 
 
-def _write_weights(plan: Plan, staging: Staging, options: ConvertOptions, notes: Notes) -> Report:
+def _write_weights(
+    plan: Plan, staging: Staging, beside: Future[object], options: ConvertOptions, notes: Notes
+) -> Report:
+    """Write the weights, while something else is written beside them; what fails there fails here."""
     assert staging.journal
     observer = notes.observer
+
+    def advance(count: int) -> None:
+        observer.advance(count)
+        if beside.done():
+            beside.result()
+
     observer.start(plan.payload_bytes)
     try:
         report = execute(
@@ -138,7 +151,8 @@ def _write_weights(plan: Plan, staging: Staging, options: ConvertOptions, notes:
             staging.journal,
             workers=options.workers,
             block_size=options.block_size,
-            progress=observer.advance,
+            fsync=options.fsync,
+            progress=advance,
         )
     finally:
         observer.finish()

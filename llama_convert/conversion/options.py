@@ -54,6 +54,8 @@ class ConvertOptions:
     dry_run: bool = False
     resume: bool = True
     """Whether to go on from what an earlier run of the same conversion has left."""
+    fsync: bool = True
+    """Whether to wait until all is on disk."""
     workers: int = DEFAULT_WORKERS
     block_size: int = DEFAULT_BLOCK_SIZE
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +63,8 @@ class Publication:
             (destination / name).is_file() and not (staging / name).exists() for name in self.files
         )
 
-    def carry_out(self, staging: Path, destination: Path) -> None:
-        """Rename the files; the list must be on disk.
+    def carry_out(self, staging: Path, destination: Path, sync: Callable[[Path], None]) -> None:
+        """Rename the files; the list must be on disk.  ``sync`` brings a folder there.
 
         Raises:
             OSError: one of them cannot be.

@@ -37,8 +37,14 @@ class Staging:
     the next: then it stays for that.
     """
 
-    def __init__(self, destination: Path, *, source: Path, overwrite: bool) -> None:
+    def __init__(self, destination: Path, *, source: Path, overwrite: bool, fsync: bool = True) -> None:
         """Check that the output may go there.
+
+        Args:
+            destination: the output folder.
+            source: the input folder.
+            overwrite: whether a model that is there may be replaced.
+            fsync: whether to wait for the disk, without which no promise holds beyond a power cut.
 
         Raises:
             UsageError: the output folder is, or lies in, the source.
@@ -51,6 +57,7 @@ class Staging:
         self.is_published = False
         """Whether the whole output stands in its place, be it from an earlier run."""
         self._plan = ""
+        self._sync = sync if fsync else _trust
         self._overwrite = overwrite
         self._lock = Lock(self.path)
         self._created: list[Path] = []
@@ -88,7 +95,6 @@ class Staging:
             self._remove_links()
             self._probe()
         except BaseException as error:
-            vars(error)["left"] = self.state
             self._leave(keep=True)
             if isinstance(error, OSError):
                 raise failure("cannot be written to", error, self.destination) from error
@@ -208,7 +214,7 @@ class Staging:
         path = self.path / name
         try:
             writer(path)
-            sync(path)
+            self._sync(path)
         except OSError as error:
             discard(path)
             raise failure("cannot be written", error, path) from error
@@ -226,10 +232,10 @@ class Staging:
             publication = Publication.read(self.path)
             if not self.is_published:
                 publication = self._begin_to_publish()
-                publication.carry_out(self.path, self.destination)
+                publication.carry_out(self.path, self.destination, self._sync)
             sizes = {name: (self.destination / name).stat().st_size for name in publication.files}
             for folder in (self.destination, *(folder.parent for folder in self._created)):
-                sync(folder)
+                self._sync(folder)
         except OSError as error:
             raise failure("cannot be moved into place", error, self.destination) from error
         self.is_published = True
@@ -240,14 +246,14 @@ class Staging:
         self._refuse_foreign_files()
         for file in self.files:
             try:
-                sync(file)
+                self._sync(file)
             except OSError:
                 discard(file)
                 raise
         names = [file.name for file in self.files]
         publication = Publication.of(self._plan, names, self.destination)
         self.write(PUBLISHING, json.dumps(asdict(publication)).encode())
-        sync(self.path)
+        self._sync(self.path)
         return publication
 
 
@@ -256,3 +262,7 @@ def _remove(entry: Path) -> None:
         shutil.rmtree(entry)
     else:
         entry.unlink(missing_ok=True)
+
+
+def _trust(_: Path) -> None:
+    """In place of `sync`, where nobody minds losing it all."""

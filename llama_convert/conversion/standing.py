@@ -7,15 +7,16 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from llama_convert.checkpoints.gather import SourceFiles, digest_of
+from llama_convert.checkpoints.gather import digest_of
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import is_huggingface
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.source_files import States
+from llama_convert.conversion.sources import States
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.units import format_size
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from llama_convert.errors import OutputError
 from llama_convert.units import format_size
@@ -37,6 +39,54 @@ def sync_open(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
+
+
+class WriteBack:
+    """Brings files to disk while they are still being written, so that little is left to wait for at the end.
+
+    A thread of its own asks for it every so many bytes; whoever finishes a file waits for that file alone.
+    """
+
+    _EVERY = 128 << 20
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-back")
+        self._lock = Lock()
+        self._written: dict[int, int] = {}
+        self._pending: dict[int, list[Future[None]]] = {}
+
+    def __enter__(self) -> WriteBack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def wrote(self, descriptor: int, count: int) -> None:
+        """Take note of bytes written to an open file."""
+        if not self._enabled:
+            return
+        with self._lock:
+            self._written[descriptor] = self._written.get(descriptor, 0) + count
+            if self._written[descriptor] < self._EVERY:
+                return
+            self._written[descriptor] = 0
+            self._pending.setdefault(descriptor, []).append(self._pool.submit(sync_open, descriptor))
+
+    def finish(self, descriptor: int) -> None:
+        """Wait until all of an open file is on disk.  The descriptor may be another file's from now on.
+
+        Raises:
+            OSError: it cannot be brought there, or could not be a while ago.
+        """
+        if not self._enabled:
+            return
+        with self._lock:
+            self._written.pop(descriptor, None)
+            pending = self._pending.pop(descriptor, [])
+        for begun in pending:
+            begun.result()
+        sync_open(descriptor)
 
 
 def discard(file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.gather import SourceFiles
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import InputError, OutputError
 from llama_convert.inspection.describe import describe, progress
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference

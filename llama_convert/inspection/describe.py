@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.gather import SourceFiles
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.checkpoints.manifest import read_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.errors import LlamaConvertError
 from llama_convert.inspection.counts import count_dtypes, count_parameters, kinds_of

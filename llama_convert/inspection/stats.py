@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, as_float32, read_rows, row_blocks
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.gather import Bytes, as_float32, row_blocks, rows_of
+from llama_convert.checkpoints.source_files import SourceFiles
+from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from llama_convert.errors import LlamaConvertError, OutputError
 from llama_convert.inspection.histogram import Counts, Floats, Histogram, histogram_of
@@ -84,10 +85,8 @@ def tensor_stats(
         OutputError: the machine could not read.
     """
     tally = _Patterns(stored.dtype) if stored.dtype in (FLOAT16, BFLOAT16) else _Values(stored.dtype)
-    row_bytes = matrix_shape(stored.shape)[1] * stored.dtype.itemsize
     for start, stop in row_blocks(stored, block_size):
-        block = np.empty((stop - start, row_bytes), np.uint8)
-        read_rows(files, stored, start, stop, block)
+        block = rows_of(files, stored, start, stop)
         tally.add(block)
         progress(block.nbytes)
     return tally.stats()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from llama_convert.checkpoints.gather import SourceFiles
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.llama.weights import Weight
 from llama_convert.verification.causes import explain
 from llama_convert.verification.context import Context, NotRunError, Outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llama_convert.checkpoints.gather import SourceFiles
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import LlamaConvertError
 from llama_convert.verification.context import Context, NotRunError, Outcome, lacking
 from llama_convert.verification.logits import check_logits

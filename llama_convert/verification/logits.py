@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_convert.checkpoints.gather import SourceFiles
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.dtypes import Dtype
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.verification.context import config_file

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, read_rows, row_blocks
+from llama_convert.checkpoints.gather import Bytes, read_rows, row_blocks
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.errors import UsageError
 from llama_convert.formats.torch_zip import read_torch_file

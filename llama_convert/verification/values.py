@@ -18,10 +18,11 @@ import numpy as np
 import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, as_float32, read_rows, row_blocks
+from llama_convert.checkpoints.gather import as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
@@ -114,10 +115,7 @@ def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Ca
     oddities, zero_rows = Oddities(), 0
     squares, sampled = 0.0, 0
     for start, stop in row_blocks(stored, BLOCK_SIZE):
-        block: Bytes = np.empty(
-            (stop - start, matrix_shape(stored.shape)[1] * stored.dtype.itemsize), np.uint8
-        )
-        read_rows(files, stored, start, stop, block)
+        block = rows_of(files, stored, start, stop)
         digest.update(block.data)
         oddities = oddities.and_of(block, stored.dtype, start)
         maybe_zero = np.flatnonzero(magnitudes(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)

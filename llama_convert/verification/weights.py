@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_convert.checkpoints.gather import Bytes, SourceFiles, as_float32, read_rows, row_blocks
+from llama_convert.checkpoints.gather import Bytes, as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.llama.weights import EMBEDDING, HEAD, Weight
@@ -55,9 +56,7 @@ class Rows:
 
     def raw(self, start: int, stop: int) -> Bytes:
         """Rows as they are stored, as bytes [rows, columns * itemsize]."""
-        block = np.empty((stop - start, self.shape[1] * self.stored.dtype.itemsize), np.uint8)
-        read_rows(self.files, self.stored, start, stop, block)
-        return block
+        return rows_of(self.files, self.stored, start, stop)
 
     def __call__(self, start: int, stop: int) -> Bytes:
         """Rows ``start`` to ``stop``, as bytes [rows, columns * itemsize]."""
