@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +21,7 @@ from llama_convert.formats.files import is_plain, quoted
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.llama.releases import Identity, Release, TokenizerKind, Traits, identify
 from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import (
     HEAD,
@@ -53,14 +55,38 @@ class HuggingFaceCheckpoint:
         """The release that its settings are those of."""
         return self.identified(None)
 
-    def identified(self, version: str | None) -> Identity:
+    def identified(self, version: str | None, tokenizer: TokenizerKind | None = None) -> Identity:
         """The release that its settings are those of; ``version`` chooses where they allow several.
+
+        Where no version is asked for, the context length and the factor of RoPE tell releases apart too.
+
+        Args:
+            version: the release to take it for.
+            tokenizer: the kind of tokenizer that goes with it, if that is known.
 
         Raises:
             UsageError: ``version`` is unknown, or cannot be true of the files.
         """
-        config, folder = self.config, self.folder.resolve()
-        traits = Traits(
+        traits = self.traits(tokenizer)
+        identity = identify(traits, version)
+        readings = (identity.release, *identity.alternatives)
+        factor = self.config.rope_scaling.factor if self.config.rope_scaling else None
+        settings = (self.config.context_length, factor)
+        fitting = [row for row in readings if (row.context_length, row.rope_factor) == settings]
+        if version is not None or not fitting or len(fitting) == len(readings):
+            return identity
+        signs = [f"a context of {self.config.context_length} tokens"]
+        signs += [f"rope factor {factor:g}"] if factor else []
+
+        def unlikely(row: Release) -> tuple[bool, bool]:
+            return row is not identity.release, not re.search(row.name_pattern, traits.names)
+
+        return proved(identity, min(fitting, key=unlikely), fitting, *signs)
+
+    def traits(self, tokenizer: TokenizerKind | None = None) -> Traits:
+        """What bears on the release and is said in either layout."""
+        config = self.config
+        return Traits(
             shape=(config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.ffn_dim),
             vocab_size=config.vocab_size,
             norm_eps=config.norm_eps,
@@ -69,10 +95,19 @@ class HuggingFaceCheckpoint:
             tied=config.tied,
             nested=False,
             dtype=self.dtype.name,
-            tokenizer=None,
-            names=f"{folder.name}/{folder.parent.name}".lower(),
+            tokenizer=tokenizer,
+            names=self.folder.resolve().name.lower(),
         )
-        return identify(traits, version)
+
+
+def proved(identity: Identity, release: Release, readings: Iterable[Release], *signs: str) -> Identity:
+    """The identity once ``signs``, stronger than a guess or a name, speak for one of the readings."""
+    guesses = ("the most common of the possible releases", "the folder's name says so")
+    proof = [
+        sign for sign in identity.evidence if sign not in guesses and "weights with norm_eps" not in sign
+    ]
+    others = tuple(row for row in readings if row is not release)
+    return replace(identity, release=release, evidence=(*proof, *signs), alternatives=others)
 
 
 def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import xxhash
 
-from llama_convert.checkpoints.gather import row_blocks, rows_of
 from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.source_files import SourceFiles
@@ -69,7 +68,8 @@ def open_meta(
     names = _check_names(params, ranks[0])
     shapes = _joined_shapes(params, names, len(ranks))
     with SourceFiles() as files:
-        _check_ranks_differ(files, folder.rank_files, ranks)
+        if len(ranks) > 1:
+            _check_ranks_differ(files, folder.rank_files, ranks)
         repeats = _kv_repeats(files, params, ranks, shapes)
         config = _structure(params, shapes, repeats)
         cuts = _cuts(params, config, names, len(ranks), repeats)
@@ -262,6 +262,8 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
 
 def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> Iterator[bytes | None]:
     """A digest of each head's rows, read as it is asked for; None for a placeholder of zeros."""
+    from llama_convert.checkpoints.gather import rows_of  # numpy, which takes a moment
+
     weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
     for start in range(0, tensor.shape[0], head_dim):
         rows = rows_of(files, weight, start, start + head_dim)
@@ -273,6 +275,8 @@ def _check_ranks_differ(files: SourceFiles, paths: tuple[Path, ...], ranks: list
 
     They are compared by their checksums, and the first row itself.  Rows all of one number are a placeholder.
     """
+    from llama_convert.checkpoints.gather import rows_of  # numpy, which takes a moment
+
     seen: dict[object, Path] = {}
     for path, rank in zip(paths, ranks, strict=True):
         w1 = rank["layers.0.feed_forward.w1.weight"]
@@ -381,6 +385,8 @@ def _is_tied(files: SourceFiles, weights: dict[Weight, StoredWeight]) -> bool:
         return False
     if embedding.pieces == head.pieces:
         return True
+    from llama_convert.checkpoints.gather import row_blocks, rows_of  # numpy, which takes a moment
+
     for start, stop in row_blocks(embedding, 1 << 20):
         one, other = (rows_of(files, weight, start, stop) for weight in (embedding, head))
         if not one.any() or (one != other).any():

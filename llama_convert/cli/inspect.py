@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_convert.cli import options as cli
+
+if TYPE_CHECKING:
+    from llama_convert.inspection.differences import Comparison
+    from llama_convert.inspection.model import Inspection
 
 Inspected = Annotated[
     Path | None,
@@ -66,7 +70,7 @@ def inspect_command(
     console = talk()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.errors import UsageError
-        from llama_convert.inspection import Comparison, Inspection, compare, inspect
+        from llama_convert.inspection.describe import inspect
         from llama_convert.observer import Observer
 
         if path is None:
@@ -81,6 +85,8 @@ def inspect_command(
             observer = ConsoleObserver(console, quiet=as_json)
         result: Inspection | Comparison
         if other:
+            from llama_convert.inspection.compare import compare
+
             result = compare(path.expanduser(), other.expanduser(), stats=stats, observer=observer)
         else:
             result = inspect(path.expanduser(), tensors=tensors, stats=stats, observer=observer)

@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, shown, title
-from llama_convert.inspection import Comparison
-from llama_convert.inspection.differences import Differing, ValueDifference
+from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 
 _SHOWN = 20
 """Differences of one kind that are listed; the rest are counted."""

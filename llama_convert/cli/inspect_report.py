@@ -6,17 +6,19 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.cli.inspect_differences import comparison_parts
 from llama_convert.cli.inspect_tensors import tensor_list
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, settings, shown, title
-from llama_convert.inspection import Comparison, Inspection
-from llama_convert.inspection.model import File, Kind, Parameters, Release
+from llama_convert.inspection.model import File, Inspection, Kind, Parameters, Release
 from llama_convert.units import format_size
+
+if TYPE_CHECKING:
+    from llama_convert.inspection.differences import Comparison
 
 _PIPE_WIDTH = 160
 """Columns where nobody looks, so that lines stay whole for other programs."""
@@ -28,7 +30,10 @@ def print_result(result: Inspection | Comparison) -> None:
     """The result on stdout."""
     watched = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(highlight=False, width=None if watched else _PIPE_WIDTH)
-    parts = comparison_parts(result) if isinstance(result, Comparison) else _inspection(result, console.width)
+    if isinstance(result, Inspection):
+        parts = _inspection(result, console.width)
+    else:
+        parts = comparison_parts(result)
     for part in parts:
         console.print(part)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.inspection.histogram import Histogram
 from llama_convert.inspection.model import Tensor
-from llama_convert.inspection.stats import Stats
 from llama_convert.units import format_size
+
+if TYPE_CHECKING:
+    from llama_convert.inspection.histogram import Histogram
+    from llama_convert.inspection.stats import Stats
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 130

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from llama_convert.inspection import Inspection
+from llama_convert.inspection.model import Inspection
 from llama_convert.verification.report import Finding
 
 LAYOUTS = {"meta": "Meta's", "huggingface": "Hugging Face's"}

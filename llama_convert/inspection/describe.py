@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.json_object import read_json_object
@@ -23,11 +23,13 @@ from llama_convert.inspection.model import Conversion, Inspection, Release, Tens
 from llama_convert.inspection.oddities import oddities, shared_storages
 from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.inspection.release import release_of
-from llama_convert.inspection.stats import Stats, all_stats, countable
 from llama_convert.inspection.words import words_of
 from llama_convert.observer import Observer
 from llama_convert.units import parse_size
 from llama_convert.verification.report import Finding
+
+if TYPE_CHECKING:
+    from llama_convert.inspection.stats import Stats
 
 _PEAK = 128 << 20
 _PEAK_WITH_CAST = 512 << 20
@@ -160,6 +162,8 @@ def _tensor(entry: Entry) -> Tensor:
 
 def _figures(entries: Sequence[Entry], observer: Observer) -> tuple[dict[int, Stats], list[Finding]]:
     """The figures by the tensor's place in the list, and what could not be read whole."""
+    from llama_convert.inspection.stats import Stats, all_stats, countable  # numpy, which takes a moment
+
     places = [n for n, entry in enumerate(entries) if len(entry.shape) <= 2 and countable(entry.stored)]
     stored = [entries[place].stored for place in places]
     figures: dict[int, Stats] = {}

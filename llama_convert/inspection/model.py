@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_convert.inspection.stats import Stats
 from llama_convert.verification.report import Finding
+
+if TYPE_CHECKING:
+    from llama_convert.inspection.stats import Stats
 
 
 @dataclass(frozen=True)
