@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from llama_convert.errors import InputError
-from llama_convert.inspection import Inspection, inspect
+from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.model import Inspection
 from tests import large, plant, synthetic
 from tests.peers import ROOT
 from tests.run import llama_convert, measured, peak_memory

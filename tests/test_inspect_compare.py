@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_convert.inspection import compare
+from llama_convert.inspection.compare import compare
 from tests import plant, synthetic
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3

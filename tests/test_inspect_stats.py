@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.inspection import inspect
+from llama_convert.inspection.describe import inspect
 from llama_convert.inspection.opened import open_any
 from llama_convert.inspection.stats import Stats, tensor_stats
 from tests import large, plant, synthetic

@@ -103,9 +103,7 @@ class HuggingFaceCheckpoint:
 def proved(identity: Identity, release: Release, readings: Iterable[Release], *signs: str) -> Identity:
     """The identity once ``signs``, stronger than a guess or a name, speak for one of the readings."""
     guesses = ("the most common of the possible releases", "the folder's name says so")
-    proof = [
-        sign for sign in identity.evidence if sign not in guesses and "weights with norm_eps" not in sign
-    ]
+    proof = [sign for sign in identity.evidence if sign not in guesses and "with norm_eps" not in sign]
     others = tuple(row for row in readings if row is not release)
     return replace(identity, release=release, evidence=(*proof, *signs), alternatives=others)
 

@@ -33,6 +33,8 @@ def print_result(result: Inspection | Comparison) -> None:
     if isinstance(result, Inspection):
         parts = _inspection(result, console.width)
     else:
+        from llama_convert.cli.inspect_differences import comparison_parts
+
         parts = comparison_parts(result)
     for part in parts:
         console.print(part)
