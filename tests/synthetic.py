@@ -5,11 +5,13 @@ Written in a few lines of torch and without the package, so that it can serve as
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -45,6 +47,37 @@ LLAMA3 = Shape(
     vocab_size=96,
     params={"rope_theta": 500000.0, "use_scaled_rope": True},
 )
+
+
+@st.composite
+def shapes(draw: st.DrawFn, ranks: int, n_kv_heads: int, kv_repeats: int = 1) -> Shape:
+    """Any shape with these KV heads that these ranks divide."""
+    n_heads = math.lcm(ranks, n_kv_heads * kv_repeats) * draw(st.integers(1, 3))
+    return Shape(
+        dim=n_heads * 2 * draw(st.integers(1, 6)),
+        n_layers=draw(st.integers(1, 2)),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        kv_repeats=kv_repeats,
+        ffn_dim=ranks * draw(st.integers(1, 99)),
+        vocab_size=ranks * draw(st.integers(1, 99)),
+        ranks=ranks,
+        embedding_cut=draw(st.integers(0, 1)),
+        tied=draw(st.booleans()),
+        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
+        params=draw(st.sampled_from([{}, {"use_scaled_rope": True}, {"rope_theta": 1e6}])),
+    )
+
+
+@st.composite
+def shapes_in_ranks(draw: st.DrawFn, *, needless_copies: bool) -> Shape:
+    """Any shape in any ranks, which may outnumber its KV heads; or with twice the copies that they need."""
+    ranks = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    kv_repeats = draw(st.sampled_from([1, *(n for n in (2, 3) if ranks % n == 0 and ranks > n)]))
+    n_kv_heads = ranks * draw(st.integers(1, 3)) if kv_repeats == 1 else ranks // kv_repeats
+    if needless_copies and ranks > 1:
+        kv_repeats *= draw(st.integers(1, 2))
+    return draw(shapes(ranks, n_kv_heads, kv_repeats))
 
 
 def weights(shape: Shape, seed: int = 0) -> State:

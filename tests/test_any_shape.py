@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,34 +22,9 @@ from tests.synthetic import Shape
 from tests.test_convert import FIXTURES, assert_same, tensors
 
 
-@st.composite
-def shapes(draw: st.DrawFn) -> Shape:
-    ranks = draw(st.sampled_from([1, 2, 3, 4, 6]))
-    kv_repeats = draw(st.sampled_from([1, 1, 2])) if ranks > 1 else 1
-    stored_kv = ranks * draw(st.integers(1, 2)) * (1 if ranks % kv_repeats == 0 else kv_repeats)
-    n_kv_heads = stored_kv // kv_repeats
-    if n_kv_heads < 2:
-        kv_repeats, n_kv_heads = 1, stored_kv
-    n_heads = stored_kv * draw(st.integers(1, 3))
-    return Shape(
-        dim=n_heads * 2 * draw(st.integers(1, 6)),
-        n_layers=draw(st.integers(1, 2)),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        kv_repeats=kv_repeats,
-        ffn_dim=ranks * draw(st.integers(1, 9)),
-        vocab_size=ranks * draw(st.integers(1, 9)),
-        ranks=ranks,
-        embedding_cut=draw(st.integers(0, 1)),
-        tied=draw(st.booleans()) and ranks == 1,
-        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
-        params=draw(st.sampled_from([{}, {"use_scaled_rope": True}, {"rope_theta": 1e6}])),
-    )
-
-
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    shape=shapes(),
+    shape=synthetic.shapes_in_ranks(needless_copies=True),
     seed=st.integers(0, 99),
     block_size=st.integers(1, 5000),
     shard=st.integers(100, 9000),

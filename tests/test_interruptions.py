@@ -420,7 +420,7 @@ def as_pipe(file: Path) -> None:
 
 
 def change_a_digest(lines: list[bytes]) -> None:
-    lines[2] = believable(lines[2], lambda entry: entry.update(places=["0" * 32] * len(entry["places"])))
+    lines[2] = believable(lines[2], lambda entry: entry.update(digests=["0" * 32] * len(entry["digests"])))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

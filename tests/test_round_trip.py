@@ -115,31 +115,9 @@ def test_from_hugging_face_and_back(tmp_path: Path, fixture: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes(), name
 
 
-@st.composite
-def shapes(draw: st.DrawFn) -> Shape:
-    ranks = draw(st.sampled_from([1, 2, 3, 4, 6]))
-    kv_repeats = draw(st.sampled_from([n for n in (1, 2, 3) if ranks % n == 0 and ranks // n > 1] or [1]))
-    n_kv_heads = ranks // kv_repeats * (draw(st.integers(1, 3)) if kv_repeats == 1 else 1)
-    n_heads = n_kv_heads * kv_repeats * draw(st.integers(1, 3))
-    return Shape(
-        dim=n_heads * 2 * draw(st.integers(1, 6)),
-        n_layers=draw(st.integers(1, 2)),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        kv_repeats=kv_repeats,
-        ffn_dim=ranks * draw(st.integers(1, 99)),
-        vocab_size=ranks * draw(st.integers(1, 99)),
-        ranks=ranks,
-        embedding_cut=draw(st.integers(0, 1)),
-        tied=draw(st.booleans()),
-        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
-        params=draw(st.sampled_from([{}, {"use_scaled_rope": True}, {"rope_theta": 1e6}])),
-    )
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    shape=shapes(),
+    shape=synthetic.shapes_in_ranks(needless_copies=False),
     seed=st.integers(0, 99),
     block_size=st.integers(1, 5000),
     workers=st.integers(1, 5),

@@ -110,19 +110,7 @@ def shapes_and_ranks(draw: st.DrawFn) -> tuple[Shape, Shape]:
         for n in range(2, both + 1)
         if both % n == 0 and all(n % ranks == 0 or ranks % n == 0 for ranks in (before, after))
     ]
-    n_kv_heads = draw(st.sampled_from(possible or [1]))
-    n_heads = both * draw(st.integers(1, 2))
-    shape = Shape(
-        dim=n_heads * 2 * draw(st.integers(1, 5)),
-        n_layers=draw(st.integers(1, 2)),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        ffn_dim=both * draw(st.integers(1, 20)),
-        vocab_size=both * draw(st.integers(1, 20)),
-        embedding_cut=draw(st.integers(0, 1)),
-        tied=draw(st.booleans()),
-        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
-    )
+    shape = draw(synthetic.shapes(both, draw(st.sampled_from(possible or [1]))))
     return cut_into(shape, before), cut_into(shape, after)
 
 

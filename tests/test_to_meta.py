@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 
 from llama_convert.checkpoints.params import ffn_width, params_json, width_params
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
-from llama_convert.errors import RefusedError
+from llama_convert.conversion.run import convert, shard
+from llama_convert.errors import RefusedError, UsageError
+from llama_convert.inspection.describe import inspect
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import RELEASES, TokenizerKind
 from llama_convert.tokenizers import ranks_of_tokenizer_json
@@ -342,6 +343,59 @@ def test_another_factor_is_warned_of(tmp_path: Path) -> None:
     with pytest.raises(RefusedError):
         convert(source, tmp_path / "strict", to_meta(strict=True))
     assert not (tmp_path / "strict").exists()
+
+
+NAMED: dict[str, tuple[Shape, float | None, int, str | None, str]] = {
+    "3.1": (LLAMA3, 8.0, 131072, None, "3.1"),
+    "3.2": (LLAMA3, 32.0, 131072, None, "3.2"),
+    "3.1, tied": (LLAMA3.but(tied=True), 8.0, 131072, None, "3.1"),
+    "3.2, tied": (LLAMA3.but(tied=True), 32.0, 131072, None, "3.2"),
+    "3": (LLAMA3, None, 8192, None, "3"),
+    "2": (LLAMA2, None, 4096, None, "2"),
+    "1": (LLAMA2, None, 2048, None, "1"),
+    "settings of no release": (LLAMA3, 32.0, 8192, None, "3.1"),
+    "by its folder, among those that fit": (LLAMA3, 8.0, 131072, "Llama-3.3-70B-Instruct", "3.3"),
+    "not by its folder, where that does not fit": (LLAMA3, 32.0, 131072, "Llama-3.1-8B", "3.2"),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_the_release_is_told_by_context_and_factor(tmp_path: Path, case: str) -> None:
+    """For a shape that was never released, by convert and shard as by inspect."""
+    shape, factor, context, folder, version = NAMED[case]
+    source = huggingface(tmp_path / (folder or "hf"), shape)
+    scaling = factor and LLAMA31_ROPE["rope_scaling"] | {"factor": factor}
+    change_config(source, max_position_embeddings=context, rope_scaling=scaling)
+    release = inspect(source).release
+    assert release is not None
+    assert release.version == version
+    assert convert(source, tmp_path / "meta", to_meta()).version == version
+    assert shard(source, tmp_path / "shards", max_shard_size="5GB").version == version
+
+
+@pytest.mark.parametrize(("tied", "factor", "readers"), [(False, 32.0, 8), (True, 8.0, 32)])
+def test_a_factor_that_readers_cannot_tell_is_warned_of(
+    tmp_path: Path, tied: bool, factor: float, readers: int
+) -> None:
+    """Although config.json tells the release: params.json does not."""
+    source = huggingface(tmp_path / "hf", LLAMA3.but(tied=tied))
+    scaling = LLAMA31_ROPE["rope_scaling"] | {"factor": factor}
+    change_config(source, max_position_embeddings=131072, rope_scaling=scaling)
+    (warning,) = [w for w in convert(source, tmp_path / "meta", to_meta()).warnings if "RoPE" in w]
+    assert f"by {factor:g};" in warning
+    assert f"scale by {readers}" in warning
+    convert(tmp_path / "meta", tmp_path / "again")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["rope_scaling"]["factor"] == readers
+
+
+def test_a_version_that_is_asked_for_wins(tmp_path: Path) -> None:
+    """Over the settings, which may be a fine-tuning's; not over what cannot be."""
+    source = huggingface(tmp_path / "hf", LLAMA3)
+    change_config(source, max_position_embeddings=131072)
+    assert convert(source, tmp_path / "meta", to_meta(llama_version="3.2")).version == "3.2"
+    with pytest.raises(UsageError, match="cannot be true"):
+        convert(source, tmp_path / "other", to_meta(llama_version="2"))
 
 
 # The tokenizer.

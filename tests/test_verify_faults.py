@@ -115,6 +115,20 @@ def layer(number: int, *more: int) -> Seen:
     return logits(f"model.layers.{number}", first + (f" (and so do {len(more)} more" if more else ":"))
 
 
+def nonfinite(base: str, tensor: str, value: str, place: tuple[int, ...], alone: Seen) -> Fault:
+    return Fault(
+        base,
+        weights(plant.each([tensor], lambda w: plant.with_value(w, float(value), *place))),
+        (
+            Seen(
+                "values", "VALUES_NONFINITE", tensor, f"1 values are NaN or infinite, the first at {[*place]}"
+            ),
+            differ(tensor, "1 elements are NaN or infinite"),
+        ),
+        alone,
+    )
+
+
 def header(file: str, change: Callable[[dict[str, Any]], object]) -> Plant:
     return lambda out, _: plant.edit_header(plant.shards(out)[1] if file == "" else out / file, change)
 
@@ -337,36 +351,10 @@ WEIGHTS = {
         (differ(gate(1), "the values are close: trained further"),),
         layer(1),
     ),
-    "NaN": Fault(
-        "gqa",
-        weights(plant.each([v(2)], lambda w: plant.with_value(w, float("nan"), 4, 9))),
-        (
-            Seen("values", "VALUES_NONFINITE", v(2), "1 values are NaN or infinite, the first at [4, 9]"),
-            differ(v(2), "1 elements are NaN or infinite"),
-        ),
-        layer(2),
-    ),
-    "NaN in a norm": Fault(
-        "mha",
-        weights(plant.each([norms(1)[0]], lambda w: plant.with_value(w, float("nan"), 9))),
-        (Seen("values", "VALUES_NONFINITE", norms(1)[0], "the first at [9]"),),
-        layer(1),
-    ),
-    "infinity": Fault(
-        "gqa",
-        weights(plant.each([o(0)], lambda w: plant.with_value(w, float("-inf"), 4, 9))),
-        (
-            Seen("values", "VALUES_NONFINITE", o(0), "the first at [4, 9]"),
-            differ(o(0), "1 elements are NaN or infinite"),
-        ),
-        layer(0),
-    ),
-    "NaN in the LM head": Fault(
-        "gqa",
-        weights(plant.each([HEAD], lambda w: plant.with_value(w, float("nan"), 4, 9))),
-        (Seen("values", "VALUES_NONFINITE", HEAD, "the first at [4, 9]"),),
-        logits(HEAD),
-    ),
+    "NaN": nonfinite("gqa", v(2), "nan", (4, 9), layer(2)),
+    "NaN in a norm": nonfinite("mha", norms(1)[0], "nan", (9,), layer(1)),
+    "infinity": nonfinite("gqa", o(0), "-inf", (4, 9), layer(0)),
+    "NaN in the LM head": nonfinite("gqa", HEAD, "nan", (4, 9), logits(HEAD)),
     "dead row": Fault(
         "gqa",
         weights(plant.each([up(1)], lambda w: plant.with_value(w, 0.0, 11))),

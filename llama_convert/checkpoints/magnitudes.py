@@ -51,6 +51,16 @@ class Oddities:
     is_zero: bool = True
     """Whether all of it is zero."""
 
+    def __add__(self, other: Oddities) -> Oddities:
+        places = [place for place in (self.first, other.first) if place]
+        return Oddities(
+            self.nonfinite + other.nonfinite, min(places, default=None), self.is_zero and other.is_zero
+        )
+
+    def moved(self, rows: int, columns: int) -> Oddities:
+        """The same of a part that begins at a row and a column."""
+        return replace(self, first=self.first and (self.first[0] + rows, self.first[1] + columns))
+
     def and_of(self, block: Bytes, dtype: Dtype, row: int) -> Oddities:
         """With what is odd about the rows from ``row`` on; nearly free where nothing is."""
         most = largest(block, dtype)

@@ -51,6 +51,11 @@ class Slab:
         offset = self.offset + start * self.row_stride
         return Slab(self.storage, offset, stop - start, self.columns, self.row_stride, self.column_stride)
 
+    def column_range(self, start: int, stop: int) -> Slab:
+        """Columns ``start`` to ``stop`` of it."""
+        offset = self.offset + start * self.column_stride
+        return Slab(self.storage, offset, self.rows, stop - start, self.row_stride, self.column_stride)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -74,6 +79,25 @@ class StoredWeight:
     shape: tuple[int, ...]
     dtype: Dtype
     pieces: tuple[Piece, ...]
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> StoredWeight:
+        """A rectangle of it, from the first row and column to before the last, as a weight of its own."""
+        pieces = []
+        for piece in self.pieces:
+            top, bottom = max(rows[0], piece.row), min(rows[1], piece.row + piece.slab.rows)
+            left, right = max(columns[0], piece.column), min(columns[1], piece.column + piece.slab.columns)
+            if top >= bottom or left >= right:
+                continue
+            slab, *replicas = (
+                each.row_range(top - piece.row, bottom - piece.row).column_range(
+                    left - piece.column, right - piece.column
+                )
+                for each in (piece.slab, *piece.replicas)
+            )
+            pieces.append(Piece(top - rows[0], left - columns[0], slab, tuple(replicas)))
+        width = columns[1] - columns[0]
+        shape = (width,) if len(self.shape) < 2 else (rows[1] - rows[0], width)
+        return StoredWeight(self.name, shape, self.dtype, tuple(pieces))
 
     @property
     def slabs(self) -> Iterator[Slab]:

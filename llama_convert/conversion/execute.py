@@ -35,22 +35,6 @@ Progress = Callable[[int], None]
 """Called with the number of bytes of weights just written, from any worker."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was noticed on the way."""
-
-    casts: dict[str, CastCounts]
-    """What changing the dtype did to each tensor that changed it, by name."""
-    digests: dict[str, str]
-    """XXH3-128 of each tensor's bytes as they were written, by name."""
-    rounded: dict[str, str]
-    """Weights whose copies on several ranks differ by rounding, and the file of one such copy."""
-    oddities: dict[str, Oddities]
-    """What of each weight no trained one has, by name."""
-    kept_bytes: int
-    """Bytes of weights that an earlier run had written, and were found good."""
-
-
 def execute(
     plan: Plan,
     folder: Path,
@@ -60,7 +44,7 @@ def execute(
     block_size: int = DEFAULT_BLOCK_SIZE,
     fsync: bool = True,
     progress: Progress = lambda _: None,
-) -> Report:
+) -> int:
     """Write the plan's files into ``folder``, on disk when this returns.
 
     Args:
@@ -71,6 +55,9 @@ def execute(
         block_size: bytes read at a time by each worker.
         fsync: whether to wait for the disk.
         progress: told of every block.
+
+    Returns:
+        Bytes of weights that an earlier run had written, and were found good.
 
     Raises:
         InputError: a source file is not what it was, or copies in it differ.
@@ -113,14 +100,7 @@ def execute(
                 stop.set()
                 _wind_down(pool)
         files.check_the_rest(block_size)
-    entries = {task.name: journal.entries[task.name] for task in plan.tasks}
-    return Report(
-        casts={task.name: entries[task.name].cast for task in plan.tasks if task.is_cast},
-        digests={name: entry.digest for name, entry in entries.items()},
-        rounded={name: entry.rounded for name, entry in entries.items() if entry.rounded},
-        oddities={name: entry.oddities for name, entry in entries.items()},
-        kept_bytes=sum(kept),
-    )
+    return sum(kept)
 
 
 def _wind_down(pool: ThreadPoolExecutor) -> None:
@@ -250,13 +230,13 @@ class _Work:
         itemsize = self.task.dtype.itemsize
         return _has_own_checksums(self.task.source) and all(
             self.outputs[place.file].digest(place.offset, place.n_elements * itemsize, self.stop) == digest
-            for place, digest in zip(self.task.places, entry.places, strict=True)
+            for place, digest in zip(self.task.places, entry.digests, strict=True)
         )
 
     def write(self) -> Entry | None:
         """Write the weight to all its places; None if told to stop before it was whole."""
         task = self.task
-        total, oddities, whole = CastCounts(), Oddities(), xxhash.xxh3_128()
+        total, oddities = CastCounts(), Oddities()
         parts = [_Part(place, self.outputs[place.file], task.dtype.itemsize) for place in task.places]
         run = task.reorder.run if task.reorder else 1
         for start, end in row_blocks(task.source, self.block_size, multiple_of=run):
@@ -266,17 +246,13 @@ class _Work:
             oddities = oddities.and_of(block, task.source.dtype, start)
             block, counts = self._changed(block)
             total += counts
-            if len(parts) > 1:
-                whole.update(block.data)
             for part in parts:
                 part.write(block, start)
             self.progress(block.nbytes)
-        places = tuple(part.digest.hexdigest() for part in parts)
         return Entry(
             oddities=oddities,
             name=task.name,
-            digest=whole.hexdigest() if len(parts) > 1 else places[0],
-            places=places,
+            digests=tuple(part.digest.hexdigest() for part in parts),
             checksums=tuple(part.crc32 for part in parts),
             cast=total,
             rounded=self.files.rounded.get(task.source.name),

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from llama_convert import __version__
 from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
-from llama_convert.conversion.execute import Report, execute
+from llama_convert.conversion.execute import execute
 from llama_convert.conversion.journal import fingerprint, plan_digest
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
+from llama_convert.conversion.report import Report, report_of_run
 from llama_convert.conversion.sources import States, check_unchanged, compare_with_checklist, states_of
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
@@ -145,7 +146,7 @@ def _write_weights(
 
     observer.start(plan.payload_bytes)
     try:
-        report = execute(
+        kept = execute(
             plan,
             staging.path,
             staging.journal,
@@ -158,6 +159,7 @@ def _write_weights(
         observer.finish()
     for name, content in plan.small_files.items():
         staging.write(name, content)
+    report = report_of_run(plan, staging.journal.entries, kept)
     remark_on(report, plan, notes)
     return report
 

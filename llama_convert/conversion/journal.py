@@ -31,9 +31,7 @@ class Entry:
     """What is known of a weight that was written whole."""
 
     name: str
-    digest: str
-    """XXH3-128 of the whole weight as it was written."""
-    places: tuple[str, ...]
+    digests: tuple[str, ...]
     """XXH3-128 of the bytes at each place, in the order of the plan."""
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
@@ -140,7 +138,7 @@ def _lines(content: bytes) -> Iterator[Any]:
 
 def _entry(line: dict[str, Any]) -> Entry:
     line["cast"] = CastCounts(**line["cast"])
-    line["places"], line["checksums"] = tuple(line["places"]), tuple(line["checksums"])
+    line["digests"], line["checksums"] = tuple(line["digests"]), tuple(line["checksums"])
     first = line["oddities"].pop("first")
     line["oddities"] = Oddities(first=tuple(first) if first else None, **line["oddities"])
     return Entry(**line)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from llama_convert.checkpoints.stored import StoredWeight
+from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import Dtype
 from llama_convert.formats.layout import Layout
 from llama_convert.reorder import RowTranspose
@@ -53,6 +53,15 @@ class Task:
         """Bytes of the whole weight in its new dtype, each counted once."""
         return math.prod(self.source.shape) * self.dtype.itemsize
 
+    def only(self, place: Place) -> Task:
+        """What of it makes one of its places."""
+        run = self.reorder.run if self.reorder else 1
+        (first, last), (rows, _) = place.rows, matrix_shape(self.source.shape)
+        top, bottom = first // run * run, min(rows, -(-last // run) * run)
+        columns = place.columns[1] - place.columns[0]
+        there = replace(place, rows=(first - top, last - top), columns=(0, columns))
+        return replace(self, source=self.source.part((top, bottom), place.columns), places=(there,))
+
     @property
     def is_cast(self) -> bool:
         """Whether the dtype changes."""
@@ -84,6 +93,16 @@ class Plan:
     def payload_bytes(self) -> int:
         """Bytes of all weights, each counted once however many ranks hold it."""
         return sum(task.nbytes for task in self.tasks)
+
+    def only(self, file: str) -> Plan:
+        """What of the plan makes one of its files: of each weight, no more than the file holds."""
+        tasks = tuple(
+            task if task.places == (place,) else task.only(place)
+            for task in self.tasks
+            for place in task.places
+            if place.file == file
+        )
+        return Plan({file: self.layouts[file]}, tasks)
 
     def places_in(self, file: str) -> int:
         """How many tensors of a file have bytes of their own."""

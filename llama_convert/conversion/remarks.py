@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llama_convert.checkpoints.stored import StoredWeight, files_without_crc
-from llama_convert.conversion.execute import Report
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
+from llama_convert.conversion.report import Report
 from llama_convert.units import format_size
 
 _MOST = 10

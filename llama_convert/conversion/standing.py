@@ -76,9 +76,13 @@ def _manifest_of(destination: Path, identity: str, sources: States) -> dict[str,
 
 
 def _other_tensor(folder: Path, digests: dict[str, str], options: ConvertOptions, notes: Notes) -> str | None:
-    """The first weight that has another digest than was written down, or is missing."""
+    """The first weight that has another digest than was written down, or is missing.
+
+    Raises:
+        InputError: a file's own checksums tell that it is damaged.
+    """
     checkpoint = open_huggingface(folder) if is_huggingface(folder) else open_meta(locate(folder))
-    stored = {weight.name: weight for weight in checkpoint.weights.values() if weight.name in digests}
+    stored = {weight.name: weight for weight in checkpoint.weights.values()}
     if missing := next((name for name in digests if name not in stored), None):
         return missing
     stop = Event()
@@ -91,7 +95,10 @@ def _other_tensor(folder: Path, digests: dict[str, str], options: ConvertOptions
 
         try:
             pairs = zip(stored, pool.map(digest, stored), strict=True)
-            return next((name for name, found in pairs if found != digests[name]), None)
+            other = next((name for name, found in pairs if digests.get(name, found) != found), None)
+            if not other:
+                files.check_the_rest(options.block_size)
+            return other
         finally:
             stop.set()
             notes.observer.finish()

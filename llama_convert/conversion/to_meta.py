@@ -22,7 +22,7 @@ from llama_convert.conversion.publish import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Release
+from llama_convert.llama.releases import Release, identify
 from llama_convert.tokenizers import open_tokenizer
 
 
@@ -42,7 +42,8 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         open_tokenizer(options.tokenizer)  # refuses what is none
     checkpoint = open_huggingface(source)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
-    _check_sayable(config, identity.release, source / "config.json", notes)
+    readers = identify(checkpoint.traits(), options.llama_version).release
+    _check_sayable(config, readers, source / "config.json", notes)
     axis = options.embedding_axis
     if axis is None:
         axis = 0 if identity.release.tokenizer == "tiktoken" else 1
