@@ -46,10 +46,21 @@ class LlamaConvertError(Exception):
         self.found = None if found is None else str(found)
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """As it is sent from one process to another."""
+        return _again, (type(self), vars(self))
+
     def __str__(self) -> str:
         place = [str(self.file)] if self.file is not None else []
         place += [self.tensor] if self.tensor is not None else []
         return ": ".join([*place, self.message])
+
+
+def _again(kind: type[LlamaConvertError], attributes: dict[str, object]) -> LlamaConvertError:
+    error = kind.__new__(kind)
+    vars(error).update(attributes)
+    error.args = (str(error),)
+    return error
 
 
 class RefusedError(LlamaConvertError):

@@ -20,6 +20,7 @@ from tests.synthetic import LLAMA2
 FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
 
 CONVERT_OPTIONS = [
+    "--array-task",
     "--block-size",
     "--chat-template",
     "--checklist",
@@ -28,6 +29,7 @@ CONVERT_OPTIONS = [
     "--dry-run",
     "--dtype",
     "--embedding-axis",
+    "--finish",
     "--fsync",
     "--input-dir",
     "--instruct",
@@ -48,6 +50,7 @@ CONVERT_OPTIONS = [
     "--quiet",
     "--resume",
     "--safe-serialization",
+    "--scheduler",
     "--special-tokens",
     "--strict",
     "--to",
@@ -56,12 +59,14 @@ CONVERT_OPTIONS = [
     "--workers",
 ]
 SHARD_OPTIONS = [
+    "--array-task",
     "--block-size",
     "--checklist",
     "--compare-checklist",
     "--debug",
     "--dry-run",
     "--embedding-axis",
+    "--finish",
     "--fsync",
     "--json",
     "--llama-version",
@@ -73,6 +78,7 @@ SHARD_OPTIONS = [
     "--overwrite",
     "--quiet",
     "--resume",
+    "--scheduler",
     "--strict",
     "--tokenizer",
     "--verify",

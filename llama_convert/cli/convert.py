@@ -33,6 +33,9 @@ def convert_command(
     num_shards: cli.NumShards = None,
     safe_serialization: cli.SafeSerialization = True,
     push_to_hub: cli.PushToHub = False,
+    array_task: cli.ArrayTask = None,
+    finish: cli.Finish = False,
+    scheduler: cli.Scheduler = None,
     fsync: cli.Fsync = True,
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
@@ -58,6 +61,7 @@ def convert_command(
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.cli.hub import push, require_hub
+        from llama_convert.cli.many import workers_of
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.execute import DEFAULT_WORKERS
@@ -108,12 +112,15 @@ def convert_command(
             overwrite=overwrite,
             strict=strict,
             dry_run=dry_run,
+            array_task=array_task,
+            finish=finish,
             fsync=fsync,
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
         source, destination = source.expanduser(), destination.expanduser()
-        result = convert(source, destination, options, observer)
+        with workers_of(scheduler) as executor:
+            result = convert(source, destination, options, observer, executor)
         show_result("convert", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
         if push_to_hub and not dry_run:
             push(result.destination, observer)

@@ -13,6 +13,7 @@ _CHAT = "Tokenizer and chat"
 _COMPATIBLE = "Of the Hugging Face script"
 _LOOKING = "What is looked at"
 _FORWARD = "Forward pass"
+_MANY = "Many machines"
 _RUNNING = "Running"
 
 Source = Annotated[
@@ -280,6 +281,29 @@ Workers = Annotated[
 BlockSize = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Bytes read at a time by each worker.", rich_help_panel=_RUNNING),
+]
+ArrayTask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        show_default=False,
+        help="Write only the Ith of N shares of the files; whoever writes the last one publishes.",
+        rich_help_panel=_MANY,
+    ),
+]
+Finish = Annotated[
+    bool,
+    typer.Option("--finish", help="Only publish what array tasks have written.", rich_help_panel=_MANY),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        show_default=False,
+        help="Let the workers of a Dask scheduler write the files, such as tcp://host:8786 "
+        "(needs the extra \\[dask]).",
+        rich_help_panel=_MANY,
+    ),
 ]
 Fsync = Annotated[
     bool,

@@ -37,7 +37,7 @@ def show_result(
         if not as_json:
             for name, size in result.files.items():
                 typer.echo(f"{size:>15,}  {name}")
-    elif verify:
+    elif verify and result.published:
         original = source if is_huggingface(source) else locate(source, options.model_size).path
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
         report = run_verify(result.destination, original, asked, observer)
@@ -49,4 +49,4 @@ def show_result(
     if not envelope["ok"]:
         raise typer.Exit(1)
     if not (quiet or as_json or options.dry_run):
-        observer.note(f"done: {result.destination}")
+        observer.note(f"done: {result.destination}" if result.published else "done, and not published yet")

@@ -20,6 +20,9 @@ def shard_command(
     verify: cli.Verify = False,
     llama_version: cli.LlamaVersion = None,
     tokenizer: cli.TokenizerPath = None,
+    array_task: cli.ArrayTask = None,
+    finish: cli.Finish = False,
+    scheduler: cli.Scheduler = None,
     fsync: cli.Fsync = True,
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
@@ -42,6 +45,7 @@ def shard_command(
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.cli.many import workers_of
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.execute import DEFAULT_WORKERS
@@ -65,16 +69,20 @@ def shard_command(
             dry_run=dry_run,
             llama_version=llama_version,
             tokenizer=tokenizer,
+            array_task=array_task,
+            finish=finish,
             fsync=fsync,
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
-        result = shard(
-            source,
-            destination.expanduser(),
-            mp=mp,
-            max_shard_size=max_shard_size,
-            options=options,
-            observer=observer,
-        )
+        with workers_of(scheduler) as executor:
+            result = shard(
+                source,
+                destination.expanduser(),
+                mp=mp,
+                max_shard_size=max_shard_size,
+                options=options,
+                observer=observer,
+                executor=executor,
+            )
         show_result("shard", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)

@@ -26,6 +26,11 @@ from llama_convert.conversion.sync import failure
 JOURNAL = ".journal"
 
 
+def journal_of(file: str) -> str:
+    """The name of the journal of a run that writes one file of the plan."""
+    return f"{JOURNAL}.{file}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """What is known of a weight that was written whole."""
@@ -56,6 +61,9 @@ class Journal:
         """By the weight's name."""
         self.thrown_away = 0
         """How many weights an earlier run had finished, of which nothing is kept."""
+        self._complete: object = None
+        self.is_resumed = False
+        """Whether an earlier run of the same plan has left something."""
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._descriptor = os.open(path, flags, 0o666)
@@ -67,12 +75,18 @@ class Journal:
         with os.fdopen(self._descriptor, "rb", closefd=False) as file:
             content = file.read()
         first, *rest = list(_lines(content)) or [None]
-        if first != head or restart:
+        self.is_resumed = first == head and not restart
+        if not self.is_resumed:
             self.thrown_away = len(rest)
             os.ftruncate(self._descriptor, 0)
             self._append(_line(head))
             return
-        self.entries = {entry.name: entry for entry in map(_entry, rest)}
+        for line in rest:
+            if "complete" in line:
+                self._complete = line["complete"]
+            elif line != head:  # two runs began at once
+                entry = _entry(line)
+                self.entries[entry.name] = entry
         if not content.endswith(b"\n"):
             self._append(b"\n")  # the torn line ends here
 
@@ -92,6 +106,26 @@ class Journal:
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
             self.entries[entry.name] = entry
+
+    def complete(self, file: Path) -> None:
+        """Take note that all of the one file that this journal is of is on disk.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        with self._lock:
+            try:
+                self._complete = _state(file)
+                self._append(_line({"complete": self._complete}))
+            except OSError as error:
+                raise failure("cannot be written", error, self._path) from error
+
+    def is_complete(self, file: Path) -> bool:
+        """Whether the file was complete, and nobody has touched it since."""
+        try:
+            return self._complete is not None and self._complete == _state(file)
+        except OSError:
+            return False
 
     def _append(self, line: bytes) -> None:
         while line:
@@ -121,6 +155,11 @@ def fingerprint(identity: str, sources: Mapping[Path, os.stat_result]) -> str:
     for file, status in sorted(sources.items()):
         digest.update(f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode())
     return digest.hexdigest()
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _line(content: object) -> bytes:

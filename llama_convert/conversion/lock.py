@@ -17,12 +17,14 @@ LOCK = ".lock"
 class Lock:
     """A file in the staging folder that is locked as long as a run works there, and that names the run.
 
+    Runs that write a file each share it, and clear nothing away.
     Where the file system has no locks, or says yes to everybody, the run that came last has the folder: the
     file names it, which the others see before they make anything of what is staged theirs.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
         self._folder = folder
+        self._shared = shared
         self._path = folder / LOCK
         self._descriptor = -1
         moment = time.time()
@@ -59,7 +61,7 @@ class Lock:
 
     def _try(self, descriptor: int) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(descriptor, 200, 0).decode(errors="replace").partition("\n")[0]
             message = f"is being written by {owner or 'another run'}"
@@ -74,7 +76,9 @@ class Lock:
 
     @property
     def is_held(self) -> bool:
-        """Whether the folder still is this run's."""
+        """Whether the folder still is this run's; a shared one is nobody's."""
+        if self._shared:
+            return False
         try:
             with self._path.open("rb") as file:
                 return self._descriptor >= 0 and file.read() == self._name
@@ -87,7 +91,7 @@ class Lock:
         Raises:
             ConflictError: another run has taken it, so there are no locks here.
         """
-        if not self.is_held:
+        if not (self._shared or self.is_held):
             message = "another run has taken it over; there are no locks here"
             raise ConflictError("OUTPUT_LOCKED", message, file=self._folder.parent)
 

@@ -56,6 +56,10 @@ class ConvertOptions:
     """Whether to go on from what an earlier run of the same conversion has left."""
     fsync: bool = True
     """Whether to wait until all is on disk."""
+    array_task: str | None = None
+    """``I/N``: write only the Ith of N shares of the files; whoever writes the last one publishes."""
+    finish: bool = False
+    """Whether only to publish what array tasks have written."""
     workers: int = DEFAULT_WORKERS
     block_size: int = DEFAULT_BLOCK_SIZE
 
@@ -91,6 +95,8 @@ class ConvertResult:
     """Bytes of each output file."""
     casts: dict[str, CastCounts] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    published: bool = False
+    """Whether the whole output stands in its place."""
 
     @classmethod
     def of(

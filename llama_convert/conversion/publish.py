@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from llama_convert.conversion.journal import JOURNAL, Journal
+from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
 from llama_convert.conversion.lock import LOCK, Lock
 from llama_convert.conversion.publication import PUBLISHING, Publication
 from llama_convert.conversion.sync import discard, failure, sync
@@ -25,7 +25,6 @@ from llama_convert.units import format_size
 
 STAGING = ".llama-convert"
 _PROBE = f"{STAGING}-probe"
-_OURS = (LOCK, JOURNAL, PUBLISHING)
 _FOR_GOOD = (InputError, UsageError, RefusedError)
 """Errors that running again does not help: nothing is kept for it."""
 
@@ -37,7 +36,15 @@ class Staging:
     the next: then it stays for that.
     """
 
-    def __init__(self, destination: Path, *, source: Path, overwrite: bool, fsync: bool = True) -> None:
+    def __init__(
+        self,
+        destination: Path,
+        *,
+        source: Path,
+        overwrite: bool,
+        fsync: bool = True,
+        shared: bool = False,
+    ) -> None:
         """Check that the output may go there.
 
         Args:
@@ -45,6 +52,7 @@ class Staging:
             source: the input folder.
             overwrite: whether a model that is there may be replaced.
             fsync: whether to wait for the disk, without which no promise holds beyond a power cut.
+            shared: whether others may work here too, each on files of its own.
 
         Raises:
             UsageError: the output folder is, or lies in, the source.
@@ -59,7 +67,8 @@ class Staging:
         self._plan = ""
         self._sync = sync if fsync else _trust
         self._overwrite = overwrite
-        self._lock = Lock(self.path)
+        self._lock = Lock(self.path, shared=shared)
+        self._shared = shared
         self._created: list[Path] = []
         resolved, origin = destination.resolve(), source.resolve()
         if resolved == origin or origin in resolved.parents:
@@ -92,8 +101,9 @@ class Staging:
                     folder.mkdir(exist_ok=True)
                     self._created.append(folder)
             self._lock.take()
-            self._remove_links()
-            self._probe()
+            if not self._shared:
+                self._remove_links()
+                self._probe()
         except BaseException as error:
             self._leave(keep=True)
             if isinstance(error, OSError):
@@ -140,8 +150,9 @@ class Staging:
             elif begun.files:
                 begun.undo(self.path, self.destination)
             self.journal = Journal(self.path / JOURNAL, plan, restart=restart)
-            if not self.is_published:
-                self._clear(but=(JOURNAL, *(files if self.journal.entries else ())))
+            if not (self.is_published or self._shared):
+                kept = (*files, *map(journal_of, files)) if self.journal.is_resumed else ()
+                self._clear(but=(JOURNAL, *kept))
         except OSError as error:
             raise failure("cannot be written to", error, self.path) from error
         return self.journal
@@ -169,8 +180,14 @@ class Staging:
 
     def keeps(self, error: BaseException) -> bool:
         """Whether something is finished that the next run can go on from, after this error."""
-        something = bool(self.journal and self.journal.entries) or bool(Publication.read(self.path).files)
-        return something and not isinstance(error, _FOR_GOOD)
+        return self._has_begun and not isinstance(error, _FOR_GOOD)
+
+    @property
+    def _has_begun(self) -> bool:
+        units = self.path.glob(f"{journal_of('')}*")
+        return bool(
+            self.journal and (self.journal.entries or any(units) or Publication.read(self.path).files)
+        )
 
     @property
     def state(self) -> str:
@@ -202,7 +219,7 @@ class Staging:
     @property
     def files(self) -> list[Path]:
         """What has been staged so far."""
-        return sorted(path for path in self.path.iterdir() if path.name not in _OURS)
+        return sorted(path for path in self.path.iterdir() if not path.name.startswith("."))
 
     def write(self, name: str, content: bytes) -> None:
         """A small file, on disk when this returns."""

@@ -1,0 +1,248 @@
+"""Carrying a job out: stage, write, check, publish; by one process or by many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from llama_convert import __version__
+from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
+from llama_convert.conversion.execute import Progress, execute
+from llama_convert.conversion.job import Job
+from llama_convert.conversion.journal import fingerprint, plan_digest
+from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.plan import Plan
+from llama_convert.conversion.publish import STAGING, Staging
+from llama_convert.conversion.remarks import remark_on
+from llama_convert.conversion.report import Report, report_of_run
+from llama_convert.conversion.sources import check_unchanged, compare_with_checklist, states_of
+from llama_convert.conversion.standing import what_stands
+from llama_convert.conversion.sync import failure
+from llama_convert.conversion.units import Order, Share, adopt, by_executor, gather, is_complete, write_unit
+from llama_convert.errors import ConflictError, RefusedError
+from llama_convert.units import format_size
+
+Write = Callable[[Plan, Staging, Progress], Report]
+"""Writes the weights into a staging folder, on disk when it returns."""
+
+
+class Run:
+    """A job, and how it is to be done.
+
+    Whatever is raised while files are staged has attributes more: `resumable`, whether something is kept that
+    the same command goes on from; `kept`, that in words; `left`, what has become of the output.
+    """
+
+    def __init__(self, job: Job, options: ConvertOptions, notes: Notes) -> None:
+        """Look at the source files as they are now.
+
+        Raises:
+            InputError: one of them is gone, or not what ``checklist.chk`` says.
+        """
+        self.job = job
+        self.options = options
+        self.notes = notes
+        self.result = job.result
+        self.result.warnings = notes.warnings
+        if options.compare_checklist:
+            compare_with_checklist(job.read[0].parent if job.read else job.source, options.workers, notes)
+        self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
+        self._identity = plan_digest(job.plan, job.settings(options))
+        self._fingerprint = fingerprint(self._identity, self._before)
+
+    def alone(self) -> ConvertResult:
+        """Write everything in this process.
+
+        Raises:
+            InputError: a source file is damaged, or not what it was.
+            OutputError: the machine could not write it.
+            ConflictError: the destination holds something.
+            RefusedError: `strict`, and something was warned of.
+        """
+        return self._unless_it_stands(self._here)
+
+    def by(self, executor: Executor, order: Callable[[str, str], Order]) -> ConvertResult:
+        """Let an executor's workers write the weights, a file each; raises as `alone`.
+
+        Args:
+            executor: any; its workers see the source, and the destination too.
+            order: given the plan's digest and the fingerprint.
+        """
+        return self._unless_it_stands(by_executor(executor, order(self._identity, self._fingerprint)))
+
+    def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
+        """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
+        job, files = self.job, share.of(self.job.files)
+        if job.plan and self._stands(trusted=True):
+            return self.result
+        with Staging(
+            self.result.destination,
+            source=job.source,
+            overwrite=self.options.overwrite,
+            fsync=self.options.fsync,
+            shared=True,
+        ) as staging:
+            staging.resume(self._fingerprint, job.files)
+            observer = self.notes.observer
+            observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
+            try:
+                for file in files:
+                    observer.advance(write_unit(order(self._identity, self._fingerprint), file))
+            finally:
+                observer.finish()
+        self.result.files = {file: self.result.files[file] for file in files}
+        self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
+        if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
+            self.notes.note("others are to be written yet; whoever writes the last one publishes")
+            return self.result
+        try:
+            return self.finish()
+        except ConflictError as conflict:
+            if conflict.code != "OUTPUT_LOCKED":
+                raise
+            self.notes.note("another run is still at work, or publishes already")
+            return self.result
+
+    def finish(self) -> ConvertResult:
+        """Publish what others have written.
+
+        Raises:
+            OutputError: also if not all of it is written.
+            ConflictError, RefusedError, InputError: as `alone`.
+        """
+
+        def gathered(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            report = gather(plan, staging, self._fingerprint)
+            progress(plan.payload_bytes)
+            return report
+
+        if self._stands(trusted=True):
+            return self.result
+        return self._publish(gathered)
+
+    def _unless_it_stands(self, write: Write) -> ConvertResult:
+        return self.result if self._stands() else self._publish(write)
+
+    def _stands(self, *, trusted: bool = False) -> bool:
+        """Whether an earlier run has done all of it."""
+        options, destination = self.options, self.result.destination
+        if not self.job.plan or not options.resume or options.overwrite or (destination / STAGING).exists():
+            return False
+        standing = what_stands(
+            destination, self._identity, self._before, options, self.notes, trusted=trusted
+        )
+        if standing:
+            self.result.files, self.result.published = standing, True
+        return bool(standing)
+
+    def _publish(self, write: Write) -> ConvertResult:
+        options, result = self.options, self.result
+        staging = Staging(
+            result.destination, source=self.job.source, overwrite=options.overwrite, fsync=options.fsync
+        )
+        try:
+            with staging:
+                self._resume(staging)
+                if not staging.is_published:
+                    self._stage(staging, write)
+                result.files = staging.publish()
+        except OSError as error:
+            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
+            self._say_what_is_kept(told, staging)
+            raise told from error
+        except BaseException as error:
+            self._say_what_is_kept(error, staging)
+            raise
+        result.published = True
+        self.notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
+        return result
+
+    def _resume(self, staging: Staging) -> None:
+        """See what earlier runs have left, and tell of what cannot be used of it."""
+        resume = self.options.resume
+        journal = staging.resume(self._fingerprint, self.job.files, restart=not resume)
+        if journal.thrown_away:
+            why = ", as it had other options or its files have changed" if resume else ""
+            self.notes.note(f"{journal.thrown_away} weights of an earlier run are thrown away{why}")
+        if staging.is_published:
+            self.notes.note("an earlier run has published all of it, and was stopped before it could say so")
+
+    def _stage(self, staging: Staging, write: Write) -> None:
+        """Write all files of the output."""
+        job, plan, result, notes = self.job, self.job.plan, self.result, self.notes
+        staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
+        report = Report()
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            small_files = beside.submit(job.write_small_files, staging)
+
+            def advance(count: int) -> None:
+                notes.observer.advance(count)
+                if small_files.done():
+                    small_files.result()  # what fails beside the weights ends the run at once
+
+            if plan:
+                notes.observer.start(plan.payload_bytes)
+                try:
+                    report = write(plan, staging, advance)
+                finally:
+                    notes.observer.finish()
+                for name, content in plan.small_files.items():
+                    staging.write(name, content)
+                remark_on(report, plan, notes)
+            small_files.result()
+        check_unchanged(self._before)
+        if notes.warnings and self.options.strict:
+            message = f"--strict, and there was a warning: {notes.warnings[0]}"
+            raise RefusedError("STRICT_WARNINGS", message)
+        job.finish(staging)
+        result.casts = report.casts
+        if plan:
+            staging.write(MANIFEST, self._manifest(staging, report))
+
+    def _here(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
+        """Write the weights in this process."""
+        assert staging.journal
+        adopt(plan, staging, self._fingerprint)
+        kept = execute(
+            plan,
+            staging.path,
+            staging.journal,
+            workers=self.options.workers,
+            block_size=self.options.block_size,
+            fsync=self.options.fsync,
+            progress=progress,
+        )
+        return report_of_run(plan, staging.journal.entries, kept)
+
+    def _manifest(self, staging: Staging, report: Report) -> bytes:
+        result = self.result
+        return write_manifest(
+            {
+                "tool": f"llama-convert {__version__}",
+                "plan": self._identity,
+                "release": result.release,
+                "evidence": list(result.evidence),
+                "instruct": result.instruct,
+                "dtype": result.dtype,
+                "sources": [
+                    {"name": path.name, "bytes": self._before[path].st_size} for path in self.job.read
+                ],
+                "warnings": len(self.notes.warnings),
+                "casts": {name: asdict(counts) for name, counts in result.casts.items()},
+                "files": describe_files(staging.files),
+                "tensors": report.digests,
+            }
+        )
+
+    def _say_what_is_kept(self, error: BaseException, staging: Staging) -> None:
+        """Tell whoever catches the error."""
+        plan, resumable, kept = self.job.plan, staging.keeps(error), None
+        if resumable and plan and staging.journal:
+            names = staging.journal.entries
+            done = format_size(sum(task.nbytes for task in plan.tasks if task.name in names))
+            whole = format_size(plan.payload_bytes)
+            kept = f"{done} of {whole} are kept in {staging.path}; the same command goes on from there"
+        vars(error).update(resumable=resumable, left=staging.state, kept=kept)
