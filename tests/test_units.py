@@ -357,7 +357,7 @@ def test_no_scheduler(cases: dict[str, Case], tmp_path: Path) -> None:
 # Parts of weights.
 
 
-@given(st.data())
+@given(data=st.data())
 def test_a_part_is_what_it_is_of_the_whole(data: st.DataObject, cases: dict[str, Case]) -> None:
     checkpoint = open_meta(locate(cases["ranks"].source))
     weight = data.draw(st.sampled_from(sorted(checkpoint.weights.values(), key=lambda weight: weight.name)))
