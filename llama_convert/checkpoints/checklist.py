@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from llama_convert.formats.files import is_plain, open_regular, read_at, read_small
+from llama_convert.formats.files import is_plain, read_at, read_small, reading
 
 CHECKLIST = "checklist.chk"
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:\./)?([^/]+)")
@@ -88,12 +87,9 @@ def md5_of_all(
 
 def _md5(file: Path, progress: Callable[[int], None], stop: Event) -> str:
     digest, position = hashlib.md5(usedforsecurity=False), 0
-    descriptor = open_regular(file)
-    try:
-        while not stop.is_set() and (block := read_at(file, descriptor, _BLOCK, position)):
+    with reading(file) as reader:
+        while not stop.is_set() and (block := read_at(reader, _BLOCK, position)):
             digest.update(block)
             position += len(block)
             progress(len(block))
-    finally:
-        os.close(descriptor)
     return digest.hexdigest()

@@ -7,7 +7,6 @@ and of the list of what a torch file holds.  They tell damage and mix-ups, not f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, open_regular
+from llama_convert.formats.files import is_plain, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.zip_directory import read_directory
 
@@ -43,11 +42,8 @@ def _file_digest(file: Path) -> str:
 
 def _entries(file: Path) -> list[tuple[str, int, int, int]]:
     """Name, place, size and CRC-32 of all that a torch file holds."""
-    descriptor = open_regular(file)
-    try:
-        entries = read_directory(file, descriptor).entries
-    finally:
-        os.close(descriptor)
+    with reading(file) as reader:
+        entries = read_directory(reader).entries
     return [(name, entry.offset, entry.size, entry.crc32) for name, entry in sorted(entries.items())]
 
 

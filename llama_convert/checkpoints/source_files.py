@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from threading import Lock
 
 from llama_convert.checkpoints.checksums import Checksums
-from llama_convert.errors import InputError, OutputError
-from llama_convert.formats.files import open_regular
+from llama_convert.errors import InputError
+from llama_convert.formats.files import Reader, open_regular, read_into
 from llama_convert.formats.tensors import Storage
 
 
@@ -16,7 +15,7 @@ class SourceFiles:
     """Open descriptors of the files read from, each opened once.  Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
+        self._readers: dict[Path, Reader] = {}
         self._lock = Lock()
         self._checksums = Checksums()
         self.rounded: dict[str, str] = {}
@@ -26,9 +25,9 @@ class SourceFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
 
     def read_into(self, file: Path, offset: int, target: memoryview) -> None:
         """Fill ``target``, bytes in a row, with the file's bytes from ``offset`` on.
@@ -38,20 +37,13 @@ class SourceFiles:
             OutputError: the machine could not read it.
         """
         with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = open_regular(file)
-            descriptor = self._descriptors[file]
-        done = 0
-        while done < len(target):
-            try:
-                count = os.preadv(descriptor, [target[done:]], offset + done)
-            except OSError as error:
-                message = f"cannot read at byte {offset + done:,}: {error.strerror}"
-                raise OutputError("INPUT_IO", message, file=file) from error
-            if count == 0:
-                message = f"ends at byte {offset + done:,}, shorter than when it was opened"
-                raise InputError("INPUT_CHANGED", message, file=file)
-            done += count
+            if file not in self._readers:
+                self._readers[file] = open_regular(file)
+            reader = self._readers[file]
+        done = read_into(reader, target, offset)
+        if done < len(target):
+            message = f"ends at byte {offset + done:,}, shorter than when it was opened"
+            raise InputError("INPUT_CHANGED", message, file=file)
 
     def read_checked(self, storage: Storage, offset: int, target: memoryview, tensor: str) -> None:
         """As `read_into`, and count the bytes towards the checksum of their storage.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from llama_convert.errors import InputError, OutputError
 
@@ -15,13 +18,90 @@ _LONGEST_NAME = 500
 _NO_SUCH_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor for reading ``path``, which must be a regular file, and downloaded to its end.
+class Reader(Protocol):
+    """A file that is open for reading at any place, by several threads."""
+
+    file: Path
+    size: int
+    is_far: bool
+    """Whether each read is a request that takes a while."""
+
+    def read_some(self, target: memoryview, offset: int) -> int:
+        """Fill ``target`` from ``offset`` on; how many bytes it is, fewer where the file ends, or sooner.
+
+        Raises:
+            OutputError: the machine cannot read them.
+        """
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def read_into(reader: Reader, target: memoryview, offset: int) -> int:
+    """Fill ``target`` from ``offset`` on; how many bytes it is, fewer only where the file ends.
+
+    Raises:
+        OutputError: the machine cannot read them.
+    """
+    done = 0
+    while done < len(target) and (count := reader.read_some(target[done:], offset + done)):
+        done += count
+    return done
+
+
+def read_at(reader: Reader, size: int, offset: int) -> bytes:
+    """``size`` bytes from ``offset`` on; fewer only where the file ends.
+
+    Raises:
+        OutputError: the machine cannot read them.
+    """
+    block = bytearray(max(0, min(size, reader.size - offset)))
+    del block[read_into(reader, memoryview(block), offset) :]
+    return bytes(block)
+
+
+class _LocalReader:
+    is_far = False
+
+    def __init__(self, file: Path, descriptor: int) -> None:
+        self.file = file
+        self.size = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+
+    def read_some(self, target: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [target], offset)
+        except OSError as error:
+            message = f"cannot be read at byte {offset:,}: {error.strerror}"
+            raise OutputError("INPUT_IO", message, file=self.file) from error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+elsewhere: dict[Path, Callable[[], Reader]] = {}
+"""Files of which only a placeholder of their size is here, and how they are opened where they are."""
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[Reader]:
+    """The file, open as long as the context lasts; raises as `open_regular`."""
+    reader = open_regular(file)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def open_regular(path: Path) -> Reader:
+    """A file opened for reading, which must be a regular one, and downloaded to its end.
 
     Raises:
         InputError: it is missing, unfinished, forbidden, or a pipe, folder or device, which may never end.
         OutputError: the machine cannot open it.
     """
+    if path in elsewhere:
+        return elsewhere[path]()
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -29,7 +109,7 @@ def open_regular(path: Path) -> int:
         if os.path.lexists(f"{path}.aria2"):
             message = "download not finished: an .aria2 file lies beside it"
             raise InputError("INPUT_TRUNCATED", message, file=path)
-        descriptor = os.open(path, os.O_RDONLY)
+        return _LocalReader(path, os.open(path, os.O_RDONLY))
     except FileNotFoundError:
         dangling = (
             f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "not found"
@@ -41,20 +121,6 @@ def open_regular(path: Path) -> int:
         if error.errno in _NO_SUCH_PATH:
             raise InputError("INPUT_NOT_FOUND", os.strerror(error.errno or 0), file=path) from None
         raise OutputError("INPUT_IO", f"cannot be opened: {error.strerror}", file=path) from error
-    return descriptor
-
-
-def read_at(path: Path, descriptor: int, size: int, offset: int) -> bytes:
-    """``size`` bytes from ``offset`` on of the file open as ``descriptor``; fewer where it ends.
-
-    Raises:
-        OutputError: the machine cannot read them.
-    """
-    try:
-        return os.pread(descriptor, size, offset)
-    except OSError as error:
-        message = f"cannot be read at byte {offset:,}: {error.strerror}"
-        raise OutputError("INPUT_IO", message, file=path) from error
 
 
 def read_small(path: Path, most: int) -> bytes:
@@ -64,14 +130,10 @@ def read_small(path: Path, most: int) -> bytes:
         InputError: as `open_regular`; or it has more bytes.
         OutputError: the machine cannot read it.
     """
-    descriptor = open_regular(path)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size > most:
-            raise InputError("INPUT_TOO_LARGE", f"{size:,} bytes; that is no {path.name}", file=path)
-        return read_at(path, descriptor, size, 0)
-    finally:
-        os.close(descriptor)
+    with reading(path) as reader:
+        if reader.size > most:
+            raise InputError("INPUT_TOO_LARGE", f"{reader.size:,} bytes; that is no {path.name}", file=path)
+        return read_at(reader, reader.size, 0)
 
 
 _OTHER_KINDS = (

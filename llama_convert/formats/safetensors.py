@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 
 from llama_convert.dtypes import BY_SAFETENSORS, Dtype
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, open_regular, other_kind, quoted, read_at
+from llama_convert.formats.files import is_plain, other_kind, quoted, read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_strides
 
 _MAX_HEADER = 2 << 20
@@ -142,20 +141,17 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
     def refuse(message: str) -> InputError:
         return InputError("INPUT_SAFETENSORS", message, file=file)
 
-    descriptor = open_regular(file)
-    try:
-        size = os.fstat(descriptor).st_size
-        prefix = read_at(file, descriptor, 8, 0)
+    with reading(file) as reader:
+        size = reader.size
+        prefix = read_at(reader, 8, 0)
         if len(prefix) < 8:
             raise refuse(f"has {size} bytes: {'no safetensors file' if size else 'it is empty'}")
         length: int = struct.unpack("<Q", prefix)[0]
         if length > _MAX_HEADER or length > size - 8:
-            if other := other_kind(read_at(file, descriptor, 24, 0)):
+            if other := other_kind(read_at(reader, 24, 0)):
                 raise InputError("INPUT_SAFETENSORS", other[0], file=file, hint=other[1])
             raise refuse(f"says that its header has {length:,} bytes: damaged, or no safetensors file")
-        header = read_at(file, descriptor, length, 8)
-    finally:
-        os.close(descriptor)
+        header = read_at(reader, length, 8)
     if not header.startswith(b"{"):
         raise refuse("its header is no JSON object")
     return header, 8 + length, size

@@ -105,23 +105,31 @@ class TorchLayout:
         """Everything in the file that is no tensor's, as offset and bytes: what lies between two storages.
 
         ``crc32`` gives the CRC-32 of each tensor's bytes by its name; of tensors that share a storage, only
-        the one whose storage it is said to be is asked for.
+        the one whose storage it is said to be is asked for, and that only when what follows it is.
 
         Raises:
             KeyError: a tensor's CRC-32 is missing.
         """
-        *entries, last = self.entries
-        sums = [zlib.crc32(e.content) if e.tensor is None else crc32[e.tensor] for e in entries]
-        last = replace(last, content=_serialization_id(sums))
         position, part, directory = 0, b"", b""
-        for entry, crc in zip((*entries, last), (*sums, zlib.crc32(last.content)), strict=True):
+        sums: list[int] = []
+        for planned in self.entries:
+            entry = planned
+            if planned is self.entries[-1]:
+                entry = replace(planned, content=_serialization_id(sums))
             part += entry.header + entry.content
-            if entry.tensor is not None:
+            if entry.tensor is None:
+                crc = zlib.crc32(entry.content)
+            else:
                 yield position, part
                 position, part = entry.offset + entry.size, b""
+                crc = crc32[entry.tensor]
+            sums.append(crc)
             part += entry.descriptor(crc)
             directory += entry.directory_header(crc)
-        yield position, part + directory + _end_records(len(self.entries), len(directory), last.end)
+        yield (
+            position,
+            part + directory + _end_records(len(self.entries), len(directory), self.entries[-1].end),
+        )
 
 
 def lay_out_torch(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, open_regular, quoted, read_at
+from llama_convert.formats.files import Reader, is_plain, quoted, read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
 from llama_convert.formats.zip_directory import ZipDirectory, read_directory
@@ -26,12 +25,9 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: not a whole torch archive, or one that holds anything besides a dict of dense tensors.
     """
-    descriptor = open_regular(file)
-    try:
-        directory = read_directory(file, descriptor)
-        state_dict = _read_state_dict(file, descriptor, directory)
-    finally:
-        os.close(descriptor)
+    with reading(file) as reader:
+        directory = read_directory(reader)
+        state_dict = _read_state_dict(reader, directory)
     tensors: dict[str, StoredTensor] = {}
     for name, value in state_dict:
         if type(name) is not str:
@@ -52,13 +48,14 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pairs:
+def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
+    file = reader.file
     entry = directory.entries.get("data.pkl")
     if entry is None:
         raise InputError("INPUT_NOT_TORCH", "a zip archive, but not torch's: it has no data.pkl", file=file)
     if entry.size > _MAX_PICKLE:
         raise InputError("INPUT_PICKLE", f"data.pkl has {entry.size:,} bytes; no Llama needs that", file=file)
-    data = read_at(file, descriptor, entry.size, entry.offset)
+    data = read_at(reader, entry.size, entry.offset)
     if directory.has_checksums and zlib.crc32(data) != entry.crc32:
         raise InputError(
             "INPUT_CRC",
@@ -67,7 +64,7 @@ def _read_state_dict(file: Path, descriptor: int, directory: ZipDirectory) -> Pa
             hint="download it again",
         )
     byteorder = directory.entries.get("byteorder")
-    if byteorder and read_at(file, descriptor, min(byteorder.size, 6), byteorder.offset) != b"little":
+    if byteorder and read_at(reader, min(byteorder.size, 6), byteorder.offset) != b"little":
         raise InputError(
             "TENSOR_LAYOUT", "saved on a big-endian machine; save it anew on a little-endian one", file=file
         )

@@ -6,16 +6,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import struct
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from llama_convert.errors import InputError, OutputError
-from llama_convert.formats.files import is_plain, other_kind, quoted, read_at
+from llama_convert.errors import InputError
+from llama_convert.formats.files import Reader, is_plain, other_kind, quoted, read_at
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
 _END_RECORD = struct.Struct("<4s4H2IH")  # 4.3.16
@@ -42,30 +39,27 @@ class ZipDirectory:
     """False when every CRC-32 is zero, torch's way of saying "not computed"."""
 
 
-def read_directory(file: Path, descriptor: int) -> ZipDirectory:
-    """The directory of the archive open as ``descriptor``; no entry's contents are read.
+def read_directory(reader: Reader) -> ZipDirectory:
+    """The directory of an open archive; no entry's contents are read.
 
     Raises:
         InputError: not a zip archive, truncated, or with entries that `torch.save` never writes: compressed,
             encrypted, doubled, overlapping, out of the file, or under more than one root.
         OutputError: the machine cannot read it.
     """
-    size = os.fstat(descriptor).st_size
-    _refuse_other_kinds(file, descriptor, size)
+    file, size = reader.file, reader.size
+    _refuse_other_kinds(reader)
     try:
-        _check_end(file, descriptor, size)
-        with _Stream(os.dup(descriptor)) as stream, zipfile.ZipFile(stream) as archive:
+        _check_end(reader)
+        with zipfile.ZipFile(_Stream(reader)) as archive:
             infos, directory_start = archive.infolist(), archive.start_dir
     except (
         zipfile.BadZipFile,
         NotImplementedError,
-        OSError,
         OverflowError,
         ValueError,
         struct.error,
     ) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which says: no such offset
-            raise OutputError("INPUT_IO", f"cannot be read: {error.strerror}", file=file) from error
         raise InputError(
             "INPUT_TRUNCATED",
             f"not a whole torch archive ({error}; size {size:,} bytes)",
@@ -92,7 +86,7 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
             raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
         if name in entries:
             raise refuse("INPUT_ZIP", f"two entries are called {name}")
-        offset = _data_offset(file, descriptor, info)
+        offset = _data_offset(reader, info)
         if offset is None:
             raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")
         if info.header_offset < end:
@@ -108,29 +102,48 @@ def read_directory(file: Path, descriptor: int) -> ZipDirectory:
     return ZipDirectory(next(iter(roots), ""), entries, has_checksums)
 
 
-class _Stream(io.FileIO):
+class _Stream(io.RawIOBase):
     """A file for zipfile, which reads the whole directory at once, however large the file says that is."""
 
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}[whence]
+        if start + offset < 0:
+            raise ValueError("before the start of the file")
+        self._position = start + offset
+        return self._position
+
     def read(self, size: int | None = -1, /) -> bytes:
-        left = os.fstat(self.fileno()).st_size - self.tell()
+        left = max(0, self._reader.size - self._position)
         size = left if size is None or size < 0 else min(size, left)
         if size > _MAX_DIRECTORY:
             raise zipfile.BadZipFile(f"its directory is said to have {size:,} bytes")
-        return super().read(size) or b""
+        content = read_at(self._reader, size, self._position)
+        self._position += len(content)
+        return content
 
 
-def _check_end(file: Path, descriptor: int, size: int) -> None:
+def _check_end(reader: Reader) -> None:
     """Refuse anything behind the archive: a file can then be two archives at once."""
-    record = read_at(file, descriptor, _END_RECORD.size, max(0, size - _END_RECORD.size))
+    record = read_at(reader, _END_RECORD.size, max(0, reader.size - _END_RECORD.size))
     if not record.startswith(b"PK\5\6") or not record.endswith(b"\0\0"):
         raise zipfile.BadZipFile("it does not end with a zip directory")
 
 
-def _data_offset(file: Path, descriptor: int, info: zipfile.ZipInfo) -> int | None:
+def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
     """Where the entry's bytes begin, which only its local header tells; None if that header is another's."""
     if not 0 <= info.header_offset < 1 << 62:
         return None
-    header = read_at(file, descriptor, _LOCAL_HEADER.size, info.header_offset)
+    header = read_at(reader, _LOCAL_HEADER.size, info.header_offset)
     if len(header) < _LOCAL_HEADER.size:
         return None
     signature, _version, _flags, method, _time, _date, _crc, _packed, _size, name_length, extra_length = (
@@ -140,7 +153,7 @@ def _data_offset(file: Path, descriptor: int, info: zipfile.ZipInfo) -> int | No
     name = info.orig_filename.encode("utf-8", "surrogateescape")
     if signature != b"PK\3\4" or method != zipfile.ZIP_STORED or name_length != len(name):
         return None
-    if read_at(file, descriptor, name_length, start) != name:
+    if read_at(reader, name_length, start) != name:
         return None
     return int(start + name_length + extra_length)
 
@@ -148,11 +161,12 @@ def _data_offset(file: Path, descriptor: int, info: zipfile.ZipInfo) -> int | No
 _LEGACY = b"\x80\x02\x8a\x0a"
 
 
-def _refuse_other_kinds(file: Path, descriptor: int, size: int) -> None:
+def _refuse_other_kinds(reader: Reader) -> None:
     """Name what lies here instead of an archive, when the first bytes tell."""
-    if size == 0:
+    file = reader.file
+    if reader.size == 0:
         raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
-    head = read_at(file, descriptor, 24, 0)
+    head = read_at(reader, 24, 0)
     if head.startswith(_LEGACY):
         message, hint = "torch's format from before version 1.6", "save it anew with torch.save"
         raise InputError("INPUT_LEGACY", message, file=file, hint=hint)

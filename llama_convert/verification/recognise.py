@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
-from io import FileIO
 from pathlib import Path, PurePosixPath
 
-from llama_convert.errors import OutputError
-from llama_convert.formats.files import open_regular
+from llama_convert.formats.files import Reader, read_into, reading
 from llama_convert.verification.report import FileIdentity
 
 _BLOCK = 1 << 20
@@ -82,12 +79,9 @@ def recognise(
         InputError: there is no such file.
         OutputError: it cannot be read.
     """
-    try:
-        with os.fdopen(open_regular(file), "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            digests = _digests(stream, _wanted(size, force), progress)
-    except OSError as error:
-        raise OutputError("INPUT_IO", f"cannot be read: {error.strerror}", file=file) from error
+    with reading(file) as reader:
+        size = reader.size
+        digests = _digests(reader, _wanted(size, force), progress)
     return _identity(file.name, size, digests)
 
 
@@ -97,12 +91,13 @@ def _wanted(size: int, force: bool) -> set[str]:
 
 
 def _digests(
-    stream: FileIO, algorithms: Iterable[str], progress: Callable[[int], None] | None
+    reader: Reader, algorithms: Iterable[str], progress: Callable[[int], None] | None
 ) -> dict[str, str]:
     """All digests in one pass; no byte is read if none is wanted."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
-    block = memoryview(bytearray(_BLOCK))
-    while hashes and (count := stream.readinto(block)):
+    block, position = memoryview(bytearray(_BLOCK)), 0
+    while hashes and (count := read_into(reader, block, position)):
+        position += count
         for hash_ in hashes.values():
             hash_.update(block[:count])
         if progress:
