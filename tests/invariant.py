@@ -34,7 +34,7 @@ IMPORTED = (app, progress, result, reshard, to_huggingface, to_meta)
 """All that a run imports; its modules are there before it begins."""
 Files = dict[str, bytes]
 STAGING = ".llama-convert"
-OURS = {".lock", ".journal", ".publishing", ".probe"}
+OURS = {".lock", ".journal", ".publishing", ".publishing-rest", ".probe"}
 """What may stand in the staging folder beside files of the output."""
 MANIFEST = "llama-convert.json"
 LONGEST = 20.0

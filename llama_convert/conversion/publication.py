@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llama_convert.checkpoints.checklist import CHECKLIST
@@ -40,10 +40,11 @@ class Publication:
     """Files of an older model, in the order in which they are removed before: its config first."""
 
     @classmethod
-    def of(cls, plan: str, files: Iterable[str], destination: Path) -> Publication:
-        """The one that makes ``files`` the output."""
+    def of(cls, plan: str, files: Iterable[str], destination: Path, begun: Publication) -> Publication:
+        """The one that makes ``files`` the output, and ends what one had ``begun`` that was interrupted."""
         names = sorted(files, key=_order)
-        older = sorted(_older_model(destination, names), key=_order, reverse=True)
+        there = {name for name in begun.older if (destination / name).is_file()}
+        older = sorted(_older_model(destination, names) | there, key=_order, reverse=True)
         return cls(plan, tuple(names), tuple(older))
 
     @classmethod
@@ -80,7 +81,7 @@ class Publication:
             os.replace(staging / name, destination / name)
 
     def undo(self, staging: Path, destination: Path) -> None:
-        """Take back what is renamed, so that all of it is looked at again.
+        """Take back what is renamed, so that all of it is looked at again; what it replaces stays known.
 
         Raises:
             OSError: something cannot be.
@@ -90,7 +91,12 @@ class Publication:
             if not staged.exists() and published.is_file() and not published.is_symlink():
                 os.replace(published, staged)
         sync(staging)
-        (staging / PUBLISHING).unlink()
+        if not self.files:
+            return
+        rest = staging / f"{PUBLISHING}-rest"
+        rest.write_text(json.dumps(asdict(Publication(older=self.older))))
+        sync(rest)
+        os.replace(rest, staging / PUBLISHING)
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -151,7 +151,8 @@ class Staging:
                 begun.undo(self.path, self.destination)
             self.journal = Journal(self.path / JOURNAL, plan, restart=restart)
             if not (self.is_published or self._shared):
-                kept = (*files, *map(journal_of, files)) if self.journal.is_resumed else ()
+                kept = [*files, *map(journal_of, files)] if self.journal.is_resumed else []
+                kept += [] if begun.is_complete(self.path, self.destination) else [PUBLISHING]
                 self._clear(but=(JOURNAL, *kept))
         except OSError as error:
             raise failure("cannot be written to", error, self.path) from error
@@ -268,7 +269,8 @@ class Staging:
                 discard(file)
                 raise
         names = [file.name for file in self.files]
-        publication = Publication.of(self._plan, names, self.destination)
+        begun = Publication.read(self.path)
+        publication = Publication.of(self._plan, names, self.destination, begun)
         self.write(PUBLISHING, json.dumps(asdict(publication)).encode())
         self._sync(self.path)
         return publication

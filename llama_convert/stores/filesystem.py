@@ -1,0 +1,106 @@
+"""The file system behind a URL, set up to fail quickly: trying again is done in one place, ours."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from llama_convert.errors import InputError, OutputError, UsageError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
+ATTEMPTS = 6
+_FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
+_CONNECT, _READ = 10, 60
+"""Seconds until an answer, and until the next bytes of one, are given up."""
+
+T = TypeVar("T")
+
+
+def is_url(location: object) -> bool:
+    """Whether it names something elsewhere."""
+    return "://" in str(location)
+
+
+def shown(url: str) -> str:
+    """The URL as it may be printed: without what may be a secret, a password or a signature."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", "")).rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        UsageError: its extra is not installed, or there is no such kind of URL.
+    """
+    scheme = url.partition("://")[0].lower()
+    try:
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(url, **_options(scheme))
+    except ImportError:
+        extra = _EXTRAS.get(scheme, scheme)
+        hint = f"pip install 'llama-convert[{extra}]'"
+        raise UsageError("EXTRA_MISSING", f"{scheme}:// needs the extra [{extra}]", hint=hint) from None
+    except ValueError:
+        message = f"{scheme}:// is none of {', '.join(f'{known}://' for known in _EXTRAS)}"
+        raise UsageError("BAD_URL", message) from None
+    if scheme in ("s3", "s3a"):
+        fs.retries = 1
+    return fs, path
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme in ("s3", "s3a"):
+        return {
+            "use_listings_cache": False,
+            "config_kwargs": {
+                "connect_timeout": _CONNECT,
+                "read_timeout": _READ,
+                "max_pool_connections": 64,
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+            },
+        }
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_READ)
+        return {"client_kwargs": {"timeout": timeout}}
+    return {"use_listings_cache": False}
+
+
+def persistently(what: str, url: str, ask: Callable[[], T]) -> T:
+    """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
+
+    Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words are
+    repeated: they may hold a signature.
+
+    Raises:
+        InputError: there is no such thing, or we may not have it.
+        OutputError: it fails again and again.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise InputError("INPUT_NOT_FOUND", "not found", file=url) from None
+        except PermissionError:
+            message = "permission denied; are the credentials in place?"
+            raise InputError("INPUT_PERMISSION", message, file=url) from None
+        except (InputError, OutputError):
+            raise
+        except Exception as error:
+            status = getattr(error, "status", None) or getattr(error, "errno", None)
+            if status in (401, 403):
+                message = "permission denied; are the credentials in place?"
+                raise InputError("INPUT_PERMISSION", message, file=url) from None
+            last = f"{type(error).__name__}{f' {status}' if status else ''}"
+    raise OutputError("INPUT_IO", f"{what} fails: {last}; tried {ATTEMPTS} times", file=url)
