@@ -6,14 +6,9 @@ from pathlib import Path
 
 import typer
 
-from llama_convert.checkpoints.locate import locate
-from llama_convert.checkpoints.open import is_huggingface
 from llama_convert.cli.outcome import print_json
-from llama_convert.cli.report import print_report
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
-from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.run import verify as run_verify
 
 
 def show_result(
@@ -38,6 +33,12 @@ def show_result(
             for name, size in result.files.items():
                 typer.echo(f"{size:>15,}  {name}")
     elif verify and result.published:
+        from llama_convert.checkpoints.locate import locate
+        from llama_convert.checkpoints.open import is_huggingface
+        from llama_convert.cli.report import print_report
+        from llama_convert.verification.options import VerifyOptions
+        from llama_convert.verification.run import verify as run_verify
+
         original = source if is_huggingface(source) else locate(source, options.model_size).path
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
         report = run_verify(result.destination, original, asked, observer)
