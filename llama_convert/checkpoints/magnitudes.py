@@ -29,6 +29,12 @@ def magnitudes(block: Bytes, dtype: Dtype) -> npt.NDArray[Any]:
     return bits
 
 
+def count_nonzero(block: Bytes, dtype: Dtype) -> int:
+    """Numbers of a contiguous block that are neither zero; twice its bits leave the sign out."""
+    bits: npt.NDArray[Any] = block.view(_UNSIGNED[dtype.itemsize])
+    return int(np.count_nonzero(bits + bits))
+
+
 def largest(block: Bytes, dtype: Dtype) -> int:
     """The largest of the `magnitudes`, in two passes that write nothing.
 

@@ -7,15 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from llama_convert.checkpoints.magnitudes import INFINITY, Bytes, count_nonzero, largest
 from llama_convert.dtypes import Dtype
 
 if TYPE_CHECKING:
     import torch
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -53,28 +49,25 @@ def one_core_a_cast() -> Iterator[None]:
 
 
 def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastCounts]:
-    """The block's values in another type, rounded to nearest even as torch does; bytes in, bytes out."""
+    """The block's values in another type, rounded to nearest even as torch does; bytes in, bytes out.
+
+    By way of float32, which holds every value of either: torch does both steps in vectors, but not the one.
+    """
     import torch
 
     values = torch.from_numpy(block.reshape(-1)).view(_torch_dtype(source))
-    result = values.to(_torch_dtype(target))
-    counts = _count(values, result)
-    return result.view(torch.uint8).numpy(), counts
+    result = values.to(torch.float32).to(_torch_dtype(target))
+    cast = result.view(torch.uint8).numpy()
+    overflowed, top = 0, 0.0
+    if largest(cast, target) >= INFINITY[target]:
+        new = torch.isinf(result) & torch.isfinite(values)
+        overflowed = int(new.sum())
+        top = float(values[new].abs().max()) if overflowed else 0.0
+    vanished = count_nonzero(block.reshape(-1), source) - count_nonzero(cast, target)
+    return cast, CastCounts(values.numel(), overflowed, vanished, top)
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:
     import torch
 
     return getattr(torch, dtype.name)  # type: ignore[no-any-return]
-
-
-def _count(values: torch.Tensor, result: torch.Tensor) -> CastCounts:
-    import torch
-
-    vanished = int(torch.count_nonzero(values) - torch.count_nonzero(result))
-    overflowed, largest = 0, 0.0
-    if torch.isinf(result).any():
-        new = torch.isinf(result) & torch.isfinite(values)
-        overflowed = int(new.sum())
-        largest = float(values[new].abs().max()) if overflowed else 0.0
-    return CastCounts(values.numel(), overflowed, vanished, largest)

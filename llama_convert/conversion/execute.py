@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,8 @@ def execute(
                 jobs = [pool.submit(work, task) for task in plan.tasks]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
+                for output in outputs.values():
+                    output.wait()
             finally:
                 stop.set()
                 _wind_down(pool)
@@ -119,6 +121,7 @@ class _Output:
         self.layout = layout
         self._disk = disk
         self._descriptor = -1
+        self._finished: Future[None] | None = None
         self._tensors_left = n_tensors
         self._crc32: dict[str, int] = {}
         self._lock = Lock()
@@ -176,12 +179,16 @@ class _Output:
                 return
         for offset, content in self.layout.parts(self._crc32):
             self.write(np.frombuffer(content, np.uint8), offset)
+        self._finished, self._descriptor = self._disk.finish(self._descriptor), -1
+
+    def wait(self) -> None:
+        """Wait until all of a finished file is on disk."""
         try:
-            self._disk.finish(self._descriptor)
+            if self._finished:
+                self._finished.result()
         except OSError as error:
             discard(self.path)  # the kernel may have dropped any of it
             raise failure("cannot be brought to disk", error, self.path) from error
-        self.__exit__()
 
     def write(self, block: Bytes, offset: int) -> None:
         """All of the contiguous ``block``, at ``offset``."""

@@ -8,7 +8,7 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 
 from llama_convert.errors import OutputError
 from llama_convert.units import format_size
@@ -41,6 +41,10 @@ def sync_open(descriptor: int) -> None:
             raise
 
 
+_MOST_UNFINISHED = 16
+"""Files that may be open only for being brought to disk."""
+
+
 class WriteBack:
     """Brings files to disk while they are still being written, so that little is left to wait for at the end.
 
@@ -53,6 +57,7 @@ class WriteBack:
         self._enabled = enabled
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-back")
         self._lock = Lock()
+        self._unfinished = Semaphore(_MOST_UNFINISHED)
         self._written: dict[int, int] = {}
         self._pending: dict[int, list[Future[None]]] = {}
 
@@ -73,20 +78,26 @@ class WriteBack:
             self._written[descriptor] = 0
             self._pending.setdefault(descriptor, []).append(self._pool.submit(sync_open, descriptor))
 
-    def finish(self, descriptor: int) -> None:
-        """Wait until all of an open file is on disk.  The descriptor may be another file's from now on.
+    def finish(self, descriptor: int) -> Future[None]:
+        """Bring all of an open file to disk, and close it; it fails if an earlier part could not be brought.
 
-        Raises:
-            OSError: it cannot be brought there, or could not be a while ago.
+        The result's `result` raises OSError where the disk does.
         """
-        if not self._enabled:
-            return
+        self._unfinished.acquire()
         with self._lock:
             self._written.pop(descriptor, None)
             pending = self._pending.pop(descriptor, [])
-        for begun in pending:
-            begun.result()
-        sync_open(descriptor)
+            return self._pool.submit(self._finish, descriptor, pending)
+
+    def _finish(self, descriptor: int, pending: list[Future[None]]) -> None:
+        try:
+            for begun in pending:
+                begun.result()
+            if self._enabled:
+                sync_open(descriptor)
+        finally:
+            os.close(descriptor)
+            self._unfinished.release()
 
 
 def discard(file: Path) -> None:

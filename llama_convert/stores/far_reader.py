@@ -42,7 +42,9 @@ class FarReader:
         end = min(offset + len(target), self.size)
         if offset >= end:
             return 0
-        target[: end - offset] = self._near(offset, end) if end - offset < _WINDOW else self._fetch(offset, end)
+        target[: end - offset] = (
+            self._near(offset, end) if end - offset < _WINDOW else self._fetch(offset, end)
+        )
         return end - offset
 
     def _near(self, offset: int, end: int) -> bytes:

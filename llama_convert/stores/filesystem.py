@@ -78,8 +78,8 @@ def _options(scheme: str) -> dict[str, Any]:
 def persistently(what: str, url: str, ask: Callable[[], T]) -> T:
     """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
 
-    Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words are
-    repeated: they may hold a signature.
+    Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words
+    are repeated: they may hold a signature.
 
     Raises:
         InputError: there is no such thing, or we may not have it.
