@@ -16,6 +16,7 @@ from llama_convert.checkpoints.shards import split_into_shards
 from llama_convert.conversion.execute import execute
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.journal import Journal
+from llama_convert.conversion.output import on_disk
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.formats.safetensors import lay_out
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -145,7 +146,8 @@ def test_same_bytes_as_save_pretrained(
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     plan = plan_huggingface(open_meta(locate(tmp_path / "meta")), None, parse_size(max_shard_size))
     ours.mkdir()
-    execute(plan, ours, Journal(tmp_path / "journal", ""), block_size=4096)
+    with on_disk(plan, ours, fsync=True) as outputs:
+        execute(plan, outputs, Journal(tmp_path / "journal", ""), block_size=4096)
     for name, content in plan.small_files.items():
         (ours / name).write_bytes(content)
     weights = synthetic.huggingface(shape, state)

@@ -119,9 +119,13 @@ def test_a_share_twice(cases: dict[str, Case], tmp_path: Path) -> None:
     """What is done is not done again."""
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
-    before = {file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")}
+    before = {
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+    }
     case.share(out, "1/2")
-    after = {file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")}
+    after = {
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+    }
     assert before == after
     assert case.share(out, "2/2").published
     assert read(out) == case.whole

@@ -118,11 +118,10 @@ def convert_command(
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
-        source, destination = source.expanduser(), destination.expanduser()
         with workers_of(scheduler) as executor:
             result = convert(source, destination, options, observer, executor)
         show_result("convert", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
-        if push_to_hub and not dry_run:
+        if push_to_hub and isinstance(result.destination, Path) and not dry_run:
             push(result.destination, observer)
 
 
@@ -146,7 +145,7 @@ def _of_the_layout(to: str, options: dict[str, bool]) -> None:
             raise UsageError("BAD_USAGE", f"{option} is of {whose} layout; this writes {written}", hint=hint)
 
 
-def _one(name: str, positional: Path | None, option: Path | None) -> Path:
+def _one(name: str, positional: str | None, option: str | None) -> str:
     """The folder given either as an argument or as an option."""
     from llama_convert.errors import UsageError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,13 +13,13 @@ if TYPE_CHECKING:
     from llama_convert.inspection.model import Inspection
 
 Inspected = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="PATH", show_default=False, help="A folder in either layout, or a .pth or .safetensors file."
     ),
 ]
 Other = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(metavar="PATH2", show_default=False, help="Another, to be told how the two differ."),
 ]
 Tensors = Annotated[
@@ -87,9 +86,9 @@ def inspect_command(
         if other:
             from llama_convert.inspection.compare import compare
 
-            result = compare(path.expanduser(), other.expanduser(), stats=stats, observer=observer)
+            result = compare(path, other, stats=stats, observer=observer)
         else:
-            result = inspect(path.expanduser(), tensors=tensors, stats=stats, observer=observer)
+            result = inspect(path, tensors=tensors, stats=stats, observer=observer)
         if as_json:
             print_json({"command": "inspect", "exit_code": 0 if result.ok else 1, **result.to_json()})
         else:

@@ -17,18 +17,19 @@ _MANY = "Many machines"
 _RUNNING = "Running"
 
 Source = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="SRC",
         show_default=False,
-        help="Meta's folder: params.json and consolidated.NN.pth; for `--to meta` Hugging Face's.",
+        help="Meta's folder: params.json and consolidated.NN.pth; for `--to meta` Hugging Face's. Or a URL.",
     ),
 ]
 AnySource = Annotated[
-    Path | None, typer.Argument(metavar="SRC", show_default=False, help="A folder in either layout.")
+    str | None, typer.Argument(metavar="SRC", show_default=False, help="A folder in either layout.")
 ]
 Destination = Annotated[
-    Path | None, typer.Argument(metavar="DST", show_default=False, help="The folder to make.")
+    str | None,
+    typer.Argument(metavar="DST", show_default=False, help="The folder to make, or a URL such as s3://b/x."),
 ]
 Dtype = Annotated[
     str, typer.Option(help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_OUTPUT)
@@ -156,11 +157,11 @@ SpecialTokens = Annotated[
     ),
 ]
 InputDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(metavar="SRC", show_default=False, help="The same as SRC.", rich_help_panel=_COMPATIBLE),
 ]
 OutputDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(metavar="DST", show_default=False, help="The same as DST.", rich_help_panel=_COMPATIBLE),
 ]
 ModelSize = Annotated[
@@ -202,11 +203,11 @@ Verify = Annotated[
     ),
 ]
 Checked = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(metavar="PATH", show_default=False, help="The folder to look at, in either layout."),
 ]
 Against = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--source",
         metavar="ORIGINAL",

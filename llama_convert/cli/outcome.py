@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llama_convert.errors import LlamaConvertError, OutputError
+from llama_convert.names import as_called
 
 SCHEMA = 1
 """Version of the JSON envelope; it changes when a field's meaning does."""
@@ -28,7 +29,7 @@ def talk() -> Console:
 
 def one_line(text: str) -> str:
     """Escapes for what would break the line or command a terminal: paths can hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_called(text))
 
 
 def print_json(envelope: dict[str, Any]) -> None:
@@ -37,7 +38,7 @@ def print_json(envelope: dict[str, Any]) -> None:
     Raises:
         OutputError: nobody can read it: stdout is closed, or full.
     """
-    text = json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str) + "\n"
+    text = as_called(json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str)) + "\n"
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")

@@ -13,7 +13,7 @@ from llama_convert.observer import Observer
 
 def show_result(
     command: str,
-    source: Path,
+    source: str,
     result: ConvertResult,
     options: ConvertOptions,
     observer: Observer,
@@ -36,10 +36,13 @@ def show_result(
         from llama_convert.checkpoints.locate import locate
         from llama_convert.checkpoints.open import is_huggingface
         from llama_convert.cli.report import print_report
+        from llama_convert.stores.filesystem import is_url
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.run import verify as run_verify
 
-        original = source if is_huggingface(source) else locate(source, options.model_size).path
+        original: Path | str = source
+        if not is_url(source) and not is_huggingface(Path(source).expanduser()):
+            original = locate(Path(source).expanduser(), options.model_size).path
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
         report = run_verify(result.destination, original, asked, observer)
         envelope |= {"ok": report.ok, "exit_code": 0 if report.ok else 1, "verify": report.to_json()}

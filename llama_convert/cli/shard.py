@@ -57,7 +57,6 @@ def shard_command(
         if source is None or destination is None:
             hint = "llama-convert shard SRC DST --mp N; see llama-convert shard --help"
             raise UsageError("BAD_USAGE", f"{'DST' if source else 'SRC'} is missing", hint=hint)
-        source = source.expanduser()
         observer = ConsoleObserver(console, quiet=quiet)
         options = ConvertOptions(
             embedding_axis=embedding_axis,
@@ -78,7 +77,7 @@ def shard_command(
         with workers_of(scheduler) as executor:
             result = shard(
                 source,
-                destination.expanduser(),
+                destination,
                 mp=mp,
                 max_shard_size=max_shard_size,
                 options=options,

@@ -69,7 +69,7 @@ def verify_command(
         if report and not report.expanduser().parent.is_dir():
             raise UsageError("BAD_REPORT", f"--report {report}: there is no such folder")
         observer = ConsoleObserver(console, quiet=quiet or as_json)
-        result = verify(path.expanduser(), source.expanduser() if source else None, options, observer)
+        result = verify(path, source, options, observer)
         if report:
             from llama_convert.verification.page import write_page
 

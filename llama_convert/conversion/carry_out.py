@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_convert import __version__
 from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
@@ -14,6 +15,7 @@ from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import fingerprint, plan_digest
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
@@ -22,8 +24,11 @@ from llama_convert.conversion.sources import check_unchanged, compare_with_check
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
 from llama_convert.conversion.units import Order, Share, adopt, by_executor, gather, is_complete, write_unit
-from llama_convert.errors import ConflictError, RefusedError
+from llama_convert.errors import ConflictError, InputError, RefusedError
 from llama_convert.units import format_size
+
+if TYPE_CHECKING:
+    from llama_convert.stores.upload import Store
 
 Write = Callable[[Plan, Staging, Progress], Report]
 """Writes the weights into a staging folder, on disk when it returns."""
@@ -46,12 +51,14 @@ class Run:
         self.options = options
         self.notes = notes
         self.result = job.result
+        self._destination = Path(job.result.destination)
         self.result.warnings = notes.warnings
         if options.compare_checklist:
             compare_with_checklist(job.read[0].parent if job.read else job.source, options.workers, notes)
         self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
         self._identity = plan_digest(job.plan, job.settings(options))
         self._fingerprint = fingerprint(self._identity, self._before)
+        self._stood = False
 
     def alone(self) -> ConvertResult:
         """Write everything in this process.
@@ -73,13 +80,26 @@ class Run:
         """
         return self._unless_it_stands(by_executor(executor, order(self._identity, self._fingerprint)))
 
+    def to_store(self, store: Store) -> ConvertResult:
+        """Write everything to a store elsewhere, for which the destination stands; raises as `alone`."""
+        plan = self.job.plan
+        weights = plan.sizes if plan else {}
+        try:
+            result = self._unless_it_stands(store.writing(self.options, self._fingerprint))
+            if result.published and not self._stood:
+                store.publish(result.files, weights)
+        except (InputError, RefusedError):
+            store.clear(weights)
+            raise
+        return result
+
     def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
         """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
         if job.plan and self._stands(trusted=True):
             return self.result
         with Staging(
-            self.result.destination,
+            self._destination,
             source=job.source,
             overwrite=self.options.overwrite,
             fsync=self.options.fsync,
@@ -128,7 +148,7 @@ class Run:
 
     def _stands(self, *, trusted: bool = False) -> bool:
         """Whether an earlier run has done all of it."""
-        options, destination = self.options, self.result.destination
+        options, destination = self.options, self._destination
         if not self.job.plan or not options.resume or options.overwrite or (destination / STAGING).exists():
             return False
         standing = what_stands(
@@ -136,12 +156,13 @@ class Run:
         )
         if standing:
             self.result.files, self.result.published = standing, True
+            self._stood = True
         return bool(standing)
 
     def _publish(self, write: Write) -> ConvertResult:
         options, result = self.options, self.result
         staging = Staging(
-            result.destination, source=self.job.source, overwrite=options.overwrite, fsync=options.fsync
+            self._destination, source=self.job.source, overwrite=options.overwrite, fsync=options.fsync
         )
         try:
             with staging:
@@ -206,15 +227,15 @@ class Run:
         """Write the weights in this process."""
         assert staging.journal
         adopt(plan, staging, self._fingerprint)
-        kept = execute(
-            plan,
-            staging.path,
-            staging.journal,
-            workers=self.options.workers,
-            block_size=self.options.block_size,
-            fsync=self.options.fsync,
-            progress=progress,
-        )
+        with on_disk(plan, staging.path, fsync=self.options.fsync) as outputs:
+            kept = execute(
+                plan,
+                outputs,
+                staging.journal,
+                workers=self.options.workers,
+                block_size=self.options.block_size,
+                progress=progress,
+            )
         return report_of_run(plan, staging.journal.entries, kept)
 
     def _manifest(self, staging: Staging, report: Report) -> bytes:
@@ -227,9 +248,7 @@ class Run:
                 "evidence": list(result.evidence),
                 "instruct": result.instruct,
                 "dtype": result.dtype,
-                "sources": [
-                    {"name": path.name, "bytes": self._before[path].st_size} for path in self.job.read
-                ],
+                "sources": [{"name": path.name, "bytes": self._before[path].size} for path in self.job.read],
                 "warnings": len(self.notes.warnings),
                 "casts": {name: asdict(counts) for name, counts in result.casts.items()},
                 "files": describe_files(staging.files),

@@ -5,14 +5,12 @@ Memory is one block and its reordered copy for each worker, whatever the model.
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 
 import numpy as np
 import xxhash
@@ -24,9 +22,8 @@ from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.conversion.journal import Entry, Journal
+from llama_convert.conversion.output import Output
 from llama_convert.conversion.plan import Place, Plan, Task
-from llama_convert.conversion.sync import WriteBack, discard, failure
-from llama_convert.formats.layout import Layout
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 DEFAULT_BLOCK_SIZE = 1 << 20
@@ -37,23 +34,21 @@ Progress = Callable[[int], None]
 
 def execute(
     plan: Plan,
-    folder: Path,
+    outputs: Mapping[str, Output],
     journal: Journal,
     *,
     workers: int = DEFAULT_WORKERS,
     block_size: int = DEFAULT_BLOCK_SIZE,
-    fsync: bool = True,
     progress: Progress = lambda _: None,
 ) -> int:
-    """Write the plan's files into ``folder``, on disk when this returns.
+    """Write the plan's files, brought to where they stay when this returns.
 
     Args:
         plan: what to write.
-        folder: a folder that holds nothing else under these names but what ``journal`` tells of.
+        outputs: the files by name; they hold nothing but what ``journal`` tells of.
         journal: what is finished of the plan; it is read, and added to.
         workers: tensors in hand at a time.
         block_size: bytes read at a time by each worker.
-        fsync: whether to wait for the disk.
         progress: told of every block.
 
     Returns:
@@ -67,12 +62,8 @@ def execute(
     kept: list[int] = []
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
-        disk = stack.enter_context(WriteBack(enabled=fsync))
-        outputs = {
-            name: stack.enter_context(_Output(folder / name, layout, plan.places_in(name), disk))
-            for name, layout in plan.layouts.items()
-        }
         for output in outputs.values():
+            stack.callback(output.close)
             output.reserve()
 
         def work(task: Task) -> None:
@@ -113,113 +104,12 @@ def _wind_down(pool: ThreadPoolExecutor) -> None:
             return
 
 
-class _Output:
-    """A file being written at planned offsets; open only from its first tensor to its last."""
-
-    def __init__(self, path: Path, layout: Layout, n_tensors: int, disk: WriteBack) -> None:
-        self.path = path
-        self.layout = layout
-        self._disk = disk
-        self._descriptor = -1
-        self._finished: Future[None] | None = None
-        self._tensors_left = n_tensors
-        self._crc32: dict[str, int] = {}
-        self._lock = Lock()
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def reserve(self) -> None:
-        """Make the file in its full length, so that a full disk shows now; bytes that are there stay."""
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                os.ftruncate(descriptor, self.layout.size)
-                _allocate(descriptor, self.layout.size)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise failure(f"cannot be made, {self.layout.size:,} bytes long", error, self.path) from error
-
-    def open(self) -> None:
-        """Open the file, unless that is done."""
-        with self._lock:
-            if self._descriptor < 0:
-                try:
-                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
-                except OSError as error:
-                    raise failure("cannot be opened", error, self.path) from error
-
-    def digest(self, offset: int, size: int, stop: Event) -> str:
-        """XXH3-128 of bytes that stand in the file, or of fewer if told to stop."""
-        digest = xxhash.xxh3_128()
-        end = offset + size
-        while offset < end and not stop.is_set():
-            try:
-                block = os.pread(self._descriptor, min(DEFAULT_BLOCK_SIZE, end - offset), offset)
-            except OSError as error:
-                raise failure(f"cannot be read at byte {offset:,}", error, self.path) from error
-            if not block:
-                break
-            digest.update(block)
-            offset += len(block)
-        return digest.hexdigest()
-
-    def tensor_done(self, name: str, crc32: int) -> None:
-        """One more tensor is written; after the last, add the rest, wait until all is on disk, and close."""
-        with self._lock:
-            self._crc32[name] = crc32
-            self._tensors_left -= 1
-            if self._tensors_left:
-                return
-        for offset, content in self.layout.parts(self._crc32):
-            self.write(np.frombuffer(content, np.uint8), offset)
-        self._finished, self._descriptor = self._disk.finish(self._descriptor), -1
-
-    def wait(self) -> None:
-        """Wait until all of a finished file is on disk."""
-        try:
-            if self._finished:
-                self._finished.result()
-        except OSError as error:
-            discard(self.path)  # the kernel may have dropped any of it
-            raise failure("cannot be brought to disk", error, self.path) from error
-
-    def write(self, block: Bytes, offset: int) -> None:
-        """All of the contiguous ``block``, at ``offset``."""
-        view = block.reshape(-1).data
-        done = 0
-        while done < len(view):
-            try:
-                count = os.pwrite(self._descriptor, view[done:], offset + done)
-                if not count:
-                    raise OSError(errno.EIO, "nothing is taken")
-            except OSError as error:
-                raise failure(f"cannot be written at byte {offset + done:,}", error, self.path) from error
-            done += count
-        self._disk.wrote(self._descriptor, done)
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Reserve space on disk, where the file system can."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except (OSError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-
-
 @dataclass
 class _Work:
     """One task, a block of rows at a time."""
 
     files: SourceFiles
-    outputs: dict[str, _Output]
+    outputs: Mapping[str, Output]
     task: Task
     block_size: int
     progress: Progress
@@ -292,7 +182,7 @@ def _has_own_checksums(weight: StoredWeight) -> bool:
 class _Part:
     """What of a weight goes to one place."""
 
-    def __init__(self, place: Place, output: _Output, itemsize: int) -> None:
+    def __init__(self, place: Place, output: Output, itemsize: int) -> None:
         self.place = place
         self.output = output
         self.columns = slice(place.columns[0] * itemsize, place.columns[1] * itemsize)

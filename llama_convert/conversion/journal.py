@@ -22,6 +22,7 @@ from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure
+from llama_convert.names import as_called
 
 JOURNAL = ".journal"
 
@@ -149,11 +150,11 @@ def plan_digest(plan: Plan | None, settings: str) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(identity: str, sources: Mapping[Path, os.stat_result]) -> str:
+def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> str:
     """A digest of the `plan_digest` and of the source files as they are now."""
     digest = xxhash.xxh3_128(identity.encode())
-    for file, status in sorted(sources.items()):
-        digest.update(f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode())
+    for file, state in sorted(sources.items()):
+        digest.update(f"{as_called(str(file))} {' '.join(map(str, state))}".encode())
     return digest.hexdigest()
 
 

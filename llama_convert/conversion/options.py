@@ -82,7 +82,8 @@ class ConvertOptions:
 class ConvertResult:
     """What a conversion did, or with `dry_run` would do."""
 
-    destination: Path
+    destination: Path | str
+    """A folder, or a URL."""
     release: str
     version: str
     size: str | None

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_convert.conversion.carry_out import Run
+from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
 from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.units import Order, Share
 from llama_convert.errors import UsageError
 from llama_convert.observer import Observer
+from llama_convert.stores.filesystem import is_url
+from llama_convert.stores.mount import standing_for
+
+if TYPE_CHECKING:
+    from llama_convert.stores.upload import Store
+
+_FAR_BLOCK_SIZE = 8 << 20
+_FAR_WORKERS = 16
+"""Requests in flight, where each of them takes a while."""
 
 
 def convert(
@@ -26,8 +38,8 @@ def convert(
     """Convert a checkpoint to the other layout: Meta's to Hugging Face's, or with `to` the way back.
 
     Args:
-        source: a folder in the other layout, or one around it.
-        destination: the folder to make; it must be empty or absent.
+        source: a folder in the other layout, or one around it; or the URL of one.
+        destination: the folder to make; it must be empty or absent; or a URL such as ``s3://bucket/name``.
         options: what to do differently from the default.
         observer: is told of progress, decisions and warnings.
         executor: lets its workers write the weights, a file each; they see both folders as this process does.
@@ -44,7 +56,7 @@ def convert(
 
     options = options or ConvertOptions()
     prepare = to_meta if options.to == "meta" else to_huggingface
-    return _run(prepare, Path(source), Path(destination), options, observer, executor)
+    return _run(prepare, source, destination, options, observer, executor)
 
 
 def shard(
@@ -60,8 +72,8 @@ def shard(
     """Cut a checkpoint anew in the layout it has.
 
     Args:
-        source: a folder in either layout.
-        destination: the folder to make; it must be empty or absent.
+        source: a folder in either layout, or the URL of one.
+        destination: the folder to make; it must be empty or absent; or a URL such as ``s3://bucket/name``.
         mp: of Meta's layout, how many tensor-parallel ranks to cut it into.
         max_shard_size: of Hugging Face's layout, bytes of tensors in one file at most, such as ``2GB``.
         options: what else to do differently from the default.
@@ -83,26 +95,45 @@ def shard(
     else:
         assert max_shard_size is not None
         options, prepare = replace(options, max_shard_size=max_shard_size), reshard_huggingface
-    return _run(prepare, Path(source), Path(destination), options, observer, executor)
+    return _run(prepare, source, destination, options, observer, executor)
 
 
 def _run(
     prepare: Prepare,
-    source: Path,
-    destination: Path,
+    source: Path | str,
+    destination: Path | str,
     options: ConvertOptions,
     observer: Observer | None,
     executor: Executor | None,
 ) -> ConvertResult:
-    notes = Notes(observer or Observer())
-    job = prepare(source, destination, options, notes)
-    if options.dry_run:
-        job.result.warnings = notes.warnings
-        return job.result
-    run = Run(job, options, notes)
-    order = partial(Order, prepare, source.absolute(), destination.absolute(), options)
-    if options.finish:
-        return run.finish()
-    if options.array_task:
-        return run.share(Share.parse(options.array_task), order)
-    return run.by(executor, order) if executor else run.alone()
+    many = bool(executor or options.array_task or options.finish)
+    if is_url(destination) and many:
+        hint = "several machines write to a file system that all of them see"
+        raise UsageError("BAD_USAGE", "a URL is written to by one process", hint=hint)
+    if is_url(source) and options.block_size == DEFAULT_BLOCK_SIZE:
+        options = replace(options, block_size=_FAR_BLOCK_SIZE, workers=max(options.workers, _FAR_WORKERS))
+    with ExitStack() as stack:
+        here = stack.enter_context(standing_for(source))
+        there = stack.enter_context(standing_for(destination, may_be_absent=True))
+        notes = Notes(observer or Observer())
+        store = _store(str(destination), there) if is_url(destination) else None
+        job = prepare(here, there, options, notes)
+        if options.dry_run:
+            job.result.warnings = notes.warnings
+            return job.result
+        run = Run(job, options, notes)
+        if store:
+            return replace(run.to_store(store), destination=str(destination))
+        origin = str(source) if is_url(source) else str(here.absolute())
+        order = partial(Order, prepare, origin, there.absolute(), options)
+        if options.finish:
+            return run.finish()
+        if options.array_task:
+            return run.share(Share.parse(options.array_task), order)
+        return run.by(executor, order) if executor else run.alone()
+
+
+def _store(url: str, place: Path) -> Store:
+    from llama_convert.stores.upload import Store
+
+    return Store(url, place)

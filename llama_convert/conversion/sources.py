@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.conversion.notes import Notes
 from llama_convert.errors import InputError
+from llama_convert.formats.files import elsewhere
+from llama_convert.names import as_called
 
-States = Mapping[Path, os.stat_result]
+
+class State(NamedTuple):
+    """What tells a file from what it was, or will be."""
+
+    size: int
+    mtime_ns: int
+    version: str
+    """The inode; of a file elsewhere, what its store says."""
+
+
+States = Mapping[Path, State]
 
 
 def states_of(files: set[Path]) -> States:
@@ -20,10 +32,19 @@ def states_of(files: set[Path]) -> States:
         InputError: one of them is gone.
     """
     try:
-        return {file: file.stat() for file in files}
+        return {file: _state(file) for file in files}
     except OSError as error:
         message = f"cannot be looked at again: {error.strerror}"
         raise InputError("INPUT_CHANGED", message, file=error.filename) from None
+
+
+def _state(file: Path) -> State:
+    status = file.stat()
+    if file in elsewhere:
+        version = elsewhere[file].version()
+    else:
+        version = "" if as_called(str(file)) != str(file) else str(status.st_ino)
+    return State(status.st_size, status.st_mtime_ns, version)
 
 
 def check_unchanged(before: States) -> None:
@@ -34,10 +55,10 @@ def check_unchanged(before: States) -> None:
     """
     for file, old in before.items():
         try:
-            new = file.stat()
+            new = _state(file)
         except OSError:
             raise InputError("INPUT_CHANGED", "is gone; it was read a moment ago", file=file) from None
-        if (old.st_ino, old.st_size, old.st_mtime_ns) != (new.st_ino, new.st_size, new.st_mtime_ns):
+        if old != new:
             raise InputError("INPUT_CHANGED", "changed while it was read", file=file)
 
 

@@ -79,7 +79,7 @@ def _manifest_of(destination: Path, identity: str, sources: States) -> dict[str,
         return None
     if manifest is None or manifest.get("plan") != identity:
         return None
-    return manifest if all(state.st_mtime_ns <= written for state in sources.values()) else None
+    return manifest if all(state.mtime_ns <= written for state in sources.values()) else None
 
 
 def _other_tensor(folder: Path, digests: dict[str, str], options: ConvertOptions, notes: Notes) -> str | None:

@@ -6,9 +6,11 @@ keeps a journal of that file in the staging folder.  Doing a unit twice does no 
 
 from __future__ import annotations
 
+import atexit
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +20,17 @@ from llama_convert.conversion.job import Job, Prepare
 from llama_convert.conversion.journal import Entry, Journal, journal_of, plan_digest
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report, report_of_units
 from llama_convert.conversion.sources import check_unchanged, states_of
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
+from llama_convert.stores.mount import standing_for
+
+_as_long_as_the_process = ExitStack()
+atexit.register(_as_long_as_the_process.close)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Order:
     """What a worker is told: enough to think the conversion through once more."""
 
     prepare: Prepare
-    source: Path
+    source: str
+    """A path, or a URL."""
     destination: Path
     options: ConvertOptions
     identity: str
@@ -86,14 +94,8 @@ def write_unit(order: Order, file: str) -> int:
         if not journal.is_complete(folder / file):
             before = states_of({*job.read, *plan.sources})
             options = order.options
-            execute(
-                plan,
-                folder,
-                journal,
-                workers=options.workers,
-                block_size=options.block_size,
-                fsync=options.fsync,
-            )
+            with on_disk(plan, folder, fsync=options.fsync) as outputs:
+                execute(plan, outputs, journal, workers=options.workers, block_size=options.block_size)
             check_unchanged(before)
             journal.complete(folder / file)
     finally:
@@ -104,10 +106,11 @@ def write_unit(order: Order, file: str) -> int:
 @lru_cache(maxsize=1)
 def _job(order: Order) -> Job:
     """Worked out once in each process."""
-    job = order.prepare(order.source, order.destination, order.options, Notes(Observer()))
+    source = _as_long_as_the_process.enter_context(standing_for(order.source))
+    job = order.prepare(source, order.destination, order.options, Notes(Observer()))
     if plan_digest(job.plan, job.settings(order.options)) != order.identity:
         message = "is another checkpoint here than where the order came from"
-        raise InputError("INPUT_CHANGED", message, file=order.source)
+        raise InputError("INPUT_CHANGED", message, file=source)
     return job
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -79,8 +80,18 @@ class _LocalReader:
         os.close(self._descriptor)
 
 
-elsewhere: dict[Path, Callable[[], Reader]] = {}
-"""Files of which only a placeholder of their size is here, and how they are opened where they are."""
+@dataclass(frozen=True)
+class Elsewhere:
+    """A file of which only a placeholder of its size is here."""
+
+    open: Callable[[], Reader]
+    """Opens it where it is."""
+    version: Callable[[], str]
+    """Asks what tells it from what may stand there another time."""
+
+
+elsewhere: dict[Path, Elsewhere] = {}
+"""By its placeholder."""
 
 
 @contextmanager
@@ -101,7 +112,7 @@ def open_regular(path: Path) -> Reader:
         OutputError: the machine cannot open it.
     """
     if path in elsewhere:
-        return elsewhere[path]()
+        return elsewhere[path].open()
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import Reader, is_plain, other_kind, quoted, read_at
+from llama_convert.formats.torch_writer import Entry
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
 _END_RECORD = struct.Struct("<4s4H2IH")  # 4.3.16
@@ -75,7 +76,9 @@ def read_directory(reader: Reader) -> ZipDirectory:
     end = 0
     if infos and min(info.header_offset for info in infos) != 0:
         raise refuse("INPUT_ZIP", "the file does not begin with the archive's first entry")
-    for info in sorted(infos, key=lambda info: info.header_offset):
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    next_starts = [*(info.header_offset for info in ordered[1:]), directory_start]
+    for info, next_start in zip(ordered, next_starts, strict=False):
         root, _, name = info.orig_filename.partition("/")
         roots.add(root)
         if not is_plain(info.orig_filename):
@@ -86,7 +89,8 @@ def read_directory(reader: Reader) -> ZipDirectory:
             raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
         if name in entries:
             raise refuse("INPUT_ZIP", f"two entries are called {name}")
-        offset = _data_offset(reader, info)
+        offset = _torchs_offset(info, next_start) if reader.is_far else None
+        offset = offset or _data_offset(reader, info)
         if offset is None:
             raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")
         if info.header_offset < end:
@@ -137,6 +141,16 @@ def _check_end(reader: Reader) -> None:
     record = read_at(reader, _END_RECORD.size, max(0, reader.size - _END_RECORD.size))
     if not record.startswith(b"PK\5\6") or not record.endswith(b"\0\0"):
         raise zipfile.BadZipFile("it does not end with a zip directory")
+
+
+def _torchs_offset(info: zipfile.ZipInfo, next_start: int) -> int | None:
+    """Where the entry's bytes begin if torch wrote it, without asking for its own header; None if not.
+
+    Its place follows from its name and size; then what is left before the next entry is a descriptor.
+    """
+    entry = Entry(info.orig_filename, info.header_offset, b"", info.file_size, None)
+    between = next_start - entry.offset - info.file_size
+    return entry.offset if between in (0, *map(len, (entry.descriptor(0), b"." * 16, b"." * 24))) else None
 
 
 def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:

@@ -17,6 +17,7 @@ from llama_convert.inspection.model import Inspection
 from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
+from llama_convert.stores.mount import standing_for
 from llama_convert.verification.report import Finding
 from llama_convert.verification.weights import Difference, Pair, Rows, differing, pairs
 
@@ -38,13 +39,19 @@ def compare(
         InputError: one of them is no checkpoint at all.
         OutputError: the machine could not read.
     """
-    sides = (open_any(Path(a)), open_any(Path(b)))
+    with standing_for(a) as one, standing_for(b) as other:
+        return _compare(one, other, observer or Observer() if stats else None)
+
+
+def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
+    """Values too, if somebody counts."""
+    sides = (open_any(a), open_any(b))
     said = (describe(sides[0]), describe(sides[1]))
     one, other = (_by_weight(opened) for opened in sides)
     only = [_lacking(*way) for way in ((one, other, *said), (other, one, *said))]
     both = [(one[name], other[name]) for name in one if name in other]
     slices = [opened.layout == "meta" and opened.side.checkpoint is None for opened in sides]
-    values, compared, findings = _values(*sides, observer or Observer()) if stats else ([], None, [])
+    values, compared, findings = _values(*sides, counting) if counting else ([], None, [])
     return Comparison(
         a=said[0],
         b=said[1],

@@ -25,6 +25,7 @@ from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.inspection.release import release_of
 from llama_convert.inspection.words import words_of
 from llama_convert.observer import Observer
+from llama_convert.stores.mount import standing_for
 from llama_convert.units import parse_size
 from llama_convert.verification.report import Finding
 
@@ -42,7 +43,8 @@ def inspect(
     """Describe a checkpoint; no weight is read unless `stats` is asked for.
 
     Args:
-        path: a folder in Hugging Face's or in Meta's layout, or one ``.pth`` or ``.safetensors`` file.
+        path: a folder in Hugging Face's or in Meta's layout, or one ``.pth`` or ``.safetensors`` file,
+            or the URL of one.
         tensors: lists the tensors whose name, in either layout, this pattern matches; ``*`` matches all.
         stats: tell what the values of the tensors listed, or of all, are like.
         observer: is told of progress.
@@ -51,15 +53,21 @@ def inspect(
         InputError: there is no checkpoint at all.
         OutputError: the machine could not read.
     """
-    opened = open_any(Path(path))
+    with standing_for(path) as place:
+        return _inspect(place, tensors, observer or Observer() if stats else None)
+
+
+def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Inspection:
+    """With figures of the values if somebody counts."""
+    opened = open_any(path)
     described = describe(opened)
-    if tensors is None and not stats:
+    if tensors is None and not counting:
         return described
     chosen = [entry for entry in opened.entries if matches(entry, tensors or "*")]
     listed = [_tensor(entry) for entry in chosen]
-    if not stats:
+    if not counting:
         return replace(described, tensors=tuple(listed))
-    figures, wrong = _figures(chosen, observer or Observer())
+    figures, wrong = _figures(chosen, counting)
     listed = [replace(tensor, stats=figures.get(place)) for place, tensor in enumerate(listed)]
     return replace(described, tensors=tuple(listed), findings=(*described.findings, *wrong))
 

@@ -69,5 +69,9 @@ class FarReader:
 
         return persistently(f"reading bytes {start:,} to {end:,}", shown(self._url), ask)
 
+    def read_all(self) -> bytes:
+        """All of it; raises as `read_some`."""
+        return self._fetch(0, self.size) if self.size else b""
+
     def close(self) -> None:
         """There is nothing to let go of."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from llama_convert.errors import InputError, OutputError, UsageError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
+_FORBIDDEN = "permission denied; are the credentials in place?"
 ATTEMPTS = 6
 _FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
 _CONNECT, _READ = 10, 60
@@ -33,8 +34,10 @@ def shown(url: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def open_filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str, *, writing: bool = False) -> tuple[Any, str]:
     """The file system of a URL, and the path in it.
+
+    For ``writing`` it is set up to try again by itself: only the library can send a part of a file again.
 
     Raises:
         UsageError: its extra is not installed, or there is no such kind of URL.
@@ -43,7 +46,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        fs, path = fsspec.core.url_to_fs(url, **_options(scheme))
+        fs, path = fsspec.core.url_to_fs(url, **_options(scheme, writing=writing))
     except ImportError:
         extra = _EXTRAS.get(scheme, scheme)
         hint = f"pip install 'llama-convert[{extra}]'"
@@ -51,12 +54,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     except ValueError:
         message = f"{scheme}:// is none of {', '.join(f'{known}://' for known in _EXTRAS)}"
         raise UsageError("BAD_URL", message) from None
-    if scheme in ("s3", "s3a"):
+    if scheme in ("s3", "s3a") and not writing:
         fs.retries = 1
     return fs, path
 
 
-def _options(scheme: str) -> dict[str, Any]:
+def _options(scheme: str, *, writing: bool) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
         return {
             "use_listings_cache": False,
@@ -64,7 +67,7 @@ def _options(scheme: str) -> dict[str, Any]:
                 "connect_timeout": _CONNECT,
                 "read_timeout": _READ,
                 "max_pool_connections": 64,
-                "retries": {"mode": "standard", "total_max_attempts": 1},
+                "retries": {"mode": "standard", "total_max_attempts": 3 if writing else 1},
             },
         }
     if scheme in ("http", "https"):
@@ -75,7 +78,7 @@ def _options(scheme: str) -> dict[str, Any]:
     return {"use_listings_cache": False}
 
 
-def persistently(what: str, url: str, ask: Callable[[], T]) -> T:
+def persistently(what: str, where: str, ask: Callable[[], T]) -> T:
     """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
 
     Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words
@@ -91,16 +94,14 @@ def persistently(what: str, url: str, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except FileNotFoundError:
-            raise InputError("INPUT_NOT_FOUND", "not found", file=url) from None
+            raise InputError("INPUT_NOT_FOUND", f"{where}: not found") from None
         except PermissionError:
-            message = "permission denied; are the credentials in place?"
-            raise InputError("INPUT_PERMISSION", message, file=url) from None
+            raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
         except (InputError, OutputError):
             raise
         except Exception as error:
             status = getattr(error, "status", None) or getattr(error, "errno", None)
             if status in (401, 403):
-                message = "permission denied; are the credentials in place?"
-                raise InputError("INPUT_PERMISSION", message, file=url) from None
+                raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
             last = f"{type(error).__name__}{f' {status}' if status else ''}"
-    raise OutputError("INPUT_IO", f"{what} fails: {last}; tried {ATTEMPTS} times", file=url)
+    raise OutputError("INPUT_IO", f"{where}: {what} fails: {last}; tried {ATTEMPTS} times")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
+from llama_convert.stores.mount import standing_for
 from llama_convert.verification.context import Context, NotRunError, Outcome, compute_dtype
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
@@ -23,8 +25,8 @@ def verify(
     """Find any way in which a checkpoint is wrong.
 
     Args:
-        path: a folder in Hugging Face's or in Meta's layout.
-        source: the folder it was made from, in either layout.
+        path: a folder in Hugging Face's or in Meta's layout, or its URL.
+        source: the folder it was made from, in either layout, or its URL.
         options: what to look at, and with what.
         observer: is told of progress.
 
@@ -33,7 +35,13 @@ def verify(
         InputError: one of the folders holds no checkpoint at all.
         OutputError: the machine could not read.
     """
-    options = options or VerifyOptions()
+    with ExitStack() as stack:
+        here = stack.enter_context(standing_for(path))
+        there = stack.enter_context(standing_for(source)) if source else None
+        return _verify(here, there, options or VerifyOptions(), observer or Observer())
+
+
+def _verify(path: Path, source: Path | None, options: VerifyOptions, observer: Observer) -> VerifyReport:
     compute = compute_dtype(options.dtype)
     if options.device not in ("auto", "cpu"):  # to be told of now, not after an hour of the other levels
         from llama_convert.verification.reading import pick_device
@@ -41,10 +49,10 @@ def verify(
         pick_device(options.device)
     version, tokenizer = options.llama_version, options.tokenizer
     context = Context(
-        output=open_side(Path(path), version, None if source else tokenizer),
-        source=open_side(Path(source), version, tokenizer) if source else None,
+        output=open_side(path, version, None if source else tokenizer),
+        source=open_side(source, version, tokenizer) if source else None,
         options=options,
-        observer=observer or Observer(),
+        observer=observer,
         compute=compute,
     )
     levels = [_look(level, context) for level in Level if level in options.levels]

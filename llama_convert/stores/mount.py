@@ -1,0 +1,204 @@
+"""A folder that stands for one elsewhere: its small files fetched, of weights a placeholder of their size.
+
+All that reads a checkpoint works on such a folder as on any other; weights' bytes are fetched when, and as
+far as, somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llama_convert.errors import InputError
+from llama_convert.formats.files import Elsewhere, elsewhere, is_plain
+from llama_convert.names import call
+from llama_convert.stores.far_reader import FarReader, ShortAnswerError
+from llama_convert.stores.filesystem import is_url, open_filesystem, persistently, shown
+
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
+_SMALL = 64 << 20
+_MOST_FILES = 20_000
+_KNOWN = (
+    "params.json", "config.json", "generation_config.json", "model.safetensors",
+    "model.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "checklist.chk", "llama-convert.json", "LICENSE",
+    "LICENSE.txt", "USE_POLICY.md", "README.md",
+)  # fmt: skip
+"""What a checkpoint's folder may hold besides rank files and shards, where nobody lists it."""
+
+Info = Mapping[str, Any]
+
+
+@contextmanager
+def standing_for(location: Path | str, *, may_be_absent: bool = False) -> Iterator[Path]:
+    """The folder or file at a location: itself, or for a URL one that stands for it.
+
+    Args:
+        location: a path, or a URL that fsspec knows.
+        may_be_absent: whether nothing there is an empty folder.
+
+    Raises:
+        UsageError: the URL's extra is not installed.
+        InputError: there is nothing, or we may not have it.
+        OutputError: it cannot be fetched.
+    """
+    if not is_url(location):
+        yield Path(location).expanduser()
+        return
+    with TemporaryDirectory(prefix="llama-convert-") as root:
+        place = mount(str(location), Path(root).resolve(), may_be_absent=may_be_absent)
+        try:
+            yield place
+        finally:
+            for file in [file for file in elsewhere if file.is_relative_to(root)]:
+                del elsewhere[file]
+
+
+def mount(url: str, root: Path, *, may_be_absent: bool = False) -> Path:
+    """Make what stands for a URL below ``root``; raises as `standing_for`."""
+    fs, path = open_filesystem(url)
+    names = [
+        part for part in PurePosixPath(path.partition("://")[2] or path).parts if part not in ("/", "..")
+    ]
+    place = root.joinpath(*names[-3:])
+    call(place, shown(url))
+    found = dict(_entries(fs, path, url))
+    if not found and not may_be_absent:
+        raise InputError("INPUT_NOT_FOUND", f"{shown(url)}: nothing is there")
+    if list(found) == [""]:  # a file
+        place.parent.mkdir(parents=True)
+        _place(fs, path, place, found[""], url)
+        return place
+    place.mkdir(parents=True)
+    if found and "tokenizer.model" not in found:
+        above = path.rstrip("/").rpartition("/")[0]
+        if above.strip("/") and (info := _info(fs, f"{above}/tokenizer.model", url)):
+            _place(fs, f"{above}/tokenizer.model", place.parent / "tokenizer.model", info, url)
+    for name, info in found.items():
+        file = place / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _place(fs, f"{path.rstrip('/')}/{name}", file, info, f"{url.rstrip('/')}/{name}")
+    return place
+
+
+def _place(fs: Any, path: str, file: Path, info: Info, url: str) -> None:
+    """Put a small file, or a weights' placeholder, in its place."""
+    size = info.get("size")
+    if size is None:
+        raise InputError(
+            "INPUT_NOT_FOUND", f"{shown(url)}: its size is not told, so no part of it can be read"
+        )
+    if file.suffix in _WEIGHTS or size > _SMALL:
+        modified = put_placeholder(fs, path, file, int(size), url)
+    else:
+        file.write_bytes(FarReader(fs, path, url, file, int(size)).read_all())
+        modified = _modified(info)
+    os.utime(file, ns=(modified, modified))
+
+
+def put_placeholder(fs: Any, path: str, file: Path, size: int, url: str) -> int:
+    """A file as large as the one elsewhere, that takes no room, and is read where it is.
+
+    Returns:
+        When that was changed, in nanoseconds since 1970.
+    """
+
+    def version() -> str:
+        info = _info(fs, path, url) or {}
+        return f"{info.get('ETag') or info.get('etag')} {info.get('size')} {_modified(info)}"
+
+    file.touch()
+    os.truncate(file, size)
+    elsewhere[file] = Elsewhere(lambda: FarReader(fs, path, url, file, size), version)
+    return _modified(_info(fs, path, url) or {})
+
+
+def _modified(info: Info) -> int:
+    """When it was changed, in nanoseconds since 1970; 0 if that is not told."""
+    moment = info.get("LastModified") or info.get("Last-Modified") or info.get("mtime") or info.get("updated")
+    try:
+        if isinstance(moment, str):
+            moment = parsedate_to_datetime(moment)
+    except ValueError:
+        return 0
+    return int(moment.timestamp()) * 10**9 if isinstance(moment, datetime) else 0
+
+
+def _entries(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
+    """The files at a path, three folders deep, by their path below it; a file itself by no name."""
+    if url.startswith(("http://", "https://")):
+        yield from _probe(fs, path.rstrip("/"), url)
+        return
+    listed = persistently(
+        "listing", shown(url), lambda: fs.find(path, maxdepth=3, detail=True) if _is_there(fs, path) else {}
+    )
+    if len(listed) > _MOST_FILES:
+        raise InputError(
+            "INPUT_SEVERAL", f"{shown(url)}: holds {len(listed):,} files: no checkpoint's folder"
+        )
+    base = path.strip("/")
+    for name, info in sorted(listed.items()):
+        below = name.strip("/").removeprefix(base).strip("/")
+        parts = below.split("/") if below else []
+        if all(is_plain(part) and part not in (".", "..") for part in parts) and info["type"] == "file":
+            yield below, info
+
+
+def _is_there(fs: Any, path: str) -> bool:
+    """Raises what the way there raises, where `exists` would say no."""
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _probe(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
+    """Known names, asked for one by one: web servers do not list."""
+    if PurePosixPath(path).suffix in _WEIGHTS:
+        info = _info(fs, path, url)
+        yield from [("", info)] if info else []
+        return
+    for name in _KNOWN:
+        if info := _info(fs, f"{path}/{name}", url):
+            yield name, info
+            if name.endswith(".index.json"):
+                yield from _shards(fs, path, name, url)
+    rank = 0
+    while info := _info(fs, f"{path}/consolidated.{rank:02d}.pth", url):
+        yield f"consolidated.{rank:02d}.pth", info
+        rank += 1
+
+
+def _shards(fs: Any, path: str, index: str, url: str) -> Iterator[tuple[str, Info]]:
+    content = persistently("reading", shown(url), lambda: fs.cat_file(f"{path}/{index}"))
+    try:
+        names = sorted(set(json.loads(content)["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return  # who reads it says what is wrong
+    for name in names[:_MOST_FILES]:
+        plain = isinstance(name, str) and is_plain(name) and "/" not in name and name != ".."
+        if plain and (info := _info(fs, f"{path}/{name}", url)):
+            yield name, info
+
+
+def _info(fs: Any, path: str, url: str) -> Info | None:
+    """What is known of a file; None if there is none."""
+
+    def ask() -> Info | None:
+        try:
+            if url.startswith(("http://", "https://")) and len(fs.cat_file(path, start=0, end=1)) > 1:
+                raise ShortAnswerError  # it sends all of it, whatever part is asked for
+            info: Info = fs.info(path)
+        except FileNotFoundError:
+            return None
+        return info
+
+    return persistently("asking for a file", shown(url), ask)

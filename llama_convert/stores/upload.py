@@ -1,0 +1,245 @@
+"""An output folder elsewhere: weights' files go there as streams, in bounded memory; what names them, last.
+
+A store cannot rename, so each file is written under its own name, and is there whole or not at all.  Beside
+it, in ``.llama-convert/``, its journal is kept until everything is published: the next run passes over what
+has one.  Without ``config.json`` or ``params.json``, which come last, nothing takes the folder for a model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from llama_convert.checkpoints.gather import Bytes
+from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.conversion.execute import Progress, execute
+from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
+from llama_convert.conversion.options import ConvertOptions
+from llama_convert.conversion.plan import Plan
+from llama_convert.conversion.publication import Publication
+from llama_convert.conversion.publish import STAGING, Staging
+from llama_convert.conversion.report import Report
+from llama_convert.conversion.units import gather
+from llama_convert.errors import LlamaConvertError, OutputError, UsageError
+from llama_convert.formats.files import elsewhere
+from llama_convert.formats.layout import Layout
+from llama_convert.stores.filesystem import open_filesystem, persistently, shown
+from llama_convert.stores.mount import put_placeholder
+
+_PART = 16 << 20
+_MOST_PARTS = 9_000  # S3 allows 10,000
+_AT_A_TIME = 4
+_LOADERS = ("config.json", "params.json", "model.safetensors.index.json", MANIFEST)
+
+
+class Store:
+    """Where an output goes, and the folder that stands for it here."""
+
+    def __init__(self, url: str, place: Path) -> None:
+        """See what an earlier run has left there.
+
+        Raises:
+            UsageError: the URL cannot be written to.
+        """
+        if url.startswith(("http://", "https://")):
+            raise UsageError("BAD_URL", "web servers cannot be written to; s3:// and gs:// can")
+        self.url = url.rstrip("/")
+        self.place = place
+        self._fs, self._path = open_filesystem(self.url, writing=True)
+        staging = place / STAGING
+        self._begun = [file.name.removeprefix(journal_of("")) for file in staging.glob(f"{journal_of('')}*")]
+        for name in self._begun:
+            if (place / name).exists():
+                os.replace(place / name, staging / name)
+                elsewhere[staging / name] = elsewhere.pop(place / name)
+
+    def _key(self, name: str) -> str:
+        return f"{self._path.rstrip('/')}/{name}"
+
+    def writing(self, options: ConvertOptions, fingerprint: str) -> Any:
+        """What writes the plan's files, those alone that no journal tells of."""
+
+        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            self._make_room(staging, plan)
+            self.put(f"{STAGING}/{JOURNAL}", (staging.path / JOURNAL).read_bytes())
+            with ThreadPoolExecutor(min(_AT_A_TIME, options.workers)) as pool:
+                units = {
+                    pool.submit(self._upload, plan.only(file), file, staging, options, fingerprint): file
+                    for file in plan.layouts
+                }
+                try:
+                    for unit in as_completed(units):
+                        unit.result()
+                        progress(plan.payload_bytes * plan.sizes[units[unit]] // plan.total_bytes)
+                finally:
+                    for unit in units:
+                        unit.cancel()
+            return gather(plan, staging, fingerprint)
+
+        return write
+
+    def _make_room(self, staging: Staging, plan: Plan) -> None:
+        """Remove what another plan's run had begun; and what makes a model of an older one's files."""
+        for name in self._begun:
+            if not (staging.path / name).exists():
+                self.remove(f"{STAGING}/{journal_of(name)}", name)
+        older = [name for name in _LOADERS if (self.place / name).exists()]
+        self.remove(*older)
+        for name in older:
+            (self.place / name).unlink()
+
+    def _upload(
+        self, plan: Plan, name: str, staging: Staging, options: ConvertOptions, fingerprint: str
+    ) -> None:
+        """One file, unless it is there."""
+        placeholder, path = staging.path / name, staging.path / journal_of(name)
+        journal = Journal(path, fingerprint)
+        if journal.is_complete(placeholder):
+            journal.close()
+            return
+        journal.close()
+        journal = Journal(path, fingerprint, restart=True)
+        try:
+            output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
+            execute(plan, {name: output}, journal, workers=1, block_size=options.block_size)
+            modified = put_placeholder(self._fs, self._key(name), placeholder, plan.sizes[name], self.url)
+            os.utime(placeholder, ns=(modified, modified))
+            journal.complete(placeholder)
+        finally:
+            journal.close()
+        self.put(f"{STAGING}/{path.name}", path.read_bytes())
+
+    def publish(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
+        """Bring the rest, in the order in which it makes a model of the weights; then the journals go."""
+        ordered = Publication.of("", files, self.place, Publication()).files
+        for name in ordered:
+            if name not in weights:
+                self.put(name, (self.place / name).read_bytes())
+        journals = (f"{STAGING}/{journal_of(name)}" for name in {*weights, *self._begun})
+        self.remove(*journals, f"{STAGING}/{JOURNAL}")
+
+    def clear(self, weights: Mapping[str, int]) -> None:
+        """Remove what a refused run has written."""
+        names = {*weights, *self._begun}
+        journals = (f"{STAGING}/{journal_of(name)}" for name in names)
+        self.remove(*names, *journals, f"{STAGING}/{JOURNAL}")
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        where = f"{shown(self.url)}/{name}"
+        try:
+            persistently("writing", where, lambda: self._fs.pipe_file(self._key(name), content))
+        except LlamaConvertError as error:
+            raise OutputError("OUTPUT_IO", error.message) from error
+
+    def remove(self, *names: str) -> None:
+        """Remove files, those that are there.
+
+        Raises:
+            OutputError: one cannot be removed.
+        """
+        for name in names:
+
+            def ask(name: str = name) -> None:
+                if self._fs.exists(self._key(name)):
+                    self._fs.rm_file(self._key(name))
+
+            try:
+                persistently("removing", f"{shown(self.url)}/{name}", ask)
+            except LlamaConvertError as error:
+                raise OutputError("OUTPUT_IO", error.message) from error
+
+
+class _Upload:
+    """A file that is written from its first byte to its last, and is there when it is whole."""
+
+    def __init__(self, fs: Any, path: str, layout: Layout, where: str) -> None:
+        self.layout = layout
+        self._fs = fs
+        self._path = path
+        self._where = where
+        self._size = max(_PART, -(-layout.size // _MOST_PARTS))
+        self._crc32: dict[str, int] = {}
+        self._parts: Iterator[tuple[int, bytes]] = layout.parts(self._crc32)
+        self._position = 0
+        self._file: Any = None
+
+    def reserve(self) -> None:
+        """Begin."""
+        with self._told():
+            self._file = self._fs.open(self._path, "wb", block_size=self._size, autocommit=False)
+
+    def open(self) -> None:
+        """It is."""
+
+    def digest(self, offset: int, size: int, stop: Event) -> str:
+        """Nothing can be looked at before it is whole."""
+        return ""
+
+    def write(self, block: Bytes, offset: int) -> None:
+        """The next bytes, and before them what lies between the tensors."""
+        while self._position < offset:
+            self._send(memoryview(self._between()))
+        assert self._position == offset, (self._position, offset)
+        self._send(block.reshape(-1).data)
+
+    def _between(self) -> bytes:
+        position, content = next(self._parts)
+        assert position == self._position, (position, self._position)
+        return content
+
+    def _send(self, content: memoryview) -> None:
+        for start in range(0, len(content), self._size):
+            with self._told():
+                self._file.write(content[start : start + self._size])
+        self._position += len(content)
+
+    def tensor_done(self, name: str, crc32: int) -> None:
+        """Take note of the checksum, which follows the tensor's bytes."""
+        self._crc32[name] = crc32
+
+    def wait(self) -> None:
+        """Send the rest; the file is there when this returns."""
+        while self._position < self.layout.size:
+            self._send(memoryview(self._between()))
+        with self._told():
+            self._file.close()
+            self._file.commit()
+        self._file = None
+
+    def close(self) -> None:
+        """Give up what is not whole."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with suppress(Exception):  # the store forgets it in time
+            file.discard()
+        file.closed = True  # or it would be finished as it is collected
+
+    def _told(self) -> _Told:
+        return _Told(self._where)
+
+
+class _Told:
+    """Tells what a library raises in our words; none of its, which may hold a signature."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, Exception):
+            number = getattr(error, "errno", None)
+            name = f"{type(error).__name__}{f' {number}' if number else ''}"
+            raise OutputError("OUTPUT_IO", f"{self._where}: cannot be written: {name}") from error
