@@ -25,6 +25,7 @@ from llama_convert.stores.filesystem import is_url, open_filesystem, persistentl
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 _SMALL = 64 << 20
 _MOST_FILES = 20_000
+_DEPTH = 3
 _KNOWN = (
     "params.json", "config.json", "generation_config.json", "model.safetensors",
     "model.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
@@ -77,9 +78,9 @@ def mount(url: str, root: Path, *, may_be_absent: bool = False) -> Path:
         _place(fs, path, place, found[""], url)
         return place
     place.mkdir(parents=True)
-    if found and "tokenizer.model" not in found:
+    if found and "tokenizer.model" not in found and len(names) > 1:
         above = path.rstrip("/").rpartition("/")[0]
-        if above.strip("/") and (info := _info(fs, f"{above}/tokenizer.model", url)):
+        if info := _info(fs, f"{above}/tokenizer.model", url):
             _place(fs, f"{above}/tokenizer.model", place.parent / "tokenizer.model", info, url)
     for name, info in found.items():
         file = place / name
@@ -95,7 +96,8 @@ def _place(fs: Any, path: str, file: Path, info: Info, url: str) -> None:
         raise InputError(
             "INPUT_NOT_FOUND", f"{shown(url)}: its size is not told, so no part of it can be read"
         )
-    if file.suffix in _WEIGHTS or size > _SMALL:
+    is_weights = file.suffix in _WEIGHTS and not file.name.startswith(".")  # as our journals do
+    if is_weights or size > _SMALL:
         modified = put_placeholder(fs, path, file, int(size), url)
     else:
         file.write_bytes(FarReader(fs, path, url, file, int(size)).read_all())
@@ -136,9 +138,7 @@ def _entries(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
     if url.startswith(("http://", "https://")):
         yield from _probe(fs, path.rstrip("/"), url)
         return
-    listed = persistently(
-        "listing", shown(url), lambda: fs.find(path, maxdepth=3, detail=True) if _is_there(fs, path) else {}
-    )
+    listed = dict(_walk(fs, path, url, _DEPTH))
     if len(listed) > _MOST_FILES:
         raise InputError(
             "INPUT_SEVERAL", f"{shown(url)}: holds {len(listed):,} files: no checkpoint's folder"
@@ -151,13 +151,21 @@ def _entries(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
             yield below, info
 
 
-def _is_there(fs: Any, path: str) -> bool:
-    """Raises what the way there raises, where `exists` would say no."""
-    try:
-        fs.info(path)
-    except FileNotFoundError:
-        return False
-    return True
+def _walk(fs: Any, path: str, url: str, depth: int) -> Iterator[tuple[str, Info]]:
+    """What a store lists; not by `find`, which takes a fault for nothing."""
+
+    def ask() -> list[Info]:
+        try:
+            listed: list[Info] = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return listed
+
+    for info in persistently("listing", shown(url), ask):
+        if info["type"] != "directory":
+            yield info["name"], info
+        elif depth > 1 and info["name"].strip("/") != path.strip("/"):
+            yield from _walk(fs, info["name"], url, depth - 1)
 
 
 def _probe(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
