@@ -31,7 +31,7 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable ".[dev,hub]"
+	$(PIP) --editable ".[dev]"
 	@touch $@
 
 # Code we did not write, which the tests hold ours against.  Each version lives in a folder of its own and

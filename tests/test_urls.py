@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +380,31 @@ class TestTargets:
         if "hf/llama-convert.json" not in set(store.keys()):
             subprocess.run([*command, "--max-shard-size", "20KB", "-q"], cwd=ROOT, check=True)
         assert {k: v for k, v in there(store, "hf", tmp_path).items() if k[0] != "."} == read(local / "hf")
+
+    @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+    def test_shares(self, store: ObjectStore, local: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
+        """Each sends its files; the last one publishes."""
+        store.put(local / "meta", "meta")
+        for place, number in enumerate(order):
+            options = ConvertOptions(max_shard_size="20KB", array_task=f"{number}/3")
+            result = convert("s3://bucket/meta", "s3://bucket/hf", options)
+            assert result.published == (place == 2)
+            assert ("hf/config.json" in set(store.keys())) == (place == 2)
+        assert there(store, "hf", tmp_path) == read(local / "hf")
+        again = ConvertOptions(max_shard_size="20KB", array_task="1/3")
+        assert convert("s3://bucket/meta", "s3://bucket/hf", again).published
+
+    def test_an_executor(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+            result = convert(local / "meta", "s3://bucket/hf", SMALL, executor=executor)
+        assert result.published
+        assert there(store, "hf", tmp_path) == read(local / "hf")
+
+    def test_finish(self, store: ObjectStore, local: Path) -> None:
+        options = ConvertOptions(max_shard_size="20KB", array_task="1/2")
+        convert(local / "meta", "s3://bucket/hf", options)
+        with pytest.raises(OutputError, match="are not written yet"):
+            convert(local / "meta", "s3://bucket/hf", ConvertOptions(max_shard_size="20KB", finish=True))
 
     def test_many_parts(self, store: ObjectStore, tmp_path: Path) -> None:
         """A file larger than what is sent at once."""

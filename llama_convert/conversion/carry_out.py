@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,16 @@ from llama_convert.conversion.report import Report, report_of_run
 from llama_convert.conversion.sources import check_unchanged, compare_with_checklist, states_of
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
-from llama_convert.conversion.units import Order, Share, adopt, by_executor, gather, is_complete, write_unit
+from llama_convert.conversion.units import (
+    Order,
+    Share,
+    adopt,
+    by_executor,
+    gather,
+    is_complete,
+    write_all,
+    write_unit,
+)
 from llama_convert.errors import ConflictError, InputError, RefusedError
 from llama_convert.units import format_size
 
@@ -82,10 +91,39 @@ class Run:
 
     def to_store(self, store: Store) -> ConvertResult:
         """Write everything to a store elsewhere, for which the destination stands; raises as `alone`."""
-        plan = self.job.plan
-        weights = plan.sizes if plan else {}
+        return self._to_store(store, store.writing(self.options, self._fingerprint))
+
+    def send(
+        self, store: Store, executor: Executor, order: Callable[[str, str], Order], files: Sequence[str]
+    ) -> None:
+        """Let an executor's workers write some of the files to a store, for anybody to `finish` it.
+
+        Raises:
+            InputError: a source file is damaged, or not what it was.
+            OutputError: something cannot be read or written.
+            ConflictError: the destination holds something.
+        """
+        job, observer = self.job, self.notes.observer
+        if self._stands(trusted=True):
+            return
+        with self._staging(shared=True) as staging:
+            staging.resume(self._fingerprint, job.files)
+            store.begin()
+            observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
+            try:
+                write_all(executor, order(self._identity, self._fingerprint), files, observer.advance)
+            finally:
+                observer.finish()
+        self.notes.note(f"{len(files)} of {len(job.files)} files are written")
+
+    def finish_in_store(self, store: Store) -> ConvertResult:
+        """As `finish`, of what has been sent to a store."""
+        return self._to_store(store, self._gathered)
+
+    def _to_store(self, store: Store, write: Write) -> ConvertResult:
+        weights = self.job.plan.sizes if self.job.plan else {}
         try:
-            result = self._unless_it_stands(store.writing(self.options, self._fingerprint))
+            result = self._unless_it_stands(write)
             if result.published and not self._stood:
                 store.publish(result.files, weights)
         except (InputError, RefusedError):
@@ -98,13 +136,7 @@ class Run:
         job, files = self.job, share.of(self.job.files)
         if job.plan and self._stands(trusted=True):
             return self.result
-        with Staging(
-            self._destination,
-            source=job.source,
-            overwrite=self.options.overwrite,
-            fsync=self.options.fsync,
-            shared=True,
-        ) as staging:
+        with self._staging(shared=True) as staging:
             staging.resume(self._fingerprint, job.files)
             observer = self.notes.observer
             observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
@@ -133,18 +165,27 @@ class Run:
             OutputError: also if not all of it is written.
             ConflictError, RefusedError, InputError: as `alone`.
         """
-
-        def gathered(plan: Plan, staging: Staging, progress: Progress) -> Report:
-            report = gather(plan, staging, self._fingerprint)
-            progress(plan.payload_bytes)
-            return report
-
         if self._stands(trusted=True):
             return self.result
-        return self._publish(gathered)
+        return self._publish(self._gathered)
+
+    def _gathered(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
+        """What others have written."""
+        report = gather(plan, staging, self._fingerprint)
+        progress(plan.payload_bytes)
+        return report
+
+    def _staging(self, *, shared: bool = False) -> Staging:
+        return Staging(
+            self._destination,
+            source=self.job.source,
+            overwrite=self.options.overwrite,
+            fsync=self.options.fsync,
+            shared=shared,
+        )
 
     def _unless_it_stands(self, write: Write) -> ConvertResult:
-        return self.result if self._stands() else self._publish(write)
+        return self.result if self._stands(trusted=self.options.finish) else self._publish(write)
 
     def _stands(self, *, trusted: bool = False) -> bool:
         """Whether an earlier run has done all of it."""
@@ -160,10 +201,7 @@ class Run:
         return bool(standing)
 
     def _publish(self, write: Write) -> ConvertResult:
-        options, result = self.options, self.result
-        staging = Staging(
-            self._destination, source=self.job.source, overwrite=options.overwrite, fsync=options.fsync
-        )
+        result, staging = self.result, self._staging()
         try:
             with staging:
                 self._resume(staging)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-from contextlib import ExitStack
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.units import Order, Share
-from llama_convert.errors import UsageError
+from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _FAR_BLOCK_SIZE = 8 << 20
 _FAR_WORKERS = 16
+_SENT_AT_A_TIME = 4
 """Requests in flight, where each of them takes a while."""
 
 
@@ -106,10 +108,6 @@ def _run(
     observer: Observer | None,
     executor: Executor | None,
 ) -> ConvertResult:
-    many = bool(executor or options.array_task or options.finish)
-    if is_url(destination) and many:
-        hint = "several machines write to a file system that all of them see"
-        raise UsageError("BAD_USAGE", "a URL is written to by one process", hint=hint)
     if is_url(source) and options.block_size == DEFAULT_BLOCK_SIZE:
         options = replace(options, block_size=_FAR_BLOCK_SIZE, workers=max(options.workers, _FAR_WORKERS))
     with ExitStack() as stack:
@@ -122,15 +120,42 @@ def _run(
             job.result.warnings = notes.warnings
             return job.result
         run = Run(job, options, notes)
-        if store:
-            return replace(run.to_store(store), destination=str(destination))
-        origin = str(source) if is_url(source) else str(here.absolute())
-        order = partial(Order, prepare, origin, there.absolute(), options)
-        if options.finish:
-            return run.finish()
-        if options.array_task:
-            return run.share(Share.parse(options.array_task), order)
-        return run.by(executor, order) if executor else run.alone()
+        order = partial(Order, prepare, _absolute(source), _absolute(destination), options)
+        if store is None:
+            return _on_disk(run, order, options, executor)
+        if not (options.array_task or executor):
+            done = run.finish_in_store(store) if options.finish else run.to_store(store)
+            return replace(done, destination=str(destination))
+        files = Share.parse(options.array_task).of(job.files) if options.array_task else job.files
+        with nullcontext(executor) if executor else ThreadPoolExecutor(_SENT_AT_A_TIME) as workers:
+            run.send(store, workers, order, files)
+        sent = replace(
+            job.result, destination=str(destination), files={f: job.result.files[f] for f in files}
+        )
+    # What others have sent meanwhile shows to who looks anew.
+    try:
+        finishing = replace(options, array_task=None, finish=True)
+        return _run(prepare, source, destination, finishing, observer, None)
+    except OutputError as error:
+        if error.code != "UNITS_MISSING":
+            raise
+        notes.note(f"{error.message}; whoever writes the last one publishes")
+        return sent
+
+
+def _on_disk(
+    run: Run, order: Callable[[str, str], Order], options: ConvertOptions, executor: Executor | None
+) -> ConvertResult:
+    if options.finish:
+        return run.finish()
+    if options.array_task:
+        return run.share(Share.parse(options.array_task), order)
+    return run.by(executor, order) if executor else run.alone()
+
+
+def _absolute(location: Path | str) -> str:
+    """As a worker that began elsewhere finds it."""
+    return str(location) if is_url(location) else str(Path(location).expanduser().absolute())
 
 
 def _store(url: str, place: Path) -> Store:

@@ -27,6 +27,7 @@ from llama_convert.conversion.report import Report, report_of_units
 from llama_convert.conversion.sources import check_unchanged, states_of
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
+from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
 
 _as_long_as_the_process = ExitStack()
@@ -68,7 +69,7 @@ class Order:
     prepare: Prepare
     source: str
     """A path, or a URL."""
-    destination: Path
+    destination: str
     options: ConvertOptions
     identity: str
     """The `plan_digest` that must come out."""
@@ -88,7 +89,11 @@ def write_unit(order: Order, file: str) -> int:
     """
     job = _job(order)
     assert job.plan
-    plan, folder = job.plan.only(file), order.destination / STAGING
+    if is_url(order.destination):
+        from llama_convert.stores.upload import upload_unit
+
+        return upload_unit(order, job, file)
+    plan, folder = job.plan.only(file), Path(order.destination) / STAGING
     journal = Journal(folder / journal_of(file), order.fingerprint, restart=not order.options.resume)
     try:
         if not journal.is_complete(folder / file):
@@ -107,28 +112,39 @@ def write_unit(order: Order, file: str) -> int:
 def _job(order: Order) -> Job:
     """Worked out once in each process."""
     source = _as_long_as_the_process.enter_context(standing_for(order.source))
-    job = order.prepare(source, order.destination, order.options, Notes(Observer()))
+    job = order.prepare(source, Path(order.destination), order.options, Notes(Observer()))
     if plan_digest(job.plan, job.settings(order.options)) != order.identity:
         message = "is another checkpoint here than where the order came from"
         raise InputError("INPUT_CHANGED", message, file=source)
     return job
 
 
+def write_all(executor: Executor, order: Order, files: Sequence[str], progress: Progress) -> None:
+    """Let an executor's workers write files; ``progress`` is told of each one's bytes.
+
+    Raises:
+        InputError, OutputError: one of them could not; the others have ended too.
+    """
+    units = [executor.submit(write_unit, order, file) for file in files]
+    try:
+        for unit in as_completed(units):
+            progress(unit.result())
+    except LlamaConvertError:
+        wait([unit for unit in units if not unit.cancel()])  # who still writes, while all is cleared away
+        raise
+    finally:
+        for unit in units:
+            unit.cancel()
+
+
 def by_executor(executor: Executor, order: Order) -> Callable[[Plan, Staging, Progress], Report]:
     """Let an executor's workers write the weights, a file each."""
 
     def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
-        units = [executor.submit(write_unit, order, file) for file in plan.layouts]
-        try:
-            for unit in as_completed(units):
-                unit.result()
-                progress(plan.payload_bytes * unit.result() // plan.total_bytes)
-        except LlamaConvertError:
-            wait([unit for unit in units if not unit.cancel()])  # who still writes, while all is cleared away
-            raise
-        finally:
-            for unit in units:
-                unit.cancel()
+        def advance(count: int) -> None:
+            progress(plan.payload_bytes * count // plan.total_bytes)
+
+        write_all(executor, order, list(plan.layouts), advance)
         return gather(plan, staging, order.fingerprint)
 
     return write

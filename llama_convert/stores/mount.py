@@ -58,7 +58,7 @@ def standing_for(location: Path | str, *, may_be_absent: bool = False) -> Iterat
         try:
             yield place
         finally:
-            for file in [file for file in elsewhere if file.is_relative_to(root)]:
+            for file in [file for file in list(elsewhere) if file.is_relative_to(root)]:
                 del elsewhere[file]
 
 

@@ -18,18 +18,19 @@ from typing import Any
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.execute import Progress, execute
+from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publication import Publication
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
-from llama_convert.conversion.units import gather
+from llama_convert.conversion.units import Order, gather
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import elsewhere
 from llama_convert.formats.layout import Layout
 from llama_convert.stores.filesystem import open_filesystem, persistently, shown
-from llama_convert.stores.mount import put_placeholder
+from llama_convert.stores.mount import put_placeholder, standing_for
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 allows 10,000
@@ -65,11 +66,11 @@ class Store:
         """What writes the plan's files, those alone that no journal tells of."""
 
         def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
-            self._make_room(staging, plan)
-            self.put(f"{STAGING}/{JOURNAL}", (staging.path / JOURNAL).read_bytes())
+            self._make_room(staging)
+            self.begin()
             with ThreadPoolExecutor(min(_AT_A_TIME, options.workers)) as pool:
                 units = {
-                    pool.submit(self._upload, plan.only(file), file, staging, options, fingerprint): file
+                    pool.submit(self.upload, plan.only(file), file, options, fingerprint): file
                     for file in plan.layouts
                 }
                 try:
@@ -83,7 +84,11 @@ class Store:
 
         return write
 
-    def _make_room(self, staging: Staging, plan: Plan) -> None:
+    def begin(self) -> None:
+        """Tell the runs to come which conversion this is."""
+        self.put(f"{STAGING}/{JOURNAL}", (self.place / STAGING / JOURNAL).read_bytes())
+
+    def _make_room(self, staging: Staging) -> None:
         """Remove what another plan's run had begun; and what makes a model of an older one's files."""
         for name in self._begun:
             if not (staging.path / name).exists():
@@ -93,11 +98,15 @@ class Store:
         for name in older:
             (self.place / name).unlink()
 
-    def _upload(
-        self, plan: Plan, name: str, staging: Staging, options: ConvertOptions, fingerprint: str
-    ) -> None:
-        """One file, unless it is there."""
-        placeholder, path = staging.path / name, staging.path / journal_of(name)
+    def upload(self, plan: Plan, name: str, options: ConvertOptions, fingerprint: str) -> None:
+        """One file, unless it is there, and then its journal.
+
+        Raises:
+            InputError: a source file is damaged, or not what it was.
+            OutputError: it cannot be read or written.
+        """
+        staging = self.place / STAGING
+        placeholder, path = staging / name, staging / journal_of(name)
         journal = Journal(path, fingerprint)
         if journal.is_complete(placeholder):
             journal.close()
@@ -157,6 +166,17 @@ class Store:
                 persistently("removing", f"{shown(self.url)}/{name}", ask)
             except LlamaConvertError as error:
                 raise OutputError("OUTPUT_IO", error.message) from error
+
+
+def upload_unit(order: Order, job: Job, file: str) -> int:
+    """As `units.write_unit`, for a destination elsewhere."""
+    assert job.plan
+    plan = job.plan.only(file)
+    with standing_for(order.destination, may_be_absent=True) as place:
+        store = Store(order.destination, place)
+        (place / STAGING).mkdir(exist_ok=True)
+        store.upload(plan, file, order.options, order.fingerprint)
+    return plan.total_bytes
 
 
 class _Upload:
