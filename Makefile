@@ -29,9 +29,11 @@ bench: .venv/ready .peers/ready  ## ours, cp, the old script and transformers on
 fixtures: .venv/ready  ## train the small checkpoints anew
 	$(BIN)/python -m fixtures.make
 
-.venv/ready: pyproject.toml
+# What the tests of stores and clusters need is pinned and installed as it is: pip would search for hours.
+.venv/ready: pyproject.toml tests/stores.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable ".[dev]"
+	$(PIP) --editable ".[dev,hub]"
+	$(PIP) --no-deps --requirement tests/stores.txt
 	@touch $@
 
 # Code we did not write, which the tests hold ours against.  Each version lives in a folder of its own and
