@@ -1,6 +1,6 @@
 """Checkpoints in real shapes, made without holding them: gigabytes of plausible numbers, never in git.
 
-python -m tests.large FOLDER 3.2-1B|3-8B|70B-slim
+python -m tests.large FOLDER 3.2-1B|3-8B|70B-slim|3.1-405B
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ SHAPES = {
         dim=8192, n_layers=4, n_heads=64, n_kv_heads=8, ffn_dim=28672, vocab_size=128256, ranks=8,
         embedding_cut=0,
         params={"vocab_size": 128256, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "rope_theta": 500000.0},
+    ),
+    "3.1-405B": Shape(
+        dim=16384, n_layers=126, n_heads=128, n_kv_heads=8, ffn_dim=53248, vocab_size=128256, ranks=16,
+        embedding_cut=0, kv_repeats=2,
+        params={"vocab_size": 128256, "multiple_of": 4096, "ffn_dim_multiplier": 1.2, "rope_theta": 500000.0,
+                "use_scaled_rope": True},
     ),
 }  # fmt: skip
 

@@ -99,6 +99,24 @@ def shard(on: Bytes) -> list[Contestant]:
     ]
 
 
+def spread(on: Bytes) -> list[Contestant]:
+    """The same by several processes, in files of 500 MB."""
+    small = ("convert", on.meta, on.out, "--max-shard-size", "500MB")
+    line = " ".join(map(str, [*OURS, *small, "--quiet"]))
+    dask = (
+        "import sys; from distributed import LocalCluster; from llama_convert.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)\n"
+        "    sys.argv += ['--scheduler', cluster.scheduler_address]\n"
+        "    main()"
+    )
+    return [
+        ours("one process", *small),
+        Contestant("2 array tasks", ["sh", "-c", f"seq 2 | xargs -P 2 -I{{}} {line} --array-task {{}}/2"]),
+        Contestant("Dask, 2 workers", [sys.executable, "-c", dask, *map(str, small), "--quiet"]),
+    ]
+
+
 def verify(on: Bytes) -> list[Contestant]:
     """Load the converted folder and run 64 positions; ours does so with both sides and compares."""
 
@@ -118,18 +136,20 @@ def verify(on: Bytes) -> list[Contestant]:
 
 def start(on: Bytes) -> list[Contestant]:
     """How long it takes until anything is done."""
+    sparse = on.meta.parent / "405B"
+    if not sparse.exists():
+        large.make(sparse, large.SHAPES["3.1-405B"], fill=False)
     return [
         Contestant("import typer, rich", [sys.executable, "-c", "import typer, rich.console, rich.table"]),
         Contestant("llama-convert --help", [*OURS, "--help"]),
         Contestant("llama-convert inspect", [*OURS, "inspect", str(on.huggingface)]),
-        Contestant(
-            "convert --dry-run", [*OURS, "convert", str(on.meta), str(on.out), "--dry-run", "--quiet"]
-        ),
+        ours("convert --dry-run", "convert", on.meta, on.out, "--dry-run"),
+        ours("convert --dry-run, 405B in 16 ranks", "convert", sparse, on.out, "--dry-run"),
     ]
 
 
 RACES: dict[str, Callable[[Bytes], list[Contestant]]] = {
-    race.__name__: race for race in (convert, scratch, fp16, back, shard, start, verify)
+    race.__name__: race for race in (convert, scratch, fp16, back, shard, spread, start, verify)
 }
 
 
