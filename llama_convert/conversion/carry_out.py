@@ -108,7 +108,7 @@ class Run:
             return
         with self._staging(shared=True) as staging:
             staging.resume(self._fingerprint, job.files)
-            store.begin()
+            store.begin(staging)
             observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
             try:
                 write_all(executor, order(self._identity, self._fingerprint), files, observer.advance)

@@ -53,6 +53,7 @@ class Store:
         self.place = place
         self._fs, self._path = open_filesystem(self.url, writing=True)
         staging = place / STAGING
+        self._stop = Event()
         self._begun = [file.name.removeprefix(journal_of("")) for file in staging.glob(f"{journal_of('')}*")]
         for name in self._begun:
             if (place / name).exists():
@@ -66,8 +67,7 @@ class Store:
         """What writes the plan's files, those alone that no journal tells of."""
 
         def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
-            self._make_room(staging)
-            self.begin()
+            self.begin(staging)
             with ThreadPoolExecutor(min(_AT_A_TIME, options.workers)) as pool:
                 units = {
                     pool.submit(self.upload, plan.only(file), file, options, fingerprint): file
@@ -77,6 +77,9 @@ class Store:
                     for unit in as_completed(units):
                         unit.result()
                         progress(plan.payload_bytes * plan.sizes[units[unit]] // plan.total_bytes)
+                except BaseException:
+                    self._stop.set()
+                    raise
                 finally:
                     for unit in units:
                         unit.cancel()
@@ -84,12 +87,11 @@ class Store:
 
         return write
 
-    def begin(self) -> None:
-        """Tell the runs to come which conversion this is."""
-        self.put(f"{STAGING}/{JOURNAL}", (self.place / STAGING / JOURNAL).read_bytes())
+    def begin(self, staging: Staging) -> None:
+        """Tell the runs to come which conversion this is.
 
-    def _make_room(self, staging: Staging) -> None:
-        """Remove what another plan's run had begun; and what makes a model of an older one's files."""
+        What another plan's run had begun goes, and what makes a model of an older one's files.
+        """
         for name in self._begun:
             if not (staging.path / name).exists():
                 self.remove(f"{STAGING}/{journal_of(name)}", name)
@@ -97,6 +99,7 @@ class Store:
         self.remove(*older)
         for name in older:
             (self.place / name).unlink()
+        self.put(f"{STAGING}/{JOURNAL}", (staging.path / JOURNAL).read_bytes())
 
     def upload(self, plan: Plan, name: str, options: ConvertOptions, fingerprint: str) -> None:
         """One file, unless it is there, and then its journal.
@@ -115,13 +118,19 @@ class Store:
         journal = Journal(path, fingerprint, restart=True)
         try:
             output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
-            execute(plan, {name: output}, journal, workers=1, block_size=options.block_size)
+            block_size = options.block_size
+            execute(plan, {name: output}, journal, workers=1, block_size=block_size, progress=self._go_on)
             modified = put_placeholder(self._fs, self._key(name), placeholder, plan.sizes[name], self.url)
             os.utime(placeholder, ns=(modified, modified))
             journal.complete(placeholder)
         finally:
             journal.close()
         self.put(f"{STAGING}/{path.name}", path.read_bytes())
+
+    def _go_on(self, _: int) -> None:
+        """Asked at every block, so that nobody waits for a file that is given up."""
+        if self._stop.is_set():
+            raise OutputError("STOPPED", "given up, as another file was")
 
     def publish(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
         """Bring the rest, in the order in which it makes a model of the weights; then the journals go."""
