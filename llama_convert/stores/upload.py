@@ -117,6 +117,7 @@ class Store:
         journal.close()
         journal = Journal(path, fingerprint, restart=True)
         try:
+            self.put(f"{STAGING}/{path.name}", path.read_bytes())  # what comes is ours, whole or not
             output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
             block_size = options.block_size
             execute(plan, {name: output}, journal, workers=1, block_size=block_size, progress=self._go_on)
