@@ -14,6 +14,8 @@ MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 24
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 100
+_MOST_BRACKETS = 20_000
+"""Each costs far more to parse than its byte."""
 _MAX_NUMBER = 1e18
 
 
@@ -123,6 +125,8 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
             result[key] = value
         return result
 
+    if text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+        raise refuse("JSON", "nested deeply, or of more lists than any settings or weight_map")
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
     except UnicodeDecodeError:

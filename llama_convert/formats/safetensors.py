@@ -22,6 +22,8 @@ from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_stri
 
 _MAX_HEADER = 2 << 20
 """405B's 1,138 weights take 0.15 MB; the library's own limit, 100 MB, could ask for gigabytes of memory."""
+_MOST_BRACKETS = 100_000
+"""Three a tensor; each costs far more to parse than its byte."""
 _MAX_AXES = 8
 _MAX_NUMBER = 1 << 62
 
@@ -84,6 +86,8 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
             raise refuse(f"the name {quoted(twice)} stands in the header twice")
         return result
 
+    if header.count(b"[") + header.count(b"{") > _MOST_BRACKETS:
+        raise refuse("its header is malformed: JSON of more lists than any Llama has tensors for")
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=pairs)
     except (UnicodeDecodeError, RecursionError, ValueError):

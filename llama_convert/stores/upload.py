@@ -7,10 +7,12 @@ has one.  Without ``config.json`` or ``params.json``, which come last, nothing t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -22,7 +24,7 @@ from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publication import Publication
+from llama_convert.conversion.publication import PUBLISHING, Publication
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
 from llama_convert.conversion.units import Order, gather
@@ -135,18 +137,21 @@ class Store:
 
     def publish(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
         """Bring the rest, in the order in which it makes a model of the weights; then the journals go."""
-        ordered = Publication.of("", files, self.place, Publication()).files
-        for name in ordered:
+        begun = Publication.of("", files, self.place, Publication())
+        self.put(f"{STAGING}/{PUBLISHING}", json.dumps(asdict(begun)).encode())  # what comes is ours
+        for name in begun.files:
             if name not in weights:
                 self.put(name, (self.place / name).read_bytes())
-        journals = (f"{STAGING}/{journal_of(name)}" for name in {*weights, *self._begun})
-        self.remove(*journals, f"{STAGING}/{JOURNAL}")
+        self._remove_traces(weights)
 
     def clear(self, weights: Mapping[str, int]) -> None:
         """Remove what a refused run has written."""
-        names = {*weights, *self._begun}
-        journals = (f"{STAGING}/{journal_of(name)}" for name in names)
-        self.remove(*names, *journals, f"{STAGING}/{JOURNAL}")
+        self.remove(*weights, *self._begun)
+        self._remove_traces(weights)
+
+    def _remove_traces(self, weights: Mapping[str, int]) -> None:
+        journals = map(journal_of, {*weights, *self._begun})
+        self.remove(*(f"{STAGING}/{name}" for name in (*journals, JOURNAL, PUBLISHING)))
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file.
