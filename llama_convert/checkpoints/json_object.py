@@ -126,7 +126,7 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
         return result
 
     if text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
-        raise refuse("JSON", "nested deeply, or of more lists than any settings or weight_map")
+        raise refuse("JSON", "JSON nested deeply, or of more lists than any settings or weight_map")
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
     except UnicodeDecodeError:
