@@ -263,10 +263,6 @@ def read_if_any(out: Path) -> Files:
 # Executors.
 
 
-def nothing(*_: Any) -> None:
-    """What a worker does before the others are there."""
-
-
 @each_case
 def test_threads(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
     with ThreadPoolExecutor(3) as executor:
