@@ -56,7 +56,7 @@ def read_directory(reader: Reader) -> ZipDirectory:
             infos, directory_start = archive.infolist(), archive.start_dir
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        NotImplementedError,  # what zipfile raises of features it does not know
         OverflowError,
         ValueError,
         struct.error,
