@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,7 @@ VERIFY_OPTIONS = [
     "--positions",
     "--prompt",
     "--quiet",
+    "--record",
     "--report",
     "--source",
     "--tokenizer",
@@ -234,7 +237,10 @@ def test_plain_words_where_there_is_no_terminal(tmp_path: Path) -> None:
 
 
 def test_version_and_module() -> None:
-    assert fresh("--version").stdout == f"llama-convert {__version__}\n"
+    ours, python, others = fresh("--version").stdout.splitlines()
+    assert ours == f"llama-convert {__version__}"
+    assert python.startswith(f"Python {platform.python_version()}, ")
+    assert f"torch {metadata.version('torch')}, " in others
 
 
 def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -448,6 +448,17 @@ def change_tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Pa
     return do
 
 
+def test_a_token_that_was_added_stays_behind(tmp_path: Path) -> None:
+    """Which is said: Meta's form has no place for it."""
+    convert(BY_NAME["llama3.1-mp2"], tmp_path / "hf")
+    token = {"id": 640, "content": "<pad>", "special": True}
+    change_tokenizer(lambda c: c["added_tokens"].append(token))(tmp_path / "hf/tokenizer.json")
+    result = convert(tmp_path / "hf", tmp_path / "meta", to_meta())
+    assert [warning.rpartition(": ")[2] for warning in result.warnings] == ["'<pad>'"]
+    model = (tmp_path / "meta/tokenizer.model").read_bytes()
+    assert model == (BY_NAME["llama3.1-mp2"] / "tokenizer.model").read_bytes()
+
+
 OTHER_TOKENIZERS = {
     "another pattern": change_tokenizer(
         lambda c: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\s+")
@@ -512,7 +523,11 @@ def test_checklist(tmp_path: Path, ranks: int) -> None:
     files = [*(f"consolidated.{rank:02d}.pth" for rank in range(ranks)), "params.json", "tokenizer.model"]
     assert run.stdout.split("\n") == [*(f"{file}: OK" for file in files), ""]
     convert(tmp_path / "hf", tmp_path / "bare", to_meta(ranks, checklist=False))
-    assert {path.name for path in (tmp_path / "bare").iterdir()} == {*files, "llama-convert.json"}
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {
+        *files,
+        "llama-convert.json",
+        "README.md",
+    }
 
 
 def test_what_is_carried_over(tmp_path: Path) -> None:
@@ -565,7 +580,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no such axis": (["{hf}", "{out}", *TO_META, "--embedding-axis", "2"], 2, ("--embedding-axis",)),
     "no such layout": (["{hf}", "{out}", "--to", "gguf"], 2, ("--to gguf", "hf or meta")),
     "ranks of Hugging Face's": (["{meta}", "{out}", "--mp", "2"], 2, ("--mp", "--to meta --mp N")),
-    "meta to meta": (["{meta}", "{out}", *TO_META], 3, ("{meta}", "shard {meta} DST --mp N")),
+    "meta to meta": (["{meta}", "{out}", *TO_META], 3, ("{meta}", "shard {meta} {out} --mp 1")),
     "hf to hf": (["{hf}", "{out}"], 3, ("{hf}", "already in Hugging Face's layout")),
     "nowhere": (["{nowhere}", "{out}", *TO_META], 3, ("{nowhere}: not found",)),
     "a file": (["{hf}/config.json", "{out}", *TO_META], 3, ("{hf}/config.json: a file",)),

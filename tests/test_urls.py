@@ -299,6 +299,15 @@ class TestTargets:
         with pytest.raises(ConflictError):
             convert(local / "meta", "s3://bucket/hf", ConvertOptions(dtype="fp32"))
 
+    def test_a_verification_is_recorded(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
+        run = llama_convert(
+            "convert", local / "meta", "s3://bucket/hf", "--max-shard-size", "100KB", "--verify"
+        )
+        assert run.exit_code == 0, run.stderr
+        llama_convert("convert", local / "meta", tmp_path / "hf", "--max-shard-size", "100KB", "--verify")
+        assert there(store, "hf", tmp_path) == read(tmp_path / "hf")
+        assert b"held it against its source: **pass**" in read(tmp_path / "hf")["README.md"]
+
     def test_config_comes_last(self, store: ObjectStore, proxy: FaultyProxy, local: Path) -> None:
         convert(local / "meta", "s3://bucket/hf", SMALL)
         written = [entry.path for entry in proxy.log if entry.method in ("PUT", "POST")]

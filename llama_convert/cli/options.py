@@ -32,7 +32,10 @@ Destination = Annotated[
     typer.Argument(metavar="DST", show_default=False, help="The folder to make, or a URL such as s3://b/x."),
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_OUTPUT)
+    str,
+    typer.Option(
+        metavar="TYPE", help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_OUTPUT
+    ),
 ]
 MaxShardSize = Annotated[
     str,
@@ -42,7 +45,9 @@ MaxShardSize = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
-To = Annotated[str, typer.Option(help="hf or meta: the layout to convert to.", rich_help_panel=_OUTPUT)]
+To = Annotated[
+    str, typer.Option(metavar="hf|meta", help="The layout to convert to.", rich_help_panel=_OUTPUT)
+]
 Ranks = Annotated[
     int | None,
     typer.Option(
@@ -59,6 +64,7 @@ EmbeddingAxis = Annotated[
     typer.Option(
         min=0,
         max=1,
+        metavar="N",
         show_default=False,
         help="The axis on which ranks cut the embedding; the release's own by default: "
         "1 up to Llama 2, 0 from Llama 3 on.",
@@ -184,7 +190,8 @@ NumShards = Annotated[
     ),
 ]
 SafeSerialization = Annotated[
-    bool, typer.Option(help="Always so: only safetensors are written.", rich_help_panel=_COMPATIBLE)
+    bool,
+    typer.Option(help="Always so: only safetensors are written.", rich_help_panel=_COMPATIBLE, hidden=True),
 ]
 PushToHub = Annotated[
     bool,
@@ -248,18 +255,28 @@ Prompt = Annotated[
 MaxNewTokens = Annotated[
     int,
     typer.Option(
-        min=1, max=4096, help="Tokens after the prompt; each reads all weights.", rich_help_panel=_LOOKING
+        min=1,
+        max=4096,
+        metavar="N",
+        help="Tokens after the prompt; each reads all weights.",
+        rich_help_panel=_LOOKING,
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.", rich_help_panel=_FORWARD)
+    str,
+    typer.Option(
+        metavar="DEVICE", help="auto (a GPU if there is one), cpu, cuda or cuda:N.", rich_help_panel=_FORWARD
+    ),
 ]
-ComputeDtype = Annotated[str, typer.Option(help="Arithmetic in fp32 or bf16.", rich_help_panel=_FORWARD)]
+ComputeDtype = Annotated[
+    str, typer.Option(metavar="TYPE", help="Arithmetic in fp32 or bf16.", rich_help_panel=_FORWARD)
+]
 Positions = Annotated[
     int,
     typer.Option(
         min=2,
         max=4096,
+        metavar="N",
         help="Tokens to run, spread over the whole context length.",
         rich_help_panel=_FORWARD,
     ),
@@ -273,10 +290,23 @@ Report = Annotated[
         rich_help_panel=_RUNNING,
     ),
 ]
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Write the result into PATH's model card and manifest, where a conversion made them.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, max=256, show_default=False, help="Tensors in hand at a time.", rich_help_panel=_RUNNING
+        min=1,
+        max=256,
+        metavar="N",
+        show_default=False,
+        help="Tensors in hand at a time.",
+        rich_help_panel=_RUNNING,
     ),
 ]
 BlockSize = Annotated[

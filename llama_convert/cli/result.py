@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import typer
+from rich.text import Text
 
-from llama_convert.cli.outcome import print_json
+from llama_convert.cli.outcome import one_line, print_json, talk
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
+from llama_convert.units import format_size
 
 
 def show_result(
@@ -27,15 +30,22 @@ def show_result(
     Raises:
         typer.Exit: with code 1, the verification found something wrong.
     """
-    envelope = {"ok": True, "command": command, "dry_run": options.dry_run, **result.to_json()}
+    envelope = {
+        "ok": True,
+        "exit_code": 0,
+        "command": command,
+        "dry_run": options.dry_run,
+        **result.to_json(),
+    }
     if options.dry_run:
         if not as_json:
             for name, size in result.files.items():
                 typer.echo(f"{size:>15,}  {name}")
     elif verify and result.published:
+        from llama_convert.checkpoints.folders import is_huggingface
         from llama_convert.checkpoints.locate import locate
-        from llama_convert.checkpoints.open import is_huggingface
         from llama_convert.cli.report import print_report
+        from llama_convert.conversion.record import record_verification
         from llama_convert.stores.filesystem import is_url
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.run import verify as run_verify
@@ -45,12 +55,28 @@ def show_result(
             original = locate(Path(source).expanduser(), options.model_size).path
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
         report = run_verify(result.destination, original, asked, observer)
-        envelope |= {"ok": report.ok, "exit_code": 0 if report.ok else 1, "verify": report.to_json()}
+        result.files |= record_verification(result.destination, report.abstract)
+        envelope |= result.to_json() | {"ok": report.ok, "exit_code": int(not report.ok)}
+        envelope["verify"] = report.to_json()
         if not as_json:
             print_report(report, quiet=quiet)
     if as_json:
         print_json(envelope)
     if not envelope["ok"]:
         raise typer.Exit(1)
-    if not (quiet or as_json or options.dry_run):
-        observer.note(f"done: {result.destination}" if result.published else "done, and not published yet")
+    if not (quiet or as_json):
+        observer.note(_summary(result, options))
+        if result.published and not (verify or options.model_size):
+            words = ["llama-convert", "verify", str(result.destination), "--source", source]
+            words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
+            words += ["--llama-version", options.llama_version] if options.llama_version else []
+            following = Text(f"llama-convert: verify it with: {one_line(shlex.join(words))}")
+            talk().print(following)  # as one line, however long, so that it can be copied
+
+
+def _summary(result: ConvertResult, options: ConvertOptions) -> str:
+    count = len(result.warnings)
+    warned = f", with {count} warning{'s' * (count > 1)}" if count else ""
+    if options.dry_run:
+        return f"dry run{warned}: {format_size(sum(result.files.values()))} of weights would be written"
+    return f"done{warned}" + (f": {result.destination}" if result.published else ", and not published yet")

@@ -18,6 +18,7 @@ def verify_command(
     prompt: cli.Prompt = None,
     max_new_tokens: cli.MaxNewTokens = 16,
     report: cli.Report = None,
+    record: cli.Record = False,
     llama_version: cli.LlamaVersion = None,
     tokenizer: cli.TokenizerPath = None,
     quiet: cli.Quiet = False,
@@ -26,11 +27,19 @@ def verify_command(
 ) -> None:
     """Find any way in which a checkpoint is wrong; exit code 1 if there is one.
 
-    PATH may be in Hugging Face's layout or in Meta's.  Five levels are looked at, the cheapest first:
-    [bold]structure[/bold] (files, names, shapes, dtypes, index, hyper-parameters), [bold]values[/bold]
-    (checksums, copies on the ranks, NaN and infinities), [bold]weights[/bold] (every tensor against the
-    source, bit for bit), [bold]tokenizer[/bold] (against the original, on hard texts) and
-    [bold]logits[/bold] (both sides run, each by its owner's definition; without a source: does it speak?).
+    PATH may be in either layout.  Five levels are looked at, the cheapest first:
+
+      [bold]structure[/bold]  files, names, shapes, dtypes, index, hyper-parameters
+
+      [bold]values[/bold]     checksums, copies on the ranks, NaN and infinities
+
+      [bold]weights[/bold]    every tensor against the source, bit for bit
+
+      [bold]tokenizer[/bold]  against the original, on hard texts
+
+      [bold]logits[/bold]     both sides run, each by its owner's definition
+
+    Without a source, logits ask whether the model speaks.
 
     [bold]Examples[/bold]
 
@@ -38,7 +47,7 @@ def verify_command(
 
       llama-convert verify Llama3.1-8B-Instruct
 
-      llama-convert verify out --source in --level weights --level logits --device cuda --report out.html
+      llama-convert verify out --source in --level logits --report out.html
 
       llama-convert verify out --source in --prompt "Once upon a time" --json
     """
@@ -46,8 +55,10 @@ def verify_command(
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.checkpoints.meant import tokenizer_named
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report import print_report
+        from llama_convert.conversion.record import record_verification, require_manifest
         from llama_convert.errors import UsageError
         from llama_convert.verification.options import VerifyOptions, parse_levels
         from llama_convert.verification.run import verify
@@ -64,12 +75,16 @@ def verify_command(
             prompt=prompt,
             max_new_tokens=max_new_tokens,
             llama_version=llama_version,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
         if report and not report.expanduser().parent.is_dir():
             raise UsageError("BAD_REPORT", f"--report {report}: there is no such folder")
+        if record:
+            require_manifest(path)
         observer = ConsoleObserver(console, quiet=quiet or as_json)
         result = verify(path, source, options, observer)
+        if record:
+            record_verification(path, result.abstract)
         if report:
             from llama_convert.verification.page import write_page
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_convert import __version__
-from llama_convert.checkpoints.manifest import MANIFEST, describe_files, write_manifest
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_files, file_digest, write_manifest
+from llama_convert.conversion.card import is_licence, is_ours, notice, render
 from llama_convert.conversion.execute import Progress, execute
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import fingerprint, plan_digest
@@ -20,24 +21,21 @@ from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
 from llama_convert.conversion.report import Report, report_of_run
-from llama_convert.conversion.sources import check_unchanged, compare_with_checklist, states_of
+from llama_convert.conversion.sources import (
+    check_unchanged,
+    compare_with_checklist,
+    said_by_checklist,
+    states_of,
+)
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
-from llama_convert.conversion.units import (
-    Order,
-    Share,
-    adopt,
-    by_executor,
-    gather,
-    is_complete,
-    write_all,
-    write_unit,
-)
+from llama_convert.conversion.units import Share, adopt, gather, is_complete
+from llama_convert.conversion.workers import Order, by_executor, write_all, write_unit
 from llama_convert.errors import ConflictError, InputError, RefusedError
 from llama_convert.units import format_size
 
 if TYPE_CHECKING:
-    from llama_convert.stores.upload import Store
+    from llama_convert.conversion.upload import Store
 
 Write = Callable[[Plan, Staging, Progress], Report]
 """Writes the weights into a staging folder, on disk when it returns."""
@@ -62,8 +60,10 @@ class Run:
         self.result = job.result
         self._destination = Path(job.result.destination)
         self.result.warnings = notes.warnings
+        folder = job.read[0].parent if job.read else job.source
         if options.compare_checklist:
-            compare_with_checklist(job.read[0].parent if job.read else job.source, options.workers, notes)
+            compare_with_checklist(folder, options.workers, notes)
+        self._checklist = said_by_checklist(folder)
         self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
         self._identity = plan_digest(job.plan, job.settings(options))
         self._fingerprint = fingerprint(self._identity, self._before)
@@ -259,7 +259,7 @@ class Run:
         job.finish(staging)
         result.casts = report.casts
         if plan:
-            staging.write(MANIFEST, self._manifest(staging, report))
+            self._describe(staging, report)
 
     def _here(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
         """Write the weights in this process."""
@@ -276,23 +276,47 @@ class Run:
             )
         return report_of_run(plan, staging.journal.entries, kept)
 
-    def _manifest(self, staging: Staging, report: Report) -> bytes:
-        result = self.result
-        return write_manifest(
-            {
-                "tool": f"llama-convert {__version__}",
-                "plan": self._identity,
-                "release": result.release,
-                "evidence": list(result.evidence),
-                "instruct": result.instruct,
-                "dtype": result.dtype,
-                "sources": [{"name": path.name, "bytes": self._before[path].size} for path in self.job.read],
-                "warnings": len(self.notes.warnings),
-                "casts": {name: asdict(counts) for name, counts in result.casts.items()},
-                "files": describe_files(staging.files),
-                "tensors": report.digests,
-            }
-        )
+    def _describe(self, staging: Staging, report: Report) -> None:
+        """Write the manifest, and what it has to say in words: the model card, and the licence's notice."""
+        manifest = self._manifest(report)
+        names = {file.name for file in staging.files}
+        words = notice(manifest)
+        if words and not any(is_licence(name) and name.lower().startswith("notice") for name in names):
+            staging.write("NOTICE", words)
+            names.add("NOTICE")
+        if not is_ours(self._destination / CARD):
+            self.notes.note(f"{self._destination / CARD}: somebody has written on it, so it stays as it is")
+            staging.remove(CARD)
+        elif CARD not in names:
+            staging.write(CARD, render(manifest, sorted(names)))
+        staging.write(MANIFEST, write_manifest(manifest | {"files": describe_files(staging.files)}))
+
+    def _manifest(self, report: Report) -> dict[str, Any]:
+        result, job = self.result, self.job
+        layout = "meta" if any(name.endswith(".pth") for name in job.files) else "huggingface"
+        return {
+            "tool": f"llama-convert {__version__}",
+            "plan": self._identity,
+            "layout": layout,
+            "release": result.release,
+            "version": result.version,
+            "size": result.size,
+            "evidence": list(result.evidence),
+            "alternatives": list(result.alternatives),
+            "instruct": result.instruct,
+            "dtype": result.dtype,
+            "sources": [self._described(path) for path in job.read],
+            "checklist_compared": self.options.compare_checklist,
+            "warnings": len(self.notes.warnings),
+            "casts": {name: asdict(counts) for name, counts in result.casts.items()},
+            "tensors": report.digests,
+        }
+
+    def _described(self, source: Path) -> dict[str, Any]:
+        """A source file, so that it can be told again; with what its checklist says, be that so or not."""
+        said = {"name": source.name, "bytes": self._before[source].size, "xxh3_128": file_digest(source)}
+        md5 = self._checklist.get(source)
+        return said | ({"md5": md5} if md5 else {})
 
     def _say_what_is_kept(self, error: BaseException, staging: Staging) -> None:
         """Tell whoever catches the error."""

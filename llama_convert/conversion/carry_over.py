@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -11,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
-from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.locate import MetaFolder
+from llama_convert.checkpoints.manifest import CARD, MANIFEST
+from llama_convert.conversion.card import is_licence, is_ours
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
-from llama_convert.tokenizers import ranks_of_tokenizer_json
+from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
 _LARGEST = 64 << 20
+_IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
+"""Folders within a download from the Hub: the licence lies above them."""
 
 
 def small_files(source: Path, skip: tuple[str, ...] = ()) -> list[Path]:
@@ -37,7 +42,23 @@ def small_files(source: Path, skip: tuple[str, ...] = ()) -> list[Path]:
         if file.is_file()
         and not any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip))
         and file.stat().st_size <= _LARGEST
+        and not (file.name == CARD and is_ours(file))
     ]
+
+
+def licences(folder: MetaFolder) -> list[Path]:
+    """The files that hold terms of use: beside the rank files, or above them where the download begins."""
+    places = [folder.path]
+    while _IN_A_DOWNLOAD.fullmatch(places[-1].resolve().name):
+        places.append(places[-1].resolve().parent)
+    if folder.tokenizer and folder.tokenizer.parent not in places:
+        places.append(folder.tokenizer.parent)
+    found: dict[str, Path] = {}
+    for place in places:
+        for file in small_files(place) if place.is_dir() else []:
+            if is_licence(file.name):
+                found.setdefault(file.name, file)
+    return list(found.values())
 
 
 def carry_over(files: Iterable[Path], staging: Staging) -> None:
@@ -69,6 +90,7 @@ def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, no
     try:
         content: Any = json.loads(read_small(converted, _LARGEST))
         ranks = ranks_of_tokenizer_json(content)
+        lost = tokens_beyond(content, ranks) if ranks else []
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=converted) from None
     if ranks is None:
@@ -77,6 +99,11 @@ def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, no
             "--tokenizer PATH names the tokenizer.model of its release"
         )
         return
+    if lost:
+        names = ", ".join(map(repr, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        notes.warn(
+            f"{converted}: Meta's form has no place for tokens that were added, which stay behind: {names}"
+        )
     staging.write("tokenizer.model", ranks)
 
 

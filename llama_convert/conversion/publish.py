@@ -237,6 +237,10 @@ class Staging:
             discard(path)
             raise failure("cannot be written", error, path) from error
 
+    def remove(self, name: str) -> None:
+        """A file that is not to become part of the output after all."""
+        discard(self.path / name)
+
     def publish(self) -> dict[str, int]:
         """Make the staged files the output: weights first, config and manifest last.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.locate import locate
+from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.open import Checkpoint, is_huggingface
+from llama_convert.checkpoints.open import Checkpoint
 from llama_convert.checkpoints.params import with_kv_heads
 from llama_convert.conversion.carry_over import carry_over, small_files, write_checklist
 from llama_convert.conversion.huggingface_plan import plan_huggingface
@@ -17,7 +19,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
-from llama_convert.errors import InputError, UsageError
+from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
@@ -30,10 +32,16 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
         UsageError: the source has the other layout, or the ranks do not divide the widths.
         InputError: the source is missing, damaged, inconsistent or unsupported.
     """
+
+    def otherwise(found: Path) -> str:
+        return command("convert", found, destination, "--to", "meta", "--mp", options.mp)
+
     if is_huggingface(source):
-        hint = f"convert {source} DST --to meta --mp {options.mp}, or shard with --max-shard-size SIZE"
-        raise UsageError("BAD_USAGE", f"--mp cuts Meta's layout; {source} has Hugging Face's", hint=hint)
-    folder = locate(source, options.model_size)
+        message = f"--mp cuts Meta's layout; {source} has Hugging Face's"
+        raise UsageError("BAD_USAGE", message, hint=otherwise(source))
+    folder = locate(source, options.model_size, output=destination, otherwise=otherwise)
+    if folder.path != source:
+        notes.note(f"the checkpoint is in {folder.path}")
     tokenizer = options.tokenizer or folder.tokenizer
     kind = open_tokenizer(tokenizer).kind if tokenizer else None
     checkpoint = open_meta(folder, kind, options.llama_version)
@@ -71,12 +79,15 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
         UsageError: the source has the other layout.
         InputError: the source is missing, damaged, inconsistent or unsupported.
     """
-    if source.is_dir() and not is_huggingface(source) and any(source.glob("*.pth")):
-        hint = f"shard {source} DST --mp N, or convert {source} DST --max-shard-size SIZE"
-        message = f"--max-shard-size cuts Hugging Face's layout; {source} has Meta's"
-        raise UsageError("BAD_USAGE", message, hint=hint)
-    if not source.is_dir():
-        raise InputError("INPUT_NOT_FOUND", "a file" if source.exists() else "not found", file=source)
+
+    def otherwise(found: Path) -> str:
+        return command("convert", found, destination, "--max-shard-size", options.max_shard_size)
+
+    if not source.is_dir() or not is_huggingface(source):
+        if source.is_dir() and is_meta(source):
+            message = f"--max-shard-size cuts Hugging Face's layout; {source} has Meta's"
+            raise UsageError("BAD_USAGE", message, hint=otherwise(source))
+        raise nothing_here(source, "huggingface", output=destination, otherwise=otherwise)
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
     checkpoint = open_huggingface(source)

@@ -15,14 +15,15 @@ from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
 from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
-from llama_convert.conversion.units import Order, Share
+from llama_convert.conversion.units import Share
+from llama_convert.conversion.workers import Order
 from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
 
 if TYPE_CHECKING:
-    from llama_convert.stores.upload import Store
+    from llama_convert.conversion.upload import Store
 
 _FAR_BLOCK_SIZE = 8 << 20
 _FAR_WORKERS = 16
@@ -159,6 +160,6 @@ def _absolute(location: Path | str) -> str:
 
 
 def _store(url: str, place: Path) -> Store:
-    from llama_convert.stores.upload import Store
+    from llama_convert.conversion.upload import Store
 
     return Store(url, place)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.conversion.notes import Notes
-from llama_convert.errors import InputError
+from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.files import elsewhere
 from llama_convert.names import as_called
 
@@ -92,3 +92,12 @@ def compare_with_checklist(folder: Path, workers: int, notes: Notes) -> None:
             message = f"its MD5 is {found}; {CHECKLIST} says {said}"
             raise InputError("INPUT_CHECKLIST", message, file=file, hint="download it again")
     notes.note(f"{len(files)} files have the MD5s of {CHECKLIST}")
+
+
+def said_by_checklist(folder: Path) -> Mapping[Path, str]:
+    """The MD5 of each file as the folder's ``checklist.chk`` has it; nothing where that cannot be read."""
+    try:
+        checklist = read_checklist(folder)
+    except LlamaConvertError:
+        return {}
+    return checklist.said if checklist else {}

@@ -7,12 +7,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.gather import digest_of
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.locate import locate
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
 from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.open import is_huggingface
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
@@ -55,7 +55,7 @@ def what_stands(
         raise RefusedError("STRICT_WARNINGS", message, file=destination)
     try:
         other = next(
-            (name for name, said in manifest["files"].items() if not file_matches(destination / name, said)),
+            (n for n, said in promised_files(manifest).items() if not file_matches(destination / n, said)),
             None,
         ) or _other_tensor(destination, manifest["tensors"], options, notes)
     except (InputError, FileNotFoundError) as error:
@@ -63,8 +63,8 @@ def what_stands(
     if other:
         notes.note(f"{destination}: holds this very conversion, but not as it was written: {other}")
         return None
-    sizes = {name: said["bytes"] for name, said in manifest["files"].items()}
-    sizes[MANIFEST] = (destination / MANIFEST).stat().st_size
+    there = [destination / name for name in (*manifest["files"], MANIFEST)]
+    sizes = {file.name: file.stat().st_size for file in there if file.exists()}
     total = format_size(sum(sizes.values()))
     notes.note(f"up to date: {len(sizes)} files, {total}, all as an earlier run wrote them")
     return sizes

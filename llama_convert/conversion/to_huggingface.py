@@ -7,8 +7,10 @@ from pathlib import Path
 
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.meant import command
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
+from llama_convert.conversion.carry_over import carry_over, licences
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.notes import Notes
@@ -18,7 +20,7 @@ from llama_convert.conversion.publish import Staging
 from llama_convert.conversion.sync import failure
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
-from llama_convert.llama.releases import Identity, Traits, identify
+from llama_convert.llama.releases import Identity, Traits, identify, parse_version
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
@@ -58,7 +60,14 @@ class _Conversion:
         max_shard_size = parse_size(options.max_shard_size)
         if options.model_size == TOKENIZER_ONLY:
             return self._tokenizer_only()
-        folder = locate(self.source, options.model_size)
+        folder = locate(
+            self.source,
+            options.model_size,
+            output=self.destination,
+            otherwise=lambda found: command("convert", found, self.destination, "--to", "meta"),
+        )
+        if folder.path != self.source:
+            self.notes.note(f"the checkpoint is in {folder.path}")
         tokenizer = self._tokenizer(folder)
         checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
         self._compare_flags(checkpoint)
@@ -66,8 +75,10 @@ class _Conversion:
         instruct = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
+        terms = licences(folder)
 
         def write_small_files(staging: Staging) -> None:
+            carry_over(terms, staging)
             words = None
             if tokenizer:
                 words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
@@ -78,7 +89,7 @@ class _Conversion:
             plan,
             self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
             [*folder.rank_files, checkpoint.params.file],
-            [tokenizer.path] if tokenizer else [],
+            [*terms, *([tokenizer.path] if tokenizer else [])],
             write_small_files,
             _TOKENIZER_SPACE if tokenizer else 0,
         )
@@ -223,6 +234,7 @@ def _read_template(file: Path | None) -> str | None:
 
 def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
     """The release, for its special tokens alone, where there may be no weights to ask."""
+    version = parse_version(version).version if version else None
     params_file = folder / "params.json"
     names = folder.resolve().name.lower()
     scaled = version not in ("3", "Guard-2") and not re.search(r"llama[-_ ]?3(?!\.\d)|guard[-_ ]?2", names)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.open import is_huggingface
+from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.params import params_json
 from llama_convert.conversion.carry_over import (
     carry_over,
@@ -33,11 +34,13 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         UsageError: an option cannot be meant so, or the ranks do not divide the widths.
         InputError: the source is missing, damaged, inconsistent, or what Meta's layout cannot say.
     """
-    if not source.is_dir():
-        raise InputError("INPUT_NOT_FOUND", "a file" if source.exists() else "not found", file=source)
-    if not is_huggingface(source):
-        hint = f"shard {source} DST --mp N cuts a Meta folder anew" if any(source.glob("*.pth")) else None
-        raise InputError("INPUT_NOT_FOUND", "holds no safetensors", file=source, hint=hint)
+    if not source.is_dir() or not is_huggingface(source):
+        raise nothing_here(
+            source,
+            "huggingface",
+            output=destination,
+            otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
+        )
     if options.tokenizer:
         open_tokenizer(options.tokenizer)  # refuses what is none
     checkpoint = open_huggingface(source)

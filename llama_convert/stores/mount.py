@@ -30,7 +30,7 @@ _KNOWN = (
     "params.json", "config.json", "generation_config.json", "model.safetensors",
     "model.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "checklist.chk", "llama-convert.json", "LICENSE",
-    "LICENSE.txt", "USE_POLICY.md", "README.md",
+    "LICENSE.txt", "USE_POLICY.md", "NOTICE", "README.md",
 )  # fmt: skip
 """What a checkpoint's folder may hold besides rank files and shards, where nobody lists it."""
 

@@ -120,6 +120,18 @@ class VerifyReport:
             "source": str(self.source) if self.source else None,
         }
 
+    @property
+    def abstract(self) -> dict[str, Any]:
+        """What is to be remembered of it: nothing of this machine, nor of this day."""
+        return {
+            "ok": self.ok,
+            "against_source": self.source is not None,
+            "levels": [
+                {"level": level.level.value, "status": level.status.value, "summary": level.summary}
+                for level in self.levels
+            ],
+        }
+
 
 SHOWN = 10
 """Findings of one kind that are listed; the rest are counted."""

@@ -21,7 +21,7 @@ from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_chec
 from llama_convert.checkpoints.gather import as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import FLOAT16
@@ -211,7 +211,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     for name in sorted(set(said) - set(found)) + sorted(set(found) - set(said) if said else []):
         where = "was written, and is not here" if name in said else "is here, and was not written"
         findings.append(Finding("MANIFEST_DIFFERS", where, MANIFEST, name, hint="the manifest is stale?"))
-    for name, entry in manifest.get("files", {}).items():
+    for name, entry in promised_files(manifest).items():
         findings += _check_file(folder / name, entry)
     return findings, True
 

@@ -20,19 +20,18 @@ from typing import Any
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publication import PUBLISHING, Publication
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
-from llama_convert.conversion.units import Order, gather
+from llama_convert.conversion.units import gather
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import elsewhere
 from llama_convert.formats.layout import Layout
 from llama_convert.stores.filesystem import open_filesystem, persistently, shown
-from llama_convert.stores.mount import put_placeholder, standing_for
+from llama_convert.stores.mount import put_placeholder
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 allows 10,000
@@ -181,17 +180,6 @@ class Store:
                 persistently("removing", f"{shown(self.url)}/{name}", ask)
             except LlamaConvertError as error:
                 raise OutputError("OUTPUT_IO", error.message) from error
-
-
-def upload_unit(order: Order, job: Job, file: str) -> int:
-    """As `units.write_unit`, for a destination elsewhere."""
-    assert job.plan
-    plan = job.plan.only(file)
-    with standing_for(order.destination, may_be_absent=True) as place:
-        store = Store(order.destination, place)
-        (place / STAGING).mkdir(exist_ok=True)
-        store.upload(plan, file, order.options, order.fingerprint)
-    return plan.total_bytes
 
 
 class _Upload:

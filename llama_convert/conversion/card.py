@@ -1,0 +1,178 @@
+"""The model card: what an output folder says of itself to whoever finds it.
+
+It is a function of the manifest, sealed with a digest of its own text: a card that a person has changed is
+that person's, and is never written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from llama_convert.llama.licences import Licence, licence_of
+from llama_convert.llama.releases import RELEASES
+
+_SEAL = "<!-- llama-convert wrote this card; as it did so its digest was {} -->\n"
+_LARGEST = 1 << 20
+_LAYOUTS = {"huggingface": "Hugging Face's layout", "meta": "Meta's layout"}
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", torch_dtype="auto")
+```"""
+_DIGESTS = {
+    ".pth": "XXH3-128 of a rank file is that of the list of its records: name, place, size and CRC-32 of "
+    "each; every byte that was read was held against those CRC-32s, where the file has them.",
+    ".safetensors": "XXH3-128 of a safetensors file is that of its header; `llama-convert.json` has one of "
+    "every weight.",
+}
+"""What is digested of the files that hold weights, by their suffix."""
+_NOT_VERIFIED = (
+    "Not verified yet. `llama-convert verify THIS --source ORIGINAL --record` holds it against what it "
+    "was made from, and writes the result here."
+)
+_OF_ITS_OWN = (
+    "Meta released no model of this shape: whose weights these are, and under which licence, is for those "
+    "to say who trained them."
+)
+
+
+def is_ours(card: Path) -> bool:
+    """Whether a card is as `render` wrote it; also if there is none."""
+    if not card.exists():
+        return True
+    if not card.is_file() or card.stat().st_size > _LARGEST:
+        return False
+    text = card.read_bytes().decode("utf-8", errors="replace")
+    body, mark, _ = text.rpartition(_SEAL.partition("{}")[0])
+    return bool(mark) and text == _sealed(body)
+
+
+def notice(manifest: Mapping[str, Any]) -> bytes | None:
+    """The file ``NOTICE`` that the licence asks for; None if it asks for none."""
+    licence = licence_of(manifest["version"], manifest["size"])
+    return f"{licence.notice}\n".encode() if licence and licence.notice else None
+
+
+def render(manifest: Mapping[str, Any], files: list[str]) -> bytes:
+    """The card of an output folder.
+
+    Args:
+        manifest: what ``llama-convert.json`` says.
+        files: names of the folder's files.
+    """
+    return _sealed("\n\n".join(_sections(manifest, files)) + "\n\n").encode("utf-8", "surrogatepass")
+
+
+def _sealed(body: str) -> str:
+    return body + _SEAL.format(xxhash.xxh3_128_hexdigest(body.encode("utf-8", "surrogatepass")))
+
+
+def _sections(manifest: Mapping[str, Any], files: list[str]) -> Iterator[str]:
+    licence, meta = licence_of(manifest["version"], manifest["size"]), manifest["layout"] == "meta"
+    yield _front_matter(licence, meta)
+    yield f"# {manifest['release']}"
+    kind = {True: "An instruct model", False: "A base model", None: "A model"}[manifest["instruct"]]
+    count = sum(name.endswith((".pth", ".safetensors")) for name in files)
+    held = f"{count} {'rank' if meta else 'file'}{'s' * (count > 1)} of weights"
+    yield f"{kind} in {_LAYOUTS[manifest['layout']]}: {held}, {manifest['dtype']}."
+    if licence and licence.display:
+        yield f"**{licence.display}**"
+    if not meta:
+        yield _USE
+    yield "## Where it comes from"
+    yield from _provenance(manifest)
+    yield "## Whether it is right"
+    yield from _verification(manifest.get("verification"))
+    yield "## Licence"
+    yield from _licence(licence, [name for name in files if is_licence(name)])
+
+
+def _front_matter(licence: Licence | None, meta: bool) -> str:
+    lines = [f"license: {licence.hub}"] if licence else []
+    lines += [] if meta else ["library_name: transformers"]
+    return "\n".join(["---", *lines, "pipeline_tag: text-generation", "tags:", "- llama", "---"])
+
+
+def _provenance(manifest: Mapping[str, Any]) -> Iterator[str]:
+    sources, evidence = manifest["sources"], "; ".join(map(_plain, manifest["evidence"]))
+    text = f"Written by {manifest['tool']} from the files below. Taken for {manifest['release']}: {evidence}."
+    others = [release.title for release in RELEASES if release.version in manifest["alternatives"]]
+    yield text + (f" The files would also allow {' or '.join(others)}." if others else "")
+    yield _cast(manifest["dtype"], list(manifest["casts"].values()))
+    md5 = any("md5" in source for source in sources)
+    rows = [
+        [
+            source["name"],
+            f"{source['bytes']:,}",
+            *([source.get("md5", "")] if md5 else []),
+            source["xxh3_128"],
+        ]
+        for source in sources
+    ]
+    yield _table(["source", "bytes", *(["MD5 in its checklist.chk"] if md5 else []), "XXH3-128"], rows)
+    suffixes = {Path(source["name"]).suffix for source in sources}
+    yield " ".join(text for suffix, text in _DIGESTS.items() if suffix in suffixes)
+    if md5:
+        compared = "" if manifest["checklist_compared"] else "not "
+        yield f"The files were {compared}compared with those MD5s when this folder was written."
+
+
+def _cast(dtype: str, casts: list[Mapping[str, int]]) -> str:
+    if not casts:
+        return "No weight has changed by a bit; rows and slices stand where this layout has them."
+    overflowed, vanished = (sum(cast[what] for cast in casts) for what in ("overflowed", "vanished"))
+    return (
+        f"{len(casts)} weights were cast to {dtype}: {overflowed:,} of their values overflowed to infinity, "
+        f"{vanished:,} vanished to zero."
+    )
+
+
+def _verification(said: Mapping[str, Any] | None) -> Iterator[str]:
+    if said is None:
+        yield _NOT_VERIFIED
+        return
+    against = "its source" if said["against_source"] else "nothing but itself"
+    yield f"`llama-convert verify` held it against {against}: **{'pass' if said['ok'] else 'FAIL'}**."
+    rows = [[level["level"], level["status"], level["summary"]] for level in said["levels"]]
+    yield _table(["level", "result", "what was looked at"], rows)
+
+
+def _licence(licence: Licence | None, carried: list[str]) -> Iterator[str]:
+    if carried:
+        yield f"The terms lie beside the weights: {', '.join(map(_plain, carried))}."
+    if licence is None:
+        yield _OF_ITS_OWN
+        return
+    name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
+    yield f"If these are Meta's weights, or were made from them, they are under the {name}."
+    if licence.notice:
+        yield f"> {licence.notice}"
+    if licence.display:
+        yield (
+            f"Whoever passes them on encloses the licence and `NOTICE`, displays “{licence.display}”, and "
+            f"lets the name of a model made from them begin with “{licence.prefix}”."
+        )
+    if licence.policy:
+        yield f"Their use is bound by the [acceptable use policy]({licence.policy})."
+
+
+def is_licence(name: str) -> bool:
+    """Whether a file of this name holds terms of use: licence, notice or policy."""
+    return name.lower().startswith(("license", "licence", "use_policy", "notice"))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, cells))} |" for cells in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that stays in its cell and says what it says: names of files can hold anything."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,80 @@
+"""Writes into an output folder how its verification ended, for whoever finds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe, read_manifest, write_manifest
+from llama_convert.conversion.card import is_ours, render
+from llama_convert.conversion.sync import discard, failure, sync
+from llama_convert.errors import UsageError
+from llama_convert.stores.filesystem import is_url
+from llama_convert.stores.mount import standing_for
+
+
+def record_verification(location: Path | str, verification: Mapping[str, Any]) -> dict[str, int]:
+    """Write a verification's result into the manifest, and into the model card where that is still ours.
+
+    Args:
+        location: a folder that a conversion has made, or its URL.
+        verification: `VerifyReport.abstract`.
+
+    Returns:
+        Bytes of each file that was written.
+
+    Raises:
+        UsageError: there is no manifest.
+        InputError: the manifest is damaged.
+        OutputError: it cannot be written.
+    """
+    with standing_for(location) as folder:
+        written = _written(folder, verification)
+        if is_url(location):
+            from llama_convert.conversion.upload import Store
+
+            put = Store(str(location), folder).put
+        else:
+            put = partial(_replace, folder)
+        for name, content in written.items():
+            put(name, content)
+        return {name: len(content) for name, content in written.items()}
+
+
+def require_manifest(location: Path | str) -> None:
+    """See, before hours are spent, whether there is anything to write a result into.
+
+    Raises:
+        UsageError: there is no manifest.
+    """
+    if not is_url(location) and not (Path(location).expanduser() / MANIFEST).is_file():
+        raise UsageError("BAD_USAGE", f"--record: there is no {MANIFEST} to write the result into")
+
+
+def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
+    """The card, if it may be written, and the manifest, which comes last."""
+    require_manifest(folder)
+    manifest = read_manifest(folder) or {}
+    manifest["verification"] = verification
+    files: dict[str, Any] = manifest["files"]
+    content: dict[str, bytes] = {}
+    if CARD in files and (folder / CARD).exists() and is_ours(folder / CARD):
+        content[CARD] = render(manifest, sorted(files))
+        files[CARD] = describe(content[CARD])
+    return content | {MANIFEST: write_manifest(manifest)}
+
+
+def _replace(folder: Path, name: str, content: bytes) -> None:
+    file = folder / name
+    new = file.with_name(f".{file.name}.new")
+    try:
+        new.write_bytes(content)
+        sync(new)
+        os.replace(new, file)
+        sync(file.parent)
+    except OSError as error:
+        discard(new)
+        raise failure("cannot be written", error, file) from error

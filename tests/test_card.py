@@ -1,0 +1,236 @@
+"""What an output folder says of itself: its model card, the licence's notice, and who may write on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from llama_convert import ConvertOptions, convert, shard, verify
+from llama_convert.checkpoints.manifest import read_manifest
+from llama_convert.conversion import card
+from llama_convert.llama.licences import LLAMA_3, LLAMA_3_1, licence_of
+from llama_convert.llama.releases import RELEASES
+from tests import plant
+from tests.peers import ROOT
+from tests.run import llama_convert
+
+FIXTURES = ROOT / "fixtures"
+LLAMA31 = FIXTURES / "llama3.1-mp2"
+
+
+@pytest.fixture
+def meant_to_be_metas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the fixtures, whose shape is their own, for Meta's."""
+    monkeypatch.setattr(card, "licence_of", lambda version, size: LLAMA_3_1)
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    assert manifest
+    return manifest
+
+
+# What it says.
+
+
+def test_of_a_shape_of_its_own(tmp_path: Path) -> None:
+    """Nothing is said of a licence that nobody gave."""
+    convert(LLAMA31, tmp_path / "out", ConvertOptions(instruct=True))
+    data = ModelCard(text_of(tmp_path / "out")).data
+    assert (data.license, data.library_name, data.pipeline_tag) == (None, "transformers", "text-generation")
+    assert not (tmp_path / "out/NOTICE").exists()
+    assert "Meta released no model of this shape" in text_of(tmp_path / "out")
+    assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text_of(
+        tmp_path / "out"
+    )
+    assert "Not verified yet" in text_of(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("meant_to_be_metas")
+def test_of_metas(tmp_path: Path) -> None:
+    convert(LLAMA31, tmp_path / "out")
+    assert ModelCard(text_of(tmp_path / "out")).data.license == "llama3.1"
+    assert "**Built with Llama**" in text_of(tmp_path / "out")
+    said = (
+        "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All "
+    )
+    assert (tmp_path / "out/NOTICE").read_text() == f"{said}Rights Reserved.\n"
+    assert said in text_of(tmp_path / "out")
+    convert(tmp_path / "out", tmp_path / "back", ConvertOptions(to="meta", mp=4))
+    assert "A model in Meta's layout: 4 ranks of weights, bfloat16." in text_of(tmp_path / "back")
+    assert ModelCard(text_of(tmp_path / "back")).data.library_name is None
+
+
+def test_every_release_has_its_licence() -> None:
+    words = {
+        (release.version, size.label): licence_of(release.version, size.label)
+        for release in RELEASES
+        for size in release.sizes
+    }
+    hubs = {key: licence.hub for key, licence in words.items() if licence}
+    assert len(hubs) == len(words)
+    assert hubs["3", "8B"] == hubs["Guard-2", "8B"] == "llama3"
+    assert (hubs["Guard-3", "8B"], hubs["Guard-3", "1B"]) == ("llama3.1", "llama3.2")
+    assert hubs["code", "34B"] == hubs["Guard-1", "7B"] == "llama2"
+    assert (LLAMA_3.display, LLAMA_3.prefix) == ("Built with Meta Llama 3", "Llama 3")
+    assert licence_of("3.1", None) is None
+
+
+def test_sources_and_their_checksums(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA31, tmp_path / "in")
+    md5s = [
+        f"{hashlib.md5(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (tmp_path / "in").iterdir()
+    ]
+    (tmp_path / "in/checklist.chk").write_text("".join(md5s))
+    for compare in (False, True):
+        convert(tmp_path / "in", tmp_path / f"{compare}", ConvertOptions(compare_checklist=compare))
+        text, manifest = text_of(tmp_path / f"{compare}"), manifest_of(tmp_path / f"{compare}")
+        for source in manifest["sources"]:
+            assert (
+                f"| {source['name']} | {source['bytes']:,} | {source['md5']} | {source['xxh3_128']} |" in text
+            )
+        assert f"The files were {'' if compare else 'not '}compared with those MD5s" in text
+    names = [source["name"] for source in manifest["sources"]]
+    assert names == ["consolidated.00.pth", "consolidated.01.pth", "params.json"]
+
+
+def test_a_rank_file_is_told_by_its_weights(tmp_path: Path) -> None:
+    """Of two that differ by a bit, both sound, the digests differ."""
+    shutil.copytree(LLAMA31, tmp_path / "other")
+    state = torch.load(tmp_path / "other/consolidated.01.pth")
+    state["layers.0.attention.wv.weight"][3, 5] += 1
+    torch.save(state, tmp_path / "other/consolidated.01.pth")
+    digests = []
+    for source in (LLAMA31, tmp_path / "other"):
+        convert(source, tmp_path / f"out-{source.name}")
+        digests.append([each["xxh3_128"] for each in manifest_of(tmp_path / f"out-{source.name}")["sources"]])
+    assert [one == other for one, other in zip(*digests, strict=True)] == [True, False, True]
+
+
+def test_casts_are_counted(tmp_path: Path) -> None:
+    convert(LLAMA31, tmp_path / "out", ConvertOptions(dtype="fp16"))
+    assert "weights were cast to float16: 0 of their values overflowed" in text_of(tmp_path / "out")
+
+
+def test_names_can_hold_anything(tmp_path: Path) -> None:
+    convert(LLAMA31, tmp_path / "out")
+    manifest = manifest_of(tmp_path / "out")
+    manifest["sources"] = [{"name": "a|b`<x>\n\udcff.safetensors", "bytes": 1, "xxh3_128": "0"}]
+    row = next(line for line in card.render(manifest, []).decode().split("\n") if "&lt;x>" in line)
+    assert row == "| a\\|b'&lt;x>  .safetensors | 1 | 0 |"
+
+
+# The terms go along.
+
+
+@pytest.mark.parametrize(
+    ("source", "terms"),
+    [
+        ("download", "download"),  # all in one folder
+        ("download/original", "download"),  # as the Hub has it
+        ("download/original/mp8", "download"),
+        ("download/original", "download/original"),
+    ],
+)
+def test_terms_of_use(tmp_path: Path, source: str, terms: str) -> None:
+    shutil.copytree(LLAMA31, tmp_path / source)
+    for name in ("LICENSE.txt", "USE_POLICY.md", "Notice.txt", "README.md"):
+        (tmp_path / terms / name).write_text(f"The {name}")
+    convert(tmp_path / source, tmp_path / "out")
+    for name in ("LICENSE.txt", "USE_POLICY.md", "Notice.txt"):
+        assert (tmp_path / "out" / name).read_text() == f"The {name}"
+    assert not (tmp_path / "out/NOTICE").exists()
+    assert "The terms lie beside the weights: LICENSE.txt, Notice.txt, USE_POLICY.md." in text_of(
+        tmp_path / "out"
+    )
+    assert set(manifest_of(tmp_path / "out")["files"]) >= {"LICENSE.txt", "USE_POLICY.md", "Notice.txt"}
+
+
+def test_terms_beside_the_tokenizer(tmp_path: Path) -> None:
+    """As Llama 2 came: one licence and one tokenizer above all sizes."""
+    shutil.copytree(FIXTURES / "llama2-mp2", tmp_path / "llama/llama-2-7b")
+    (tmp_path / "llama/llama-2-7b/tokenizer.model").rename(tmp_path / "llama/tokenizer.model")
+    (tmp_path / "llama/LICENSE").write_text("Meta's")
+    convert(tmp_path / "llama/llama-2-7b", tmp_path / "out")
+    assert (tmp_path / "out/LICENSE").read_text() == "Meta's"
+
+
+def test_terms_of_another_project_stay_where_they_are(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA31, tmp_path / "project/model")
+    (tmp_path / "project/LICENSE").write_text("The project's")
+    convert(tmp_path / "project/model", tmp_path / "out")
+    assert not (tmp_path / "out/LICENSE").exists()
+
+
+# Who may write on it.
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda text: text + "More.\n", lambda text: text.replace("base", "good"), str.upper]
+)
+def test_a_card_that_a_person_has_changed_is_that_persons(tmp_path: Path, edit: Any) -> None:
+    out = tmp_path / "out"
+    convert(LLAMA31, out)
+    edited = edit(text_of(out))
+    (out / "README.md").write_text(edited)
+    assert not card.is_ours(out / "README.md")
+    assert verify(out, LLAMA31).ok
+    assert "up to date" in llama_convert("convert", LLAMA31, out).stderr
+    assert llama_convert("verify", out, "--record", "--level", "values").exit_code == 0
+    assert "stays as it is" in llama_convert("convert", LLAMA31, out, "--overwrite", "--dtype", "fp16").stderr
+    shard(out, tmp_path / "cut", max_shard_size="100KB")
+    assert text_of(out) == text_of(tmp_path / "cut") == edited
+
+
+def test_ours_is_made_anew(tmp_path: Path) -> None:
+    """A card that says how another folder was made is not carried over."""
+    convert(LLAMA31, tmp_path / "hf")
+    shard(tmp_path / "hf", tmp_path / "cut", max_shard_size="100KB")
+    assert "| model.safetensors |" in text_of(tmp_path / "cut")
+    assert "| model.safetensors |" not in text_of(tmp_path / "hf")
+    convert(LLAMA31, tmp_path / "hf", ConvertOptions(dtype="fp16", overwrite=True))
+    assert "float16" in text_of(tmp_path / "hf")
+
+
+# How its verification ended.
+
+
+def test_a_verification_is_recorded(tmp_path: Path) -> None:
+    run = llama_convert("convert", LLAMA31, tmp_path / "out", "--verify")
+    assert run.exit_code == 0, run.stderr
+    recorded = manifest_of(tmp_path / "out")["verification"]
+    assert (recorded["ok"], recorded["against_source"]) == (True, True)
+    assert [level["status"] for level in recorded["levels"]] == ["pass"] * 5
+    assert "held it against its source: **pass**" in text_of(tmp_path / "out")
+    assert card.is_ours(tmp_path / "out/README.md")
+    plant.edit_json(tmp_path / "out/config.json", lambda content: content.update(rope_theta=1234.0))
+    assert llama_convert("verify", tmp_path / "out", "--source", LLAMA31, "--record").exit_code == 1
+    assert not manifest_of(tmp_path / "out")["verification"]["ok"]
+    assert "held it against its source: **FAIL**" in text_of(tmp_path / "out")
+    assert verify(tmp_path / "out").levels[1].findings[0].file == "config.json"  # alone: the rest is whole
+
+
+def test_only_what_we_have_made_can_be_recorded(tmp_path: Path) -> None:
+    run = llama_convert("verify", LLAMA31, "--record", "--json")
+    assert (run.exit_code, json.loads(run.stdout)["code"]) == (2, "BAD_USAGE")
+    assert "there is no llama-convert.json" in run.stderr
+
+
+def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """No date, no path, nothing of the machine."""
+    for name in ("one", "two"):
+        run = llama_convert("convert", LLAMA31, tmp_path / name, "--verify", "--workers", len(name))
+        assert run.exit_code == 0
+    for name in ("README.md", "llama-convert.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
