@@ -54,15 +54,21 @@ BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
 def parse_weight_dtype(text: str) -> Dtype | None:
-    """The dtype that ``bf16``, ``bfloat16``, ``fp16``, ... means; None for ``auto``, the source's own.
+    """The dtype that ``bf16``, ``bfloat16``, ``half``, ... means; None for ``auto``, the source's own.
 
     Raises:
         UsageError: no such weight dtype.
     """
-    if text == "auto":
+    word = text.lower().removeprefix("torch.")
+    if word == "auto":
         return None
     for dtype in WEIGHT_DTYPES:
-        if text in (dtype.short, dtype.name):
+        if word in (
+            dtype.short,
+            dtype.name,
+            dtype.safetensors.lower(),
+            dtype.storage.lower().removesuffix("storage"),
+        ):
             return dtype
     choices = ", ".join(["auto", *(dtype.short for dtype in WEIGHT_DTYPES)])
     raise UsageError("BAD_DTYPE", f"--dtype {text}: choose one of {choices}")

@@ -15,11 +15,15 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``5GB`` (decimal, as the Hub counts), ``512MiB`` or ``1000000``.
 
     Raises:
-        UsageError: ``text`` is not a positive size.
+        UsageError: ``text`` is not a positive size, or most likely lacks its unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
+    if match and not match[2] and 0 < size < 100:
+        raise UsageError(
+            "BAD_SIZE", f"{text!r} would be {size} bytes; write it like {text}GB, 500MB or 512MiB"
+        )
     if size < 1:
         raise UsageError("BAD_SIZE", f"{text!r} is not a size; write it like 5GB, 500MB or 512MiB")
     return size

@@ -350,7 +350,7 @@ REFUSALS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "files of ranks": (
         ["{meta}", "{out}", "--max-shard-size", "2GB"],
         2,
-        ("{meta}", "shard {meta} DST --mp N"),
+        ("{meta}", "convert {meta} {out} --max-shard-size 2GB"),
     ),
     "no ranks": (["{meta}", "{out}", "--mp", "0"], 2, ("--mp",)),
     "no size": (["{hf}", "{out}", "--max-shard-size", "many"], 2, ("'many' is not a size",)),

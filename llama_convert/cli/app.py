@@ -15,8 +15,8 @@ from llama_convert.cli.verify import verify_command
 app = typer.Typer(
     name="llama-convert",
     help="Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof.",
-    epilog="Without a command, options are those of `convert`: "
-    "llama-convert --input_dir SRC --output_dir DST --model_size 8B --llama_version 3",
+    epilog="Without a command, options are those of `convert`:\n\n"
+    "llama-convert --input_dir SRC --output_dir DST --model_size 8B",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -24,17 +24,32 @@ app = typer.Typer(
 )
 
 
+_THAT_MATTER = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "sentencepiece", "isal", "xxhash")
+"""What reads, computes, checks or writes a checkpoint's bytes."""
+
+
 def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"llama-convert {__version__}")
-        raise typer.Exit
+    if not wanted:
+        return
+    from importlib.metadata import version
+    from platform import platform, python_version
+
+    typer.echo(f"llama-convert {__version__}")
+    typer.echo(f"Python {python_version()}, {platform()}")
+    typer.echo(", ".join(f"{name} {version(name)}" for name in _THAT_MATTER))
+    raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the versions that matter, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof."""

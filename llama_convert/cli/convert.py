@@ -45,11 +45,14 @@ def convert_command(
 ) -> None:
     """Convert a Meta checkpoint to Hugging Face safetensors, config and tokenizer; or the way back.
 
+    Release, size, ranks and dtype are told from the files.  DST appears when
+    all of it is complete; after a stop the same command goes on from there.
+
     [bold]Examples[/bold]
 
-      llama-convert convert ~/.llama/checkpoints/Llama3.1-8B-Instruct llama-3.1-8b-instruct
+      llama-convert convert Llama3.1-8B-Instruct llama-3.1-8b-instruct
 
-      llama-convert convert Llama-2-70b llama-2-70b-fp16 --dtype fp16 --strict --verify
+      llama-convert convert Llama-2-70b llama-2-70b-fp16 --dtype fp16 --verify
 
       llama-convert convert my-fine-tuned-70b Llama-70B --to meta --mp 8
 
@@ -59,6 +62,7 @@ def convert_command(
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.checkpoints.meant import command, tokenizer_named
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.many import workers_of
@@ -70,7 +74,11 @@ def convert_command(
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
-        source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
+        hint = "llama-convert convert SRC DST; see llama-convert convert --help"
+        source = _one("SRC", source, input_dir, hint)
+        said = ("--to", to) if to != "hf" else ()
+        hint = command("convert", source, f"{Path(source).expanduser().resolve().name}-{to}", *said)
+        destination = _one("DST", destination, output_dir, hint)
         observer = ConsoleObserver(console, quiet=quiet)
         if not safe_serialization:
             observer.warning("--safe_serialization False: only safetensors are written")
@@ -105,8 +113,8 @@ def convert_command(
             model_size=model_size,
             num_shards=num_shards,
             instruct=instruct,
-            tokenizer=tokenizer,
-            chat_template=chat_template,
+            tokenizer=tokenizer and tokenizer_named(tokenizer),
+            chat_template=chat_template and chat_template.expanduser(),
             special_tokens=tuple(name for names in special_tokens or [] for name in names.split(",") if name),
             resume=resume,
             overwrite=overwrite,
@@ -145,8 +153,8 @@ def _of_the_layout(to: str, options: dict[str, bool]) -> None:
             raise UsageError("BAD_USAGE", f"{option} is of {whose} layout; this writes {written}", hint=hint)
 
 
-def _one(name: str, positional: str | None, option: str | None) -> str:
-    """The folder given either as an argument or as an option."""
+def _one(name: str, positional: str | None, option: str | None, hint: str) -> str:
+    """The folder given either as an argument or as an option; the hint tells who gave neither."""
     from llama_convert.errors import UsageError
 
     flag = "--input-dir" if name == "SRC" else "--output-dir"
@@ -154,9 +162,5 @@ def _one(name: str, positional: str | None, option: str | None) -> str:
         raise UsageError("BAD_USAGE", f"{name} is given twice: {positional} and {flag} {option}")
     chosen = positional or option
     if chosen is None:
-        raise UsageError(
-            "BAD_USAGE",
-            f"{name} is missing",
-            hint="llama-convert convert SRC DST; see llama-convert convert --help",
-        )
+        raise UsageError("BAD_USAGE", f"{name} is missing", hint=hint)
     return chosen

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("convert", "shard", "verify", "inspect")
-_GLOBAL = ("-h", "--help", "--version", "--install-completion", "--show-completion")
+_COMPLETION = ("--install-completion", "--show-completion")
+_GLOBAL = ("-h", "--help", "--version", *_COMPLETION)
+_ALSO = {"help": "--help", "version": "--version", "-V": "--version"}
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
 
@@ -15,21 +17,32 @@ def modernise(arguments: list[str]) -> list[str]:
 
     Options may be written with underscores; ``convert`` is understood where no command is named; and the
     Hugging Face script's ``--safe_serialization`` and ``--instruct`` may be followed by True or False.
-    ``--tensors`` may stand alone: then all are meant.
+    ``--tensors`` may stand alone: then all are meant.  ``help`` and ``version`` may be commands.
     """
-    result = [_dashes(argument) for argument in arguments]
+    result = [dashes(argument) for argument in arguments]
     if "--" in arguments:
         end = arguments.index("--")
         result[end:] = arguments[end:]
     result = _all_tensors(_flags(result))
+    if result and result[0] in _ALSO:
+        result = [*result[1:], _ALSO[result[0]]]  # `help convert` is `convert --help`
     first = result[0] if result else "--help"
-    is_command = first in COMMANDS or first in _GLOBAL
+    is_command = first in COMMANDS or first.partition("=")[0] in _GLOBAL
     if not is_command and (first.startswith("-") or Path(first).exists()):
         result.insert(0, "convert")
     return result
 
 
-def _dashes(argument: str) -> str:
+def names_a_shell(arguments: list[str]) -> bool:
+    """Whether completion is wanted for a shell that is named, not for the one that runs this."""
+    first = arguments[0] if arguments else ""
+    return first.startswith(tuple(f"{option}=" for option in _COMPLETION)) or (
+        first in _COMPLETION and len(arguments) > 1
+    )
+
+
+def dashes(argument: str) -> str:
+    """An option's name in today's spelling."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

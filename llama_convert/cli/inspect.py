@@ -50,9 +50,10 @@ def inspect_command(
 ) -> None:
     """Say what a checkpoint is, or how two differ; no weight is read, so it takes a moment.
 
-    Told are the release and how it shows, the hyper-parameters, ranks and how they cut the weights, dtypes,
-    parameters, files, the tokenizer, what a conversion would write, and whatever is odd or wrong.  Exit code
-    1 if something is wrong, or if the two differ.
+    Told are the release and how it shows, the hyper-parameters, ranks and how
+    they cut the weights, dtypes, parameters, files, the tokenizer, what a
+    conversion would write, and whatever is odd or wrong.
+    Exit code 1 if something is wrong, or if the two differ.
 
     [bold]Examples[/bold]
 

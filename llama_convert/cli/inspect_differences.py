@@ -10,6 +10,7 @@ from rich.text import Text
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, shown, title
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 
+_HEADS = ("what", "name", "A", "B")
 _SHOWN = 20
 """Differences of one kind that are listed; the rest are counted."""
 
@@ -20,14 +21,17 @@ def comparison_parts(it: Comparison) -> Iterator[Table | Text]:
         yield Text(f"{letter}  {side.path}: {title(side)}, {LAYOUTS[side.layout]} layout", style="bold")
         yield from finding_lines(finding for finding in side.findings if not finding.warning)
     yield from finding_lines(it.findings)
-    differing = [*_rows("config", it.config), *_rows("tokenizer", it.tokenizer)]
-    differing += [*_rows("shape", it.shapes), *_rows("dtype", it.dtypes)]
-    differing += [*_names("only in A", it.only_in_a), *_names("only in B", it.only_in_b)]
-    if differing:
-        yield _table(("what", "name", "A", "B"), differing)
+    settings = [*_rows("config", it.config), *_rows("tokenizer", it.tokenizer)]
+    tensors = [*_rows("shape", it.shapes), *_rows("dtype", it.dtypes)]
+    names = [*_names("only in A", it.only_in_a), *_names("only in B", it.only_in_b)]
+    for heads, rows in ((_HEADS, settings), (_HEADS, tensors), (_HEADS[:2], names)):
+        if rows:
+            yield _table(heads, rows)
+            yield Text("")
     if it.values:
-        heads = ("values of", "elements that differ", "largest difference", "relative")
+        heads = ("values of", "elements\nthat differ", "largest\ndifference", "relative")
         yield _table(heads, _values(it.values))
+        yield Text("")
     yield Text(_verdict(it), style="bold green" if it.ok else "bold red")
 
 
@@ -39,9 +43,9 @@ def _rows(what: str, found: tuple[Differing, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _names(what: str, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    yield from ((what, name, "", "") for name in names[:_SHOWN])
+    yield from ((what, name) for name in names[:_SHOWN])
     if len(names) > _SHOWN:
-        yield what, f"and {len(names) - _SHOWN} more", "", ""
+        yield what, f"and {len(names) - _SHOWN} more"
 
 
 def _values(values: tuple[ValueDifference, ...]) -> Iterator[tuple[str, ...]]:

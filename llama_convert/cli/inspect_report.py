@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.inspect_tensors import tensor_list
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, settings, shown, title
+from llama_convert.cli.report import page, print_page
 from llama_convert.inspection.model import File, Inspection, Kind, Parameters, Release
 from llama_convert.units import format_size
 
 if TYPE_CHECKING:
     from llama_convert.inspection.differences import Comparison
 
-_PIPE_WIDTH = 160
-"""Columns where nobody looks, so that lines stay whole for other programs."""
-
 Facts = Iterator[tuple[str, str]]
 
 
 def print_result(result: Inspection | Comparison) -> None:
     """The result on stdout."""
-    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if watched else _PIPE_WIDTH)
+    console = page()
     if isinstance(result, Inspection):
-        parts = _inspection(result, console.width)
+        plain = console.options.ascii_only or console.legacy_windows
+        parts = _inspection(result, console.width, plain=plain)
     else:
         from llama_convert.cli.inspect_differences import comparison_parts
 
         parts = comparison_parts(result)
-    for part in parts:
-        console.print(part)
+    print_page(console, parts)
 
 
-def _inspection(it: Inspection, width: int) -> Iterator[Table | Text]:
+def _inspection(it: Inspection, width: int, *, plain: bool) -> Iterator[Table | Text]:
     yield Text(f"{it.path}: {title(it)}", style="bold")
     yield _facts(_told(it))
     if it.tensors:
         yield Text("")
-        yield tensor_list(it.tensors, width)
-    else:
+        yield tensor_list(it.tensors, width, plain=plain)
+    elif it.kinds:
         yield Text("")
         yield _kinds(it.kinds, it.ranks)
     yield from finding_lines(it.findings)
@@ -54,7 +48,7 @@ def _inspection(it: Inspection, width: int) -> Iterator[Table | Text]:
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(name, Text(value))
@@ -69,8 +63,12 @@ def _told(it: Inspection) -> Facts:
         yield from _release(it.release)
     if it.config or it.raw_config:
         yield "model", settings(it.config or it.raw_config or {})
-    yield ("parameters" if it.parameters.whole else "elements"), _parameters(it.parameters)
-    yield "dtypes", "; ".join(f"{d.dtype}: {d.tensors} tensors, {format_size(d.bytes)}" for d in it.dtypes)
+    if it.dtypes:
+        yield ("parameters" if it.parameters.whole else "elements"), _parameters(it.parameters)
+        yield (
+            "dtypes",
+            "; ".join(f"{d.dtype}: {d.tensors} tensors, {format_size(d.bytes)}" for d in it.dtypes),
+        )
     if it.tokenizer:
         t = it.tokenizer
         yield "tokenizer", f"{t.kind or 'of no Llama'}, {t.words:,} words, {t.special} special ({t.file})"
@@ -105,7 +103,7 @@ def _files(it: Inspection) -> Iterator[str]:
     runs = [list(run) for _, run in groupby(it.files, lambda f: f.role == "weights" and (f.bytes, f.tensors))]
     for run in runs:
         if run[0].role == "weights" and len(run) > 2:
-            each = f"{len(run)} × {format_size(run[0].bytes)}"
+            each = f"{len(run)} of {format_size(run[0].bytes)}"
             yield f"{run[0].name} to {run[-1].name}: {each}{_holds(run[0], ' each')}"
         else:
             yield from (f"{file.name}: {format_size(file.bytes)}{_holds(file)}" for file in run)

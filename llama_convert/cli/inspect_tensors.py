@@ -15,16 +15,23 @@ if TYPE_CHECKING:
     from llama_convert.inspection.histogram import Histogram
     from llama_convert.inspection.stats import Stats
 
-_BARS = "▁▂▃▄▅▆▇█"
+_BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "12345678"
 _WIDE = 130
 """Columns from which a tensor and its figures stand on one line."""
 
 
-def tensor_list(tensors: Sequence[Tensor], width: int) -> Table:
-    """A row for each tensor; in less than `_WIDE` columns its figures stand below it."""
+def tensor_list(tensors: Sequence[Tensor], width: int, *, plain: bool) -> Table:
+    """A row for each tensor; in less than `_WIDE` columns its figures stand below it.
+
+    Args:
+        tensors: what to list.
+        width: columns there are.
+        plain: the terminal has no characters for bars, so histograms are of digits.
+    """
     if not any(tensor.stats for tensor in tensors):
         return _plain(tensors)
-    return _wide(tensors) if width >= _WIDE else _narrow(tensors)
+    bars = _PLAIN_BARS if plain else _BARS
+    return _wide(tensors, bars) if width >= _WIDE else _narrow(tensors, bars)
 
 
 def _plain(tensors: Sequence[Tensor]) -> Table:
@@ -44,7 +51,7 @@ def _plain(tensors: Sequence[Tensor]) -> Table:
     return table
 
 
-def _wide(tensors: Sequence[Tensor]) -> Table:
+def _wide(tensors: Sequence[Tensor], bars: str) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("tensor", overflow="fold")
     table.add_column("shape", no_wrap=True)
@@ -54,38 +61,38 @@ def _wide(tensors: Sequence[Tensor]) -> Table:
     table.add_column("histogram", no_wrap=True)
     table.add_column("NaN, Inf", no_wrap=True)
     for one in tensors:
-        table.add_row(Text(one.name), _shape(one), one.dtype, *_figures(one.stats))
+        table.add_row(Text(one.name), _shape(one), one.dtype, *_figures(one.stats, bars))
     return table
 
 
-def _narrow(tensors: Sequence[Tensor]) -> Table:
+def _narrow(tensors: Sequence[Tensor], bars: str) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(overflow="fold")
     for one in tensors:
-        low, high, mean, std, zeros, bars, bad = _figures(one.stats)
-        table.add_row(Text(f"{one.name}  {_shape(one)} {one.dtype}"))
+        low, high, mean, std, zeros, histogram, bad = _figures(one.stats, bars)
+        table.add_row(Text.assemble((one.name, "bold"), f"  {_shape(one)} {one.dtype}"))
         if one.stats:
             figures = f"{low} to {high}, mean {mean}, std {std}, {zeros} zeros"
-            table.add_row(Text(f"  {bars}  {figures}" + (f", {bad}" if bad else ""), style="dim"))
+            table.add_row(Text(f"  {histogram}  {figures}" + (f", {bad}" if bad else "")))
     return table
 
 
-def _figures(stats: Stats | None) -> tuple[str, ...]:
+def _figures(stats: Stats | None, bars: str) -> tuple[str, ...]:
     if stats is None:
         return ("",) * 7
     numbers = (stats.min, stats.max, stats.mean, stats.std)
     bad = ", ".join(f"{n:,} {what}" for n, what in ((stats.nan, "NaN"), (stats.inf, "Inf")) if n)
     shown = ("none" if number is None else f"{number:.4g}" for number in numbers)
-    return (*shown, f"{stats.zeros:,}", _bars(stats.histogram), bad)
+    return (*shown, f"{stats.zeros:,}", _drawn(stats.histogram, bars), bad)
 
 
-def _bars(histogram: Histogram | None) -> str:
+def _drawn(histogram: Histogram | None, bars: str) -> str:
     """A bar for each bin, empty ones blank."""
     if histogram is None:
         return ""
     most = max(histogram.counts)
-    levels = [-(-count * len(_BARS) // most) for count in histogram.counts]
-    return "".join(_BARS[level - 1] if level else " " for level in levels)
+    levels = [-(-count * len(bars) // most) for count in histogram.counts]
+    return "".join(bars[level - 1] if level else " " for level in levels)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -9,13 +9,14 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import isfinite
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from llama_convert.errors import LlamaConvertError, OutputError
+from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.names import as_called
 
 SCHEMA = 1
@@ -38,7 +39,8 @@ def print_json(envelope: dict[str, Any]) -> None:
     Raises:
         OutputError: nobody can read it: stdout is closed, or full.
     """
-    text = as_called(json.dumps({"schema": SCHEMA, **envelope}, indent=2, default=str)) + "\n"
+    content = _sayable({"schema": SCHEMA, **envelope})
+    text = as_called(json.dumps(content, indent=2, default=str, allow_nan=False)) + "\n"
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
@@ -47,6 +49,15 @@ def print_json(envelope: dict[str, Any]) -> None:
     except OSError as error:
         sys.stdout = None  # nor will the interpreter try again as it exits
         raise OutputError("OUTPUT_IO", f"the result cannot be printed: {error.strerror or error}") from error
+
+
+def _sayable(value: Any) -> Any:
+    """JSON knows no infinities, nor what is no number: null."""
+    if isinstance(value, dict):
+        return {key: _sayable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sayable(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -92,12 +103,17 @@ def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         _fail(70, "INTERNAL", error, as_json=as_json, debug=debug, message=message)
 
 
-def refuse_usage(error: Exception) -> int:
-    """What the parser of the command line refuses, told as JSON too; the exit code."""
-    message = getattr(error, "format_message", None)  # as Click's errors have, wherever Typer keeps them
-    if message is None:
+def refuse_usage(error: Exception, *, as_json: bool) -> int:
+    """Tell what the parser of the command line refuses, as anything else is told; the exit code."""
+    # As Click's errors have, wherever Typer keeps them.
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
         raise error
-    _tell(2, "BAD_USAGE", error, as_json=True, message=message())
+    if message := format_message().partition(" (Possible options")[0]:  # none where help was shown instead
+        from llama_convert.cli.usage import likely
+
+        refused = UsageError("BAD_USAGE", message, hint=likely(error))
+        _tell(2, refused.code, error, as_json=as_json, known=refused)
     return 2
 
 
@@ -127,12 +143,13 @@ def _tell(
     known: LlamaConvertError | None = None,
 ) -> None:
     console = talk()
-    message, kept = message or str(error), getattr(error, "kept", None)
+    message, kept = message or str(known or error), getattr(error, "kept", None)
+    hint = _hint(known) if known else None
     if kept:
         console.print(Text(f"llama-convert: {one_line(kept)}"))
     console.print(Text(f"llama-convert: error: {one_line(message)}", style="bold red"))
-    if known and known.hint:
-        console.print(Text(f"llama-convert: hint: {one_line(known.hint)}"))
+    if hint:
+        console.print(Text(f"llama-convert: hint: {one_line(hint)}"))
     if as_json:
         envelope = {
             "ok": False,
@@ -141,12 +158,22 @@ def _tell(
             "message": known.message if known else message,
             "file": str(known.file) if known and known.file else None,
             "tensor": known.tensor if known else None,
-            "hint": known.hint if known else None,
+            "hint": hint,
             "resumable": getattr(error, "resumable", False),
             "kept": kept,
         }
         with suppress(OutputError):  # then stderr has said it alone
             print_json(envelope)
+
+
+def _hint(error: LlamaConvertError) -> str | None:
+    """What to do; as the whole command to type, where only other words of it were meant."""
+    instead = getattr(error, "instead", None)
+    if instead is None:
+        return error.hint
+    from llama_convert.cli.usage import retyped
+
+    return retyped({as_called(said): as_called(meant) for said, meant in instead.items()}) or error.hint
 
 
 def _save_traceback() -> str:

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -22,6 +23,7 @@ from llama_convert.cli.outcome import one_line
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
+_ROOMY = 80  # columns in which the bar has place for words
 _PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 
@@ -40,27 +42,34 @@ class ConsoleObserver(Observer):
     def note(self, text: str) -> None:
         """Print what was decided."""
         if not self._quiet:
-            self._console.print(Text(f"llama-convert: {one_line(text)}"))
+            self._print(one_line(text))
 
     def warning(self, text: str) -> None:
         """Print what should be looked at."""
-        self._console.print(Text(f"llama-convert: warning: {one_line(text)}", style="yellow"))
+        self._print(("warning: ", "bold yellow"), one_line(text))
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        """One line; between words a terminal may break it, a log may not."""
+        text = Text.assemble("llama-convert: ", *parts)
+        self._console.print(text, soft_wrap=not self._console.file.isatty())
 
     def start(self, total: int, verb: str = "written") -> None:
         """Begin to count bytes."""
         self._total, self._done, self._verb, self._began = total, 0, verb, time.monotonic()
         self._last_line = self._began
-        if self._quiet or not self._console.is_terminal:
+        if self._quiet or not (self._console.is_interactive and self._console.file.isatty()):
             return
-        self._bar = Progress(
-            BarColumn(),
+        roomy = self._console.width >= _ROOMY
+        beside = 64 if roomy else 36  # columns for the rest, and for the ^C that a terminal echoes
+        columns: list[ProgressColumn] = [
+            BarColumn(max(4, min(40, self._console.width - beside))),
             DownloadColumn(),
+            *([TextColumn(verb)] if roomy else []),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[memory]}"),
-            console=self._console,
-            transient=True,
-        )
+            *([TextColumn("left, {task.fields[memory]}")] if roomy else []),
+        ]
+        self._bar = Progress(*columns, console=self._console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task("weights", total=total, memory="")
 
@@ -71,7 +80,7 @@ class ConsoleObserver(Observer):
             self._bar.update(self._task, advance=count, memory=f"{_peak_memory()} memory")
         elif not self._quiet and (now := time.monotonic()) - self._last_line > _PLAIN_INTERVAL:
             self._last_line = now
-            self.note(self._line())
+            self.note(self._line(going_on=True))
 
     def finish(self) -> None:
         """Say how much was done, and how fast."""
@@ -80,13 +89,14 @@ class ConsoleObserver(Observer):
             self._bar = None
         self.note(self._line())
 
-    def _line(self) -> str:
+    def _line(self, *, going_on: bool = False) -> str:
         seconds = max(time.monotonic() - self._began, 1e-6)
         speed = self._done / seconds
         left = (self._total - self._done) / speed if speed else 0.0
-        eta = f", {left:.0f} s left" if left >= 1 else ""
+        eta = f", {left:.0f} s left" if going_on and left >= 1 else ""
+        took = f"{seconds:.{1 if seconds >= 1 else 2}f} s"
         return (
-            f"{format_size(self._done)} of {format_size(self._total)} {self._verb} in {seconds:.1f} s, "
+            f"{format_size(self._done)} of {format_size(self._total)} {self._verb} in {took}, "
             f"{format_size(speed)}/s{eta}, {_peak_memory()} peak memory"
         )
 

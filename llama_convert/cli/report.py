@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterable, Iterator
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from llama_convert.cli.inspect_words import LAYOUTS
 from llama_convert.verification.report import Finding, LevelReport, Status, VerifyReport
 
-_STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "dim"}
+_PIPE_WIDTH = 160
+"""Columns where nobody looks, so that lines stay whole for other programs."""
+_SHORT = 20
+"""Characters up to which what was expected and what was found stand on one line."""
+_STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: ""}
+
+
+def page() -> Console:
+    """Stdout as a page: as wide as the terminal."""
+    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if watched else _PIPE_WIDTH)
+
+
+def print_page(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print one below the other; without the blanks at the ends of lines where it is no terminal."""
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    with console.capture() as text:
+        console.print(*parts, sep="\n")
+    console.out("\n".join(line.rstrip() for line in text.get().splitlines()), highlight=False)
 
 
 def print_report(report: VerifyReport, *, quiet: bool = False) -> None:
     """The report on stdout; quietly only what is wrong, and the verdict."""
-    console = Console(highlight=False)
+    print_page(page(), _parts(report, quiet))
+
+
+def _parts(report: VerifyReport, quiet: bool) -> Iterator[RenderableType]:
     if not quiet:
-        console.print(_title(report))
-        console.print(_levels(report))
-        for identity in report.files:
-            console.print(Text(f"{identity.file}: {identity.message}", style="dim"))
-        for side, text in report.continuations.items():
-            console.print(Text(f"{side} goes on: {text!r}"))
+        yield _title(report)
+        yield _levels(report)
+        yield from (Text(f"{identity.file}: {identity.message}") for identity in report.files)
+        yield from (Text(f"{side} goes on: {text!r}") for side, text in report.continuations.items())
     if any(level.findings for level in report.levels):
-        console.print(_findings(report))
-    console.print(_verdict(report))
+        yield _findings(report)
+    yield _verdict(report)
 
 
 def _title(report: VerifyReport) -> Text:
-    text = f"{report.path} ({report.layout} layout)"
+    text = f"{report.path} ({LAYOUTS.get(report.layout, report.layout)} layout)"
     if report.source:
-        text += f" against {report.source} ({report.source_layout} layout)"
+        layout = report.source_layout or ""
+        text += f" against {report.source} ({LAYOUTS.get(layout, layout)} layout)"
     if report.release:
         text += f": {report.release}"
-    return Text(text)
+    return Text(text, style="bold")
 
 
 def _levels(report: VerifyReport) -> Table:
@@ -52,12 +77,12 @@ def _levels(report: VerifyReport) -> Table:
 
 
 def _findings(report: VerifyReport) -> Table:
-    table = Table(box=box.HORIZONTALS, show_header=False, show_lines=True)
+    table = Table(box=box.HORIZONTALS, show_header=False, show_lines=True, pad_edge=False)
     table.add_column("level", no_wrap=True)
     table.add_column("what is wrong", overflow="fold", ratio=1)
     for level, finding in _in_order(report):
-        style = "yellow" if finding.warning else "red"
-        table.add_row(Text(level.level.value, style=style), _finding(finding))
+        name, style = level.level.value, "yellow" if finding.warning else "red"
+        table.add_row(Text(f"{name}\nwarning" if finding.warning else name, style=style), _finding(finding))
     return table
 
 
@@ -67,7 +92,10 @@ def _finding(finding: Finding) -> Text:
     text = Text(f"{place}\n" if place else "", style="bold")
     text.append(finding.message, style="not bold")
     if finding.expected or finding.found:
-        text.append(f"\nexpected {finding.expected or 'none'}, found {finding.found or 'none'}", "not bold")
+        expected, found = finding.expected or "none", finding.found or "none"
+        short = len(expected) <= _SHORT and len(found) <= _SHORT
+        both = f"expected {expected}, found {found}" if short else f"expected {expected}\n   found {found}"
+        text.append(f"\n{both}", "not bold")
     if finding.hint:
         text.append(f"\nhint: {finding.hint}", "not bold italic")
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llama_convert.cli import options as cli
 
 
@@ -32,19 +34,21 @@ def shard_command(
 ) -> None:
     """Cut a checkpoint anew in the layout it has: Meta's into other ranks, Hugging Face's into other files.
 
-    Tokenizer, settings and licence are carried over.  Where ranks outnumber KV heads, neighbouring ranks
-    hold copies, as in Meta's 405B in 16 ranks.
+    Tokenizer, settings and licence are carried over.  Where ranks outnumber KV
+    heads, neighbouring ranks hold copies, as in Meta's 405B in 16 ranks.
 
     [bold]Examples[/bold]
 
       llama-convert shard Llama3.1-70B Llama3.1-70B-mp4 --mp 4
 
-      llama-convert shard llama-3.1-8b llama-3.1-8b-2gb --max-shard-size 2GB --verify
+      llama-convert shard llama-3.1-8b small-files --max-shard-size 2GB --verify
     """
     from llama_convert.cli.outcome import outcome, talk
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.checkpoints.folders import is_huggingface
+        from llama_convert.checkpoints.meant import command, tokenizer_named
         from llama_convert.cli.many import workers_of
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
@@ -54,9 +58,15 @@ def shard_command(
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
-        if source is None or destination is None:
+        if source is None:
             hint = "llama-convert shard SRC DST --mp N; see llama-convert shard --help"
-            raise UsageError("BAD_USAGE", f"{'DST' if source else 'SRC'} is missing", hint=hint)
+            raise UsageError("BAD_USAGE", "SRC is missing", hint=hint)
+        if destination is None or (mp is None) == (max_shard_size is None):
+            here = Path(source).expanduser()
+            wanted = ("--max-shard-size", "2GB") if is_huggingface(here) else ("--mp", "2")
+            hint = command("shard", source, destination or f"{here.resolve().name}-cut", *wanted)
+            message = "give either --mp N or --max-shard-size SIZE" if destination else "DST is missing"
+            raise UsageError("BAD_USAGE", message, hint=hint)
         observer = ConsoleObserver(console, quiet=quiet)
         options = ConvertOptions(
             embedding_axis=embedding_axis,
@@ -67,7 +77,7 @@ def shard_command(
             strict=strict,
             dry_run=dry_run,
             llama_version=llama_version,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer and tokenizer_named(tokenizer),
             array_task=array_task,
             finish=finish,
             fsync=fsync,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llama_convert.checkpoints.folders import RANK_FILE
+from llama_convert.checkpoints.meant import nothing_here
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
-from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor, contiguous_strides
 from llama_convert.formats.torch_zip import read_torch_file
@@ -22,7 +23,6 @@ _READERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".pt": read_torch_file,
     ".safetensors": read_safetensors_file,
 }
-_RANK_FILE = re.compile(r"consolidated(?:\.\d+)?\.pth")
 _PARSE = {"meta": parse_meta_name, "huggingface": parse_huggingface_name}
 
 
@@ -108,8 +108,7 @@ def open_any(path: Path) -> Opened:
 def _open_file(path: Path) -> Opened:
     reader = _READERS.get(path.suffix)
     if reader is None:
-        message = f"a file of another kind; expected {', '.join(_READERS)} or a folder"
-        raise InputError("INPUT_NOT_FOUND", message, file=path, hint=f"name its folder: {path.parent}")
+        raise nothing_here(path, None)
     layout = "huggingface" if path.suffix == ".safetensors" else "meta"
     entries = _entries([reader(path)], layout)
     return Opened(path, path.parent, Side(path.parent, layout, None), entries, single_file=True)
@@ -135,7 +134,7 @@ def weight_files(folder: Path, layout: str) -> list[Path]:
     entries = sorted(folder.iterdir())
     if layout == "huggingface":
         return [entry for entry in entries if entry.suffix == ".safetensors"]
-    return [entry for entry in entries if _RANK_FILE.fullmatch(entry.name)]
+    return [entry for entry in entries if RANK_FILE.fullmatch(entry.name)]
 
 
 def _read_all(files: Iterable[Path]) -> Iterator[dict[str, StoredTensor]]:

@@ -323,18 +323,32 @@ def _readings(traits: Traits) -> list[Release]:
     return sorted(possible, key=unlikely)
 
 
+def parse_version(text: str) -> Release:
+    """The release that a word such as ``3.1``, ``v3.1``, ``Llama-3.1`` or ``guard3`` means.
+
+    Raises:
+        UsageError: it means none.
+    """
+
+    def bare(name: str) -> str:
+        return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+    word = bare(text).removeprefix("meta").removeprefix("v").removesuffix(".0")
+    for release in RELEASES:
+        if word in (bare(release.version), bare(release.title)):
+            return release
+    known = ", ".join(sorted(VERSIONS))
+    raise UsageError("BAD_VERSION", f"--llama-version {text}: choose one of {known}")
+
+
 def _asked_for(version: str, readings: list[Release], traits: Traits) -> Release:
     """The reading that ``--llama-version`` names."""
-    word = version.lower()
-    known = {release.version.lower(): release for release in RELEASES}
-    if word not in known:
-        raise UsageError("BAD_VERSION", f"--llama-version {version}: choose one of {', '.join(VERSIONS)}")
-    if known[word] in readings:
-        return known[word]
+    asked = parse_version(version)
+    if asked in readings:
+        return asked
     for release in readings:
-        if word in release.also_called:
+        if asked.version in release.also_called:
             return release
-    asked = known[word]
     reason = _contradiction(asked, traits) or f"{asked.title} was not released in this shape and settings"
     found = " or ".join(_title(release, traits) for release in readings)
     raise UsageError(

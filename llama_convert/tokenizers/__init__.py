@@ -5,7 +5,7 @@ from llama_convert.tokenizers.convert import TokenizerReport, convert_tokenizer,
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Tokenizer
 from llama_convert.tokenizers.special import SpecialNaming
-from llama_convert.tokenizers.tiktoken_ranks import ranks_of_tokenizer_json
+from llama_convert.tokenizers.tiktoken_ranks import ranks_of_tokenizer_json, tokens_beyond
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -17,4 +17,5 @@ __all__ = [
     "convert_tokenizer",
     "open_tokenizer",
     "ranks_of_tokenizer_json",
+    "tokens_beyond",
 ]

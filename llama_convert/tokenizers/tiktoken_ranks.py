@@ -191,3 +191,9 @@ def ranks_of_tokenizer_json(content: Any) -> bytes | None:
         base64.b64encode(bytes(bytes_of[letter] for letter in word)) + b" %d\n" % rank for rank, word in words
     )
     return b"".join(lines)
+
+
+def tokens_beyond(content: Any, ranks: bytes) -> list[str]:
+    """The tokens of a tokenizer.json that lie beyond all that its ``tokenizer.model`` stands for."""
+    room = ranks.count(b"\n") + N_SPECIAL
+    return [token["content"] for token in content["added_tokens"] if token["id"] >= room]

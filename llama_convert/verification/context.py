@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype
+from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype, parse_weight_dtype
 from llama_convert.errors import UsageError
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.weights import Weight, huggingface_weights, model_weights
@@ -21,7 +21,7 @@ from llama_convert.verification.sides import Checkpoint, Side
 Outcome = tuple[str, list[Finding], dict[str, Any]]
 """What was looked at, what is wrong with it, and the figures."""
 
-_COMPUTE = {"fp32": FLOAT32, "bf16": BFLOAT16}
+_COMPUTE = (FLOAT32, BFLOAT16)
 
 
 class NotRunError(Exception):
@@ -80,9 +80,10 @@ def compute_dtype(name: str) -> Dtype:
     Raises:
         UsageError: they do not run in that.
     """
-    if name not in _COMPUTE:
+    dtype = parse_weight_dtype(name)
+    if dtype is None or dtype not in _COMPUTE:
         raise UsageError("BAD_DTYPE", f"--dtype {name}: the forward pass runs in fp32 or bf16")
-    return _COMPUTE[name]
+    return dtype
 
 
 def lacking(checkpoint: Checkpoint) -> list[Weight]:

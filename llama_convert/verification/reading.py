@@ -54,7 +54,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UsageError("BAD_DEVICE", f"--device {name}: there is no such device here") from None
+        message = f"--device {name}: there is no such device here; choose auto, cpu, cuda or cuda:N"
+        raise UsageError("BAD_DEVICE", message) from None
     return device
 
 

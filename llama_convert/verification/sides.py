@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llama_convert.checkpoints.folders import below, is_huggingface
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, survey
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.meant import nothing_here
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
-from llama_convert.checkpoints.shards import INDEX_FILE
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
@@ -48,21 +49,20 @@ def open_side(path: Path, version: str | None = None, tokenizer: Path | None = N
         UsageError: ``version`` cannot be true of the files.
     """
     if not path.is_dir():
-        what = "a file; expected the folder it lies in" if path.exists() else "not found"
-        raise InputError("INPUT_NOT_FOUND", what, file=path)
-    if any(path.glob("*.safetensors")) or (path / INDEX_FILE).exists():
+        raise nothing_here(path, None)
+    if is_huggingface(path):
         return _huggingface_side(path)
     try:
         folder = locate(path)
     except InputError as error:
-        if error.code == "INPUT_NOT_FOUND":
-            if any((path / name).exists() for name in ("config.json", "tokenizer.json")):
-                return _huggingface_side(path)
-            message = "holds no checkpoint: neither consolidated.*.pth nor *.safetensors"
-            raise InputError(error.code, message, file=path, hint=error.hint) from None
-        if error.code == "INPUT_SEVERAL":
-            raise
-        return Side(path, "meta", None, [error])
+        if error.code not in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
+            return Side(path, "meta", None, [error])
+        settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
+        if settings and error.code == "INPUT_NOT_FOUND":
+            return _huggingface_side(path)
+        raise nothing_here(path, None) from None
+    if folder.path != path and any(below(path, is_huggingface)):
+        raise nothing_here(path, None)
     return _meta_side(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
 
 

@@ -1,0 +1,258 @@
+"""What a person is told who typed something else than was meant: what was seen, and what to type."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llama_convert import convert
+from llama_convert.dtypes import parse_weight_dtype
+from llama_convert.errors import UsageError
+from llama_convert.llama.releases import parse_version
+from tests.peers import ROOT
+from tests.run import Run, llama_convert
+
+LLAMA2, LLAMA31 = ROOT / "fixtures/llama2-mp2", ROOT / "fixtures/llama3.1-mp2"
+HUB = "cache/models--meta-llama--Llama-3.1-8B"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+# What was typed: the exit code, words of the error, and the hint: what to type, or words that it has.
+MET: dict[str, tuple[int, str, str]] = {
+    # Nothing, or not enough.
+    "convert": (2, "SRC is missing", "llama-convert convert SRC DST; see llama-convert convert --help"),
+    "convert meta": (2, "DST is missing", "llama-convert convert meta meta-hf"),
+    "meta": (2, "DST is missing", "llama-convert convert meta meta-hf"),
+    "convert hf --to meta": (2, "DST is missing", "llama-convert convert hf hf-meta --to meta"),
+    "shard meta": (2, "DST is missing", "llama-convert shard meta meta-cut --mp 2"),
+    "shard hf out": (2, "give either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
+    "verify": (2, "PATH is missing", "llama-convert verify PATH --source ORIGINAL; see "),
+    "inspect": (2, "PATH is missing", "llama-convert inspect PATH; see "),
+    # Paths that do not exist.
+    "convert metta out": (3, "metta: not found", "llama-convert convert meta out"),
+    "metta out": (2, "No such command 'metta'", "llama-convert meta out"),
+    "--input_dir metta --output_dir out": (3, "metta", "llama-convert --input_dir meta --output_dir out"),
+    "--input_dir=metta --output_dir=out": (3, "metta", "llama-convert --input_dir=meta --output_dir=out"),
+    "convert LLAMA/7b out": (3, "LLAMA/7b: not found", "llama-convert convert LLaMA/7B out"),
+    "verify hf --source meat": (3, "meat: not found", "llama-convert verify hf --source meta"),
+    "inspect hf nowhere": (3, "nowhere: not found", ""),
+    "convert '~/no such' out": (3, "no such: not found", ""),
+    "inspect meta-llama/Llama-3.1-8B": (3, "not found", "llama-convert inspect hf://meta-llama/Llama-3.1-8B"),
+    "convert out meta": (3, "out: not found, but meta holds", "llama-convert convert meta out"),
+    "convert empty meta": (3, "empty: is empty, but meta holds", "llama-convert convert meta empty"),
+    "convert empty hf --to meta": (3, "but hf holds", "llama-convert convert hf empty --to meta"),
+    "shard out hf --max-shard-size 1MB": (
+        3,
+        "but hf holds",
+        "llama-convert shard hf out --max-shard-size 1MB",
+    ),
+    "convert meta out --tokenizer meta/tokeniser.model": (
+        *(3, "tokeniser.model: not found"),
+        "llama-convert convert meta out --tokenizer meta/tokenizer.model",
+    ),
+    # The other layout.
+    "convert hf out": (3, "already in Hugging Face's layout", "llama-convert convert hf out --to meta"),
+    'convert "my hf\'s" "my out"': (3, "my hf's", "llama-convert convert \"my hf's\" 'my out' --to meta"),
+    "convert meta out --to meta": (3, "files of Meta's layout", "llama-convert shard meta out --mp 1"),
+    "shard hf out --mp 2": (2, "hf has Hugging Face's", "llama-convert convert hf out --to meta --mp 2"),
+    "shard meta out --max-shard-size 2GB": (
+        *(2, "meta has Meta's"),
+        "llama-convert convert meta out --max-shard-size 2GB",
+    ),
+    "convert models/hfs out": (
+        3,
+        "holds safetensors in a",
+        "llama-convert convert models/hfs/a out --to meta",
+    ),
+    # A file for its folder.
+    "convert meta/consolidated.00.pth out": (3, "a file", "llama-convert convert meta out"),
+    "shard meta/params.json out --mp 1": (3, "a file", "llama-convert shard meta out --mp 1"),
+    "verify meta/tokenizer.model": (3, "a file", "llama-convert verify meta"),
+    "verify hf/model.safetensors": (3, "a file", "llama-convert verify hf"),
+    "verify hf --source meta/params.json": (3, "a file", "llama-convert verify hf --source meta"),
+    "inspect hf/config.json": (3, "a file", "llama-convert inspect hf"),
+    "convert hf/model.safetensors out": (3, "a file", "llama-convert convert hf out --to meta"),
+    "shard hf/config.json out --mp 2": (3, "a file", "llama-convert convert hf out --to meta --mp 2"),
+    "convert gguf/model.gguf out": (3, "a file", "GGUF, llama.cpp's format, is not read"),
+    # Folders of folders.
+    "convert models out": (3, "holds 2 checkpoints: 13B, 7B", "llama-convert convert models/13B out"),
+    "verify models": (3, "holds 2 checkpoints", "llama-convert verify models/13B"),
+    "inspect models": (3, "holds 2 checkpoints", "llama-convert inspect models/13B"),
+    "shard models/hfs out --max-shard-size 1MB": (
+        *(3, "holds 2 checkpoints: a, b"),
+        "llama-convert shard models/hfs/a out --max-shard-size 1MB",
+    ),
+    f"inspect {HUB}": (3, "the checkpoint is in snap", f"llama-convert inspect {HUB}/snapshots/{REVISION}"),
+    "verify cache": (3, "the checkpoint is in models--", f"llama-convert verify {HUB}/snapshots/{REVISION}"),
+    # Folders of other things.
+    "convert empty out": (3, "empty: is empty", "a checkpoint has params.json and consolidated.00.pth"),
+    "verify empty": (3, "empty: is empty", "or config.json and model.safetensors"),
+    "convert jsons out": (3, "here is config.json", "a checkpoint has params.json"),
+    "shard jsons out --max-shard-size 1MB": (3, "here is config.json", "a checkpoint has config.json"),
+    "convert bin out --to meta": (
+        3,
+        "here is config.json, pytorch_model.bin",
+        "python -c 'from transformers",
+    ),
+    "inspect gguf": (3, "here is model.gguf", "GGUF, llama.cpp's format, is not read"),
+    # DST.
+    "convert meta meta": (2, "the output folder lies in the input folder", ""),
+    "convert meta jsons": (5, "jsons: holds config.json", "--overwrite"),
+    # Words that are no commands, options or values.
+    "conver meta out": (2, "No such command 'conver'", "llama-convert convert meta out"),
+    "veryfy hf": (2, "No such command 'veryfy'", "llama-convert verify hf"),
+    "nonsense": (2, "No such command 'nonsense'", "llama-convert --help"),
+    "convert meta out --dtpye fp16": (2, "--dtpye", "llama-convert convert meta out --dtype fp16"),
+    "convert meta --output out": (2, "--output", "llama-convert convert meta --output-dir out"),
+    "convert meta out --device cpu": (
+        2,
+        "--device",
+        "--device is an option of verify: llama-convert verify --help",
+    ),
+    "convert meta out extra": (2, "extra", "llama-convert convert --help"),
+    "verify hf meta": (2, "(meta)", "llama-convert verify hf --source meta"),
+    "shard meta out --mp two": (2, "'two' is not a valid int", "llama-convert shard --help"),
+    "shard meta out --mp 3": (2, "3 ranks do not divide 4 heads", ""),
+    "convert meta out --max-shard-size 5": (2, "'5' would be 5 bytes; write it like 5GB", ""),
+    "convert meta out --max-shard-size 5G": (2, "'5G' is not a size; write it like 5GB", ""),
+    "convert meta out --llama-version 4": (2, "choose one of 1, 2, 3, 3.1", ""),
+    "verify hf --level logit": (2, "choose among structure, values, weights, tokenizer, logits", ""),
+}
+
+# What is done, because nothing else can have been meant.
+DONE = [
+    *("help", "help convert", "version", "-V"),
+    "convert meta/ out/ --dry-run",
+    "convert ./hf/../meta out --dry-run",
+    'convert "my meta\'s" "my out" --dry-run',
+    "convert LLaMA out --dry-run",
+    "convert hub out --dry-run",
+    "shard hub/original out --mp 1 --dry-run",
+    "verify LLaMA --level structure",
+    "convert models out --model_size 7b --dry-run",
+    "convert meta out --tokenizer hf --dry-run",
+    "convert meta out --dtype torch.float16 --llama-version llama2 --dry-run",
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that people come with."""
+    world = tmp_path_factory.mktemp("world")
+    for name in ("meta", "my meta's", "models/7B", "models/13B", "LLaMA/7B"):
+        shutil.copytree(LLAMA2, world / name)
+    convert(world / "meta", world / "hf")
+    for name in ("my hf's", "models/hfs/a", "models/hfs/b", "hub"):
+        shutil.copytree(world / "hf", world / name)
+    shutil.copytree(LLAMA31, world / "hub/original")
+    snapshot = world / HUB / "snapshots" / REVISION
+    (world / HUB / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted((world / "hf").iterdir())):
+        shutil.copy(file, world / HUB / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    for name in ("empty", "jsons", "bin", "gguf"):
+        (world / name).mkdir()
+    for name in ("jsons", "bin"):
+        shutil.copy(world / "hf/config.json", world / name)
+    (world / "bin/pytorch_model.bin").write_bytes(b"PK")
+    (world / "gguf/model.gguf").write_bytes(b"GGUF")
+    return world
+
+
+def said(run: Run, kind: str) -> str:
+    """The one line of a kind on stderr; nothing where there is none."""
+    lines = [line for line in run.stderr.splitlines() if line.startswith(f"llama-convert: {kind}: ")]
+    assert len(lines) <= 1, run.stderr
+    return lines[0].removeprefix(f"llama-convert: {kind}: ") if lines else ""
+
+
+@pytest.mark.parametrize("typed", MET)
+def test_what_is_told(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(world)
+    exit_code, error, hint = MET[typed]
+    before = sorted(world.rglob("*"))
+    run = llama_convert(*shlex.split(typed))
+    assert run.exit_code == exit_code, run.stderr
+    assert error in said(run, "error")
+    told = said(run, "hint")
+    if hint.startswith("llama-convert") and ";" not in hint:
+        assert shlex.split(told) == shlex.split(hint)
+    else:
+        assert hint in told
+        assert bool(hint) == bool(told)
+    assert sorted(world.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "typed", ["convert metta out", "conver meta out", "convert hf out", "shard meta out --mp x"]
+)
+def test_programs_are_told_the_same(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(world)
+    run = llama_convert(*shlex.split(typed), "--json")
+    answer = json.loads(run.stdout)
+    assert answer["hint"] == said(run, "hint") != ""
+    assert (answer["ok"], answer["exit_code"]) == (False, run.exit_code)
+
+
+@pytest.mark.parametrize("typed", DONE)
+def test_what_is_done(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(world)
+    run = llama_convert(*shlex.split(typed))
+    assert run.exit_code == 0, run.stderr
+
+
+def test_a_checkpoint_below_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    assert "the checkpoint is in hub/original" in llama_convert("convert", "hub", "out", "--dry-run").stderr
+    assert "the checkpoint is in" not in llama_convert("convert", "meta", "out", "--dry-run").stderr
+
+
+def test_what_is_hidden_or_goes_in_circles_is_no_checkpoint(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA2, tmp_path / "around/.llama-convert")
+    for name in ("original", "7B"):
+        (tmp_path / "around" / name).symlink_to(".")
+    for command in (("inspect", tmp_path / "around"), ("convert", tmp_path / "around", tmp_path / "out")):
+        assert llama_convert(*command).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "version"),
+    [
+        ("3.0", "3"),
+        ("v3", "3"),
+        ("llama3", "3"),
+        ("Llama-3.1", "3.1"),
+        ("meta-llama-3.2", "3.2"),
+        ("2.0", "2"),
+        ("CodeLlama", "code"),
+        ("guard1", "Guard-1"),
+        ("Llama-Guard-3", "Guard-3"),
+        ("LLaMA", ""),
+        ("31", ""),
+    ],
+)
+def test_names_of_releases(typed: str, version: str) -> None:
+    if version:
+        assert parse_version(typed).version == version
+        return
+    with pytest.raises(UsageError, match="choose one of"):
+        parse_version(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("half", "float16"),
+        ("F16", "float16"),
+        ("torch.bfloat16", "bfloat16"),
+        ("float", "float32"),
+        ("AUTO", ""),
+    ],
+)
+def test_names_of_dtypes(typed: str, name: str) -> None:
+    dtype = parse_weight_dtype(typed)
+    assert (dtype.name if dtype else "") == name
