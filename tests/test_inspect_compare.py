@@ -54,6 +54,19 @@ def test_one_value(tmp_path: Path) -> None:
     assert llama_convert("inspect", folder, other, "--stats").exit_code == 1
 
 
+def test_what_is_no_number_is_far_away(tmp_path: Path) -> None:
+    """And JSON, which knows neither infinities nor NaN, says null."""
+    folder = converted(tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other")
+    broken = plant.with_value(plant.tensors(folder)[plant.v(0)], float("nan"), 3, 4)
+    plant.rewrite(other, lambda state: state.update({plant.v(0): broken}))
+    (value,) = compare(folder, other, stats=True).values
+    assert (value.different, value.max_difference) == (1, float("inf"))
+    run = llama_convert("inspect", folder, other, "--stats", "--json")
+    (told,) = json.loads(run.stdout, parse_constant=pytest.fail)["values"]
+    assert (told["different"], told["max_difference"], told["relative_difference"]) == (1, None, None)
+
+
 def test_one_key_of_the_config(tmp_path: Path) -> None:
     folder = converted(tmp_path)
     plant.edit_config(folder, rope_theta=123.0)

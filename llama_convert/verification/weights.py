@@ -213,8 +213,10 @@ def measure(pair: Pair) -> Difference:
             first, values = (start + row, column), (float(one[row, column]), float(other[row, column]))
             bits = int(expected.view(code)[row, column]) ^ int(found.view(code)[row, column])
         with np.errstate(invalid="ignore"):
-            distance = other.astype(np.float64) - one
-        largest = max(largest, float(np.nanmax(np.abs(distance), initial=0.0)))
+            distance = np.abs(other.astype(np.float64) - one)
+        distance[~unequal] = 0.0
+        distance[np.isnan(distance)] = np.inf  # what is no number is as far away as can be
+        largest = max(largest, float(distance.max()))
         error += float(np.square(distance).sum())
     row, column = first or (0, 0)
     return Difference(
