@@ -38,12 +38,16 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 
 # Code we did not write, which the tests hold ours against.  Each version lives in a folder of its own and
 # reads torch and the rest from .venv.  fairscale has no wheel: the setuptools that torch needs builds it.
+# dill, which datasets hashes with, takes a module outside a folder of the name site-packages for the user's
+# own, and would pickle it whole.
 .peers/ready: Makefile .venv/ready
 	rm -rf .peers
 	$(PIP) --no-deps --target .peers/transformers-4.45 transformers==4.45.2 tokenizers==0.20.3 huggingface_hub==0.25.2 \
 		accelerate==0.34.2 psutil
 	$(PIP) --no-deps --target .peers/transformers-5 transformers==5.23.0 tokenizers huggingface_hub
 	$(PIP) --no-deps --no-build-isolation --target .peers/meta llama-models==0.3.0 fairscale==0.4.13 pillow
+	$(PIP) --no-deps --target .peers/uses/site-packages bitsandbytes==0.50.2 peft==0.21.2 trl==1.16.0 datasets==5.2.0 \
+		accelerate==1.15.0 pandas==3.1.1 pyarrow==26.0.1 dill==0.4.1 multiprocess==0.70.19
 	@touch $@
 
 clean:

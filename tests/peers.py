@@ -1,8 +1,9 @@
 """Runs code we did not write, each version in a process of its own.
 
 `Peer("transformers-4.45").run(code, **arguments)` executes `code` in a long-lived interpreter that sees the
-packages of ``.peers/transformers-4.45`` before those of the test environment.  The code reads its arguments
-as globals and leaves its answer in `result`; both travel as JSON.
+packages of ``.peers/transformers-4.45`` before those of the test environment; of several folders, the first
+that has a package gives it.  The code reads its arguments as globals and leaves its answer in `result`; both
+travel as JSON.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ class PeerError(Exception):
 
 
 class Peer:
-    def __init__(self, name: str) -> None:
-        folder = ROOT / ".peers" / name
-        assert folder.is_dir(), f"{folder} is missing: run `make .peers/ready`"
+    def __init__(self, *names: str) -> None:
+        folders = [ROOT / ".peers" / name for name in names]
+        for folder in folders:
+            assert folder.is_dir(), f"{folder} is missing: run `make .peers/ready`"
         environment = os.environ | {
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_VERBOSITY": "warning",
             "CUDA_VISIBLE_DEVICES": "",
