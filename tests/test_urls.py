@@ -456,6 +456,16 @@ main()
     assert len(run.stderr.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("page", "meant"),
+    [("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"), ("a/b/tree/main/original", "a/b/original")],
+)
+def test_a_page_of_the_hub(page: str, meant: str) -> None:
+    run = llama_convert("inspect", f"https://huggingface.co/{page}")
+    assert run.exit_code == 2
+    assert run.stderr.endswith(f"hint: name the repository instead: hf://{meant}\n")
+
+
 def test_no_such_scheme(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         convert("nonsense://x/y", tmp_path / "out")

@@ -72,9 +72,8 @@ class Staging:
         self._created: list[Path] = []
         resolved, origin = destination.resolve(), source.resolve()
         if resolved == origin or origin in resolved.parents:
-            raise UsageError(
-                "OUTPUT_IS_INPUT", "the output folder lies in the input folder", file=destination
-            )
+            message = "the output folder lies in the input folder"
+            raise UsageError("OUTPUT_IS_INPUT", message, file=destination, hint="choose one beside it")
         if destination.exists() and not destination.is_dir():
             raise ConflictError("OUTPUT_EXISTS", "is a file; the output is a folder", file=destination)
         self._refuse_foreign_files(Publication.read(self.path).files)

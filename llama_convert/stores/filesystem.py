@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,7 @@ _FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
 _CONNECT, _READ = 10, 60
 """Seconds until an answer, and until the next bytes of one, are given up."""
 
+_HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/[^/]+(/.*)?)?/?")
 T = TypeVar("T")
 
 
@@ -40,8 +42,11 @@ def open_filesystem(url: str, *, writing: bool = False) -> tuple[Any, str]:
     For ``writing`` it is set up to try again by itself: only the library can send a part of a file again.
 
     Raises:
-        UsageError: its extra is not installed, or there is no such kind of URL.
+        UsageError: its extra is not installed, there is no such kind of URL, or it shows a page.
     """
+    if page := _HUB_PAGE.fullmatch(url):
+        hint = f"name the repository instead: hf://{page[1]}{page[2] or ''}"
+        raise UsageError("BAD_URL", f"{shown(url)}: a page of the Hub, which lists no files", hint=hint)
     scheme = url.partition("://")[0].lower()
     try:
         import fsspec
