@@ -42,11 +42,14 @@ _OF_ITS_OWN = (
 )
 
 
+def is_somebodys(card: Path) -> bool:
+    """Whether the card in an output folder is a person's own, and no link: those are replaced."""
+    return card.is_file() and not card.is_symlink() and not is_ours(card)
+
+
 def is_ours(card: Path) -> bool:
-    """Whether a card is as `render` wrote it; also if there is none."""
-    if not card.exists():
-        return True
-    if not card.is_file() or card.stat().st_size > _LARGEST:
+    """Whether a card is as `render` wrote it."""
+    if card.stat().st_size > _LARGEST:
         return False
     text = card.read_bytes().decode("utf-8", errors="replace")
     body, mark, _ = text.rpartition(_SEAL.partition("{}")[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, read_manifest
-from llama_convert.conversion.card import is_ours
+from llama_convert.conversion.card import is_somebodys
 from llama_convert.conversion.sync import sync
 from llama_convert.errors import InputError, OutputError
 
@@ -112,7 +112,7 @@ def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
     replaced = {name for name in (*names, *_LAST) if (folder / name).is_file()}
     weights = (*folder.glob("model*.safetensors"), *folder.glob("consolidated.*.pth"))
     replaced |= {name for name in _said_to_be_ours(folder) if (folder / name).is_file()}
-    replaced -= set() if is_ours(folder / CARD) else {CARD}
+    replaced -= {CARD} if is_somebodys(folder / CARD) else set()
     return replaced | {entry.name for entry in weights if entry.is_file()}
 
 

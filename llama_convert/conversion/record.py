@@ -61,7 +61,7 @@ def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
     manifest["verification"] = verification
     files: dict[str, Any] = manifest["files"]
     content: dict[str, bytes] = {}
-    if CARD in files and (folder / CARD).exists() and is_ours(folder / CARD):
+    if CARD in files and (folder / CARD).is_file() and is_ours(folder / CARD):
         content[CARD] = render(manifest, sorted(files))
         files[CARD] = describe(content[CARD])
     return content | {MANIFEST: write_manifest(manifest)}
