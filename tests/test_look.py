@@ -84,7 +84,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, screen: Screen, output: Path, damaged
 def test_pages_fit_and_cut_no_name(
     monkeypatch: pytest.MonkeyPatch, output: Path, damaged: Path, width: int
 ) -> None:
-    for name, value in {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "dumb"}.items():
+    for name, value in {"COLUMNS": str(width), "LINES": "40", "NO_COLOR": "1", "TERM": "dumb"}.items():
         monkeypatch.setenv(name, value)
     text = shown(monkeypatch, Screen(), output, damaged)
     assert max(map(len, text.splitlines())) <= width

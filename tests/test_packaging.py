@@ -107,6 +107,10 @@ class TestCompletion:
             ("llama-convert verify x --sou", {"--source"}),
             ("llama-convert inspect --sta", {"--stats"}),
             ("llama-convert inspect x --nosuch", set()),
+            ("llama-convert convert --dtype b", {"bf16"}),
+            ("llama-convert convert a b --to m", {"meta"}),
+            ("llama-convert convert --llama-version G", {"Guard-1", "Guard-2", "Guard-3"}),
+            ("llama-convert verify --level w", {"weights"}),
         ],
     )
     def test_offers(self, typed: str, offered: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,12 @@ _LOOKING = "What is looked at"
 _FORWARD = "Forward pass"
 _MANY = "Many machines"
 _RUNNING = "Running"
+
+
+def _one_of(*words: str) -> Callable[[str], list[str]]:
+    """What a shell offers for an option's value."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
 
 Source = Annotated[
     str | None,
@@ -34,7 +41,10 @@ Destination = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="TYPE", help="auto (the source's own), bf16, fp16 or fp32.", rich_help_panel=_OUTPUT
+        metavar="TYPE",
+        autocompletion=_one_of("auto", "bf16", "fp16", "fp32"),
+        help="auto (the source's own), bf16, fp16 or fp32.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 MaxShardSize = Annotated[
@@ -46,7 +56,13 @@ MaxShardSize = Annotated[
     ),
 ]
 To = Annotated[
-    str, typer.Option(metavar="hf|meta", help="The layout to convert to.", rich_help_panel=_OUTPUT)
+    str,
+    typer.Option(
+        metavar="hf|meta",
+        autocompletion=_one_of("hf", "meta"),
+        help="The layout to convert to.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Ranks = Annotated[
     int | None,
@@ -120,6 +136,7 @@ LlamaVersion = Annotated[
     str | None,
     typer.Option(
         metavar="VERSION",
+        autocompletion=_one_of("1", "2", "code", "3", "3.1", "3.2", "3.3", "Guard-1", "Guard-2", "Guard-3"),
         show_default=False,
         help="1, 2, code, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2 or Guard-3; chooses where files allow several.",
         rich_help_panel=_RELEASE,
@@ -227,6 +244,7 @@ Levels = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LEVEL",
+        autocompletion=_one_of("structure", "values", "weights", "tokenizer", "logits"),
         show_default=False,
         help="structure, values, weights, tokenizer or logits; several by repeating or with commas. "
         "All by default.",
@@ -265,11 +283,20 @@ MaxNewTokens = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", help="auto (a GPU if there is one), cpu, cuda or cuda:N.", rich_help_panel=_FORWARD
+        metavar="DEVICE",
+        autocompletion=_one_of("auto", "cpu", "cuda"),
+        help="auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        rich_help_panel=_FORWARD,
     ),
 ]
 ComputeDtype = Annotated[
-    str, typer.Option(metavar="TYPE", help="Arithmetic in fp32 or bf16.", rich_help_panel=_FORWARD)
+    str,
+    typer.Option(
+        metavar="TYPE",
+        autocompletion=_one_of("fp32", "bf16"),
+        help="Arithmetic in fp32 or bf16.",
+        rich_help_panel=_FORWARD,
+    ),
 ]
 Positions = Annotated[
     int,

@@ -38,7 +38,7 @@ def likely(error: Any) -> str:
     Args:
         error: one of Click's errors, wherever Typer keeps them.
     """
-    context = error.ctx
+    context = getattr(error, "ctx", None)
     if context is None:
         return command("--help")
     if hasattr(error, "possibilities") and (likely_option := _likely_option(error.option_name, context)):
