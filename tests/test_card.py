@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,23 @@ def test_terms_beside_the_tokenizer(tmp_path: Path) -> None:
     assert (tmp_path / "out/LICENSE").read_text() == "Meta's"
 
 
+def test_terms_that_may_not_be_read(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA31, tmp_path / "in")
+    (tmp_path / "in/LICENSE").symlink_to("/dev/full")
+    (tmp_path / "in/LICENSE.txt").symlink_to("nowhere")
+    convert(tmp_path / "in", tmp_path / "out")  # no files, either of them
+    (tmp_path / "in/USE_POLICY.md").write_text("Be good.")
+    (tmp_path / "in/USE_POLICY.md").chmod(0)
+    if os.access(tmp_path / "in/USE_POLICY.md", os.R_OK):
+        pytest.skip("nothing is forbidden to this user")
+    run = llama_convert("convert", tmp_path / "in", tmp_path / "no", "--json")
+    assert (run.exit_code, run.json["code"], run.json["file"]) == (
+        3,
+        "INPUT_PERMISSION",
+        str(tmp_path / "in/USE_POLICY.md"),
+    )
+
+
 def test_terms_of_another_project_stay_where_they_are(tmp_path: Path) -> None:
     shutil.copytree(LLAMA31, tmp_path / "project/model")
     (tmp_path / "project/LICENSE").write_text("The project's")
@@ -225,6 +243,10 @@ def test_only_what_we_have_made_can_be_recorded(tmp_path: Path) -> None:
     run = llama_convert("verify", LLAMA31, "--record", "--json")
     assert (run.exit_code, json.loads(run.stdout)["code"]) == (2, "BAD_USAGE")
     assert "there is no llama-convert.json" in run.stderr
+    convert(LLAMA31, tmp_path / "out")
+    (tmp_path / "out/llama-convert.json").write_text("{")
+    run = llama_convert("verify", tmp_path / "out", "--record", "--json")
+    assert (run.exit_code, json.loads(run.stdout)["code"]) == (3, "MANIFEST_JSON")
 
 
 def test_the_same_bytes_each_time(tmp_path: Path) -> None:

@@ -108,20 +108,14 @@ def _provenance(manifest: Mapping[str, Any]) -> Iterator[str]:
     others = [release.title for release in RELEASES if release.version in manifest["alternatives"]]
     yield text + (f" The files would also allow {' or '.join(others)}." if others else "")
     yield _cast(manifest["dtype"], list(manifest["casts"].values()))
-    md5 = any("md5" in source for source in sources)
-    rows = [
-        [
-            source["name"],
-            f"{source['bytes']:,}",
-            *([source.get("md5", "")] if md5 else []),
-            source["xxh3_128"],
-        ]
-        for source in sources
-    ]
-    yield _table(["source", "bytes", *(["MD5 in its checklist.chk"] if md5 else []), "XXH3-128"], rows)
+    columns = {"source": "name", "bytes": "bytes", "MD5 in its checklist.chk": "md5", "XXH3-128": "xxh3_128"}
+    columns = {head: key for head, key in columns.items() if any(key in source for source in sources)}
+    yield _table(
+        list(columns), [[_cell(source.get(key, "")) for key in columns.values()] for source in sources]
+    )
     suffixes = {Path(source["name"]).suffix for source in sources}
     yield " ".join(text for suffix, text in _DIGESTS.items() if suffix in suffixes)
-    if md5:
+    if "md5" in columns.values():
         compared = "" if manifest["checklist_compared"] else "not "
         yield f"The files were {compared}compared with those MD5s when this folder was written."
 
@@ -168,6 +162,10 @@ def _licence(licence: Licence | None, carried: list[str]) -> Iterator[str]:
 def is_licence(name: str) -> bool:
     """Whether a file of this name holds terms of use: licence, notice or policy."""
     return name.lower().startswith(("license", "licence", "use_policy", "notice"))
+
+
+def _cell(value: str | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, read_small
+from llama_convert.formats.files import MAX_TOKENIZER, read_small, reading
 from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
@@ -55,16 +56,23 @@ def licences(folder: MetaFolder) -> list[Path]:
         places.append(folder.tokenizer.parent)
     found: dict[str, Path] = {}
     for place in places:
-        for file in small_files(place) if place.is_dir() else []:
-            if is_licence(file.name):
-                found.setdefault(file.name, file)
+        with suppress(OSError):  # what may not be listed has none
+            for file in small_files(place):
+                if is_licence(file.name):
+                    found.setdefault(file.name, file)
     return list(found.values())
 
 
 def carry_over(files: Iterable[Path], staging: Staging) -> None:
-    """Copy them."""
+    """Copy them.
+
+    Raises:
+        InputError: one of them may not be read.
+        OutputError: the machine could not read or write.
+    """
     for file in files:
-        staging.write_with(file.name, partial(shutil.copyfile, file))
+        with reading(file):  # tells what is wrong with it
+            staging.write_with(file.name, partial(shutil.copyfile, file))
 
 
 def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:

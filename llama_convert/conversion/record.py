@@ -49,8 +49,9 @@ def require_manifest(location: Path | str) -> None:
 
     Raises:
         UsageError: there is no manifest.
+        InputError: it is damaged.
     """
-    if not is_url(location) and not (Path(location).expanduser() / MANIFEST).is_file():
+    if not is_url(location) and read_manifest(Path(location).expanduser()) is None:
         raise UsageError("BAD_USAGE", f"--record: there is no {MANIFEST} to write the result into")
 
 
