@@ -147,9 +147,10 @@ def _tell(
     hint = _hint(known) if known else None
     if kept:
         console.print(Text(f"llama-convert: {one_line(kept)}"))
-    console.print(Text(f"llama-convert: error: {one_line(message)}", style="bold red"))
+    told = Text(f"llama-convert: error: {one_line(message)}", style="bold red")
+    console.print(told, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
     if hint:
-        console.print(Text(f"llama-convert: hint: {one_line(hint)}"))
+        console.print(Text(f"llama-convert: hint: {one_line(hint)}"))  # as one line, so that it can be copied
     if as_json:
         envelope = {
             "ok": False,
