@@ -39,7 +39,7 @@ def options(command: str) -> Iterator[str]:
 def _names(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     takes = "" if option.is_flag else f" `{option.metavar or option.type.name.upper()}`"
-    return names + takes
+    return _escaped(names + takes)
 
 
 def _default(option: Any) -> str:
