@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from huggingface_hub import ModelCard
 from llama_convert import ConvertOptions, convert, shard, verify
 from llama_convert.checkpoints.manifest import read_manifest
 from llama_convert.conversion import card
-from llama_convert.llama.licences import LLAMA_3, LLAMA_3_1, licence_of
-from llama_convert.llama.releases import RELEASES
+from llama_convert.llama.licences import LLAMA_1, LLAMA_3, LLAMA_3_1, licence_of
+from llama_convert.llama.releases import RELEASES, Size
 from tests import plant
 from tests.peers import ROOT
 from tests.run import llama_convert
@@ -28,8 +29,10 @@ LLAMA31 = FIXTURES / "llama3.1-mp2"
 
 @pytest.fixture
 def meant_to_be_metas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the fixtures, whose shape is their own, for Meta's."""
-    monkeypatch.setattr(card, "licence_of", lambda version, size: LLAMA_3_1)
+    """Takes the fixture, whose shape is its own, for Meta's."""
+    shape = Size("8B", 64, 3, 4, 2, 224)
+    releases = [replace(each, sizes=(shape,)) if each.version == "3.1" else each for each in RELEASES]
+    monkeypatch.setattr("llama_convert.llama.releases.RELEASES", tuple(releases))
 
 
 def text_of(folder: Path) -> str:
@@ -46,16 +49,17 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def test_of_a_shape_of_its_own(tmp_path: Path) -> None:
-    """Nothing is said of a licence that nobody gave."""
+    """No licence is claimed that nobody may have given; but told what holds if it was made from Meta's."""
     convert(LLAMA31, tmp_path / "out", ConvertOptions(instruct=True))
     data = ModelCard(text_of(tmp_path / "out")).data
     assert (data.license, data.library_name, data.pipeline_tag) == (None, "transformers", "text-generation")
-    assert not (tmp_path / "out/NOTICE").exists()
-    assert "Meta released no model of this shape" in text_of(tmp_path / "out")
-    assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text_of(
-        tmp_path / "out"
-    )
-    assert "Not verified yet" in text_of(tmp_path / "out")
+    text = text_of(tmp_path / "out")
+    assert (tmp_path / "out/NOTICE").read_text().strip() in text
+    assert "Meta released no model of this shape" in text
+    assert "displays “Built with Llama”" in text
+    assert "**Built with Llama**" not in text
+    assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text
+    assert "Not verified yet" in text
 
 
 @pytest.mark.usefixtures("meant_to_be_metas")
@@ -79,13 +83,13 @@ def test_every_release_has_its_licence() -> None:
         for release in RELEASES
         for size in release.sizes
     }
-    hubs = {key: licence.hub for key, licence in words.items() if licence}
-    assert len(hubs) == len(words)
+    hubs = {key: licence.hub for key, licence in words.items()}
     assert hubs["3", "8B"] == hubs["Guard-2", "8B"] == "llama3"
     assert (hubs["Guard-3", "8B"], hubs["Guard-3", "1B"]) == ("llama3.1", "llama3.2")
     assert hubs["code", "34B"] == hubs["Guard-1", "7B"] == "llama2"
     assert (LLAMA_3.display, LLAMA_3.prefix) == ("Built with Meta Llama 3", "Llama 3")
-    assert licence_of("3.1", None) is None
+    assert licence_of("3.1", None) is LLAMA_3_1
+    assert [licence for licence in words.values() if not licence.notice] == [LLAMA_1] * 4
 
 
 def test_sources_and_their_checksums(tmp_path: Path) -> None:

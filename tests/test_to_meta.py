@@ -523,16 +523,13 @@ def test_checklist(tmp_path: Path, ranks: int) -> None:
     files = [*(f"consolidated.{rank:02d}.pth" for rank in range(ranks)), "params.json", "tokenizer.model"]
     assert run.stdout.split("\n") == [*(f"{file}: OK" for file in files), ""]
     convert(tmp_path / "hf", tmp_path / "bare", to_meta(ranks, checklist=False))
-    assert {path.name for path in (tmp_path / "bare").iterdir()} == {
-        *files,
-        "llama-convert.json",
-        "README.md",
-    }
+    ours = {"llama-convert.json", "README.md", "NOTICE"}
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {*files, *ours}
 
 
 def test_what_is_carried_over(tmp_path: Path) -> None:
     convert(BY_NAME["llama3.1-mp2"], tmp_path / "hf")
-    papers = ("LICENSE", "USE_POLICY.md", "README.md", "LICENSE.txt", "Notice")
+    papers = ("LICENSE", "USE_POLICY.md", "README.md", "LICENSE.txt", "NOTICE")
     left = (
         "checklist.chk",
         "pytorch_model.bin",

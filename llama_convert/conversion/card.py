@@ -15,6 +15,8 @@ import xxhash
 from llama_convert.llama.licences import Licence, licence_of
 from llama_convert.llama.releases import RELEASES
 
+NOTICE = "NOTICE"
+"""The text file, of this name, in which the licences want their notice kept."""
 _SEAL = "<!-- llama-convert wrote this card; as it did so its digest was {} -->\n"
 _LARGEST = 1 << 20
 _LAYOUTS = {"huggingface": "Hugging Face's layout", "meta": "Meta's layout"}
@@ -36,9 +38,10 @@ _NOT_VERIFIED = (
     "Not verified yet. `llama-convert verify THIS --source ORIGINAL --record` holds it against what it "
     "was made from, and writes the result here."
 )
+_RELEASED = "If these are Meta's weights, or were made from them, they are under the {}."
 _OF_ITS_OWN = (
-    "Meta released no model of this shape: whose weights these are, and under which licence, is for those "
-    "to say who trained them."
+    "Meta released no model of this shape. If these weights were made from Meta's all the same, as by "
+    "pruning or merging, they are under the {}; if not, nothing of this concerns them, nor does `NOTICE`."
 )
 
 
@@ -57,9 +60,9 @@ def is_ours(card: Path) -> bool:
 
 
 def notice(manifest: Mapping[str, Any]) -> bytes | None:
-    """The file ``NOTICE`` that the licence asks for; None if it asks for none."""
+    """What `NOTICE` has to say; None if the licence asks for none."""
     licence = licence_of(manifest["version"], manifest["size"])
-    return f"{licence.notice}\n".encode() if licence and licence.notice else None
+    return f"{licence.notice}\n".encode() if licence.notice else None
 
 
 def render(manifest: Mapping[str, Any], files: list[str]) -> bytes:
@@ -78,13 +81,14 @@ def _sealed(body: str) -> str:
 
 def _sections(manifest: Mapping[str, Any], files: list[str]) -> Iterator[str]:
     licence, meta = licence_of(manifest["version"], manifest["size"]), manifest["layout"] == "meta"
-    yield _front_matter(licence, meta)
+    released = manifest["size"] is not None
+    yield _front_matter(licence if released else None, meta)
     yield f"# {manifest['release']}"
     kind = {True: "An instruct model", False: "A base model", None: "A model"}[manifest["instruct"]]
     count = sum(name.endswith((".pth", ".safetensors")) for name in files)
     held = f"{count} {'rank' if meta else 'file'}{'s' * (count > 1)} of weights"
     yield f"{kind} in {_LAYOUTS[manifest['layout']]}: {held}, {manifest['dtype']}."
-    if licence and licence.display:
+    if released and licence.display:
         yield f"**{licence.display}**"
     if not meta:
         yield _USE
@@ -93,7 +97,10 @@ def _sections(manifest: Mapping[str, Any], files: list[str]) -> Iterator[str]:
     yield "## Whether it is right"
     yield from _verification(manifest.get("verification"))
     yield "## Licence"
-    yield from _licence(licence, [name for name in files if is_licence(name)])
+    carried = [name for name in files if is_licence(name) and name != NOTICE]
+    if carried:
+        yield f"The terms lie beside the weights: {', '.join(map(_plain, carried))}."
+    yield from _licence(licence, _RELEASED if released else _OF_ITS_OWN)
 
 
 def _front_matter(licence: Licence | None, meta: bool) -> str:
@@ -140,14 +147,8 @@ def _verification(said: Mapping[str, Any] | None) -> Iterator[str]:
     yield _table(["level", "result", "what was looked at"], rows)
 
 
-def _licence(licence: Licence | None, carried: list[str]) -> Iterator[str]:
-    if carried:
-        yield f"The terms lie beside the weights: {', '.join(map(_plain, carried))}."
-    if licence is None:
-        yield _OF_ITS_OWN
-        return
-    name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
-    yield f"If these are Meta's weights, or were made from them, they are under the {name}."
+def _licence(licence: Licence, when: str) -> Iterator[str]:
+    yield when.format(f"[{licence.name}]({licence.url})" if licence.url else licence.name)
     if licence.notice:
         yield f"> {licence.notice}"
     if licence.display:

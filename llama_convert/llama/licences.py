@@ -83,13 +83,11 @@ _LICENCES = {
 }
 
 
-def licence_of(version: str, size: str | None) -> Licence | None:
-    """The licence of a release's weights; None for a shape that Meta never released.
+def licence_of(version: str, size: str | None) -> Licence:
+    """The licence of a release's weights, and of what is made from them.
 
     Args:
         version: the release's, as ``--llama_version`` takes it.
         size: such as ``8B``; None for a shape that Meta never released.
     """
-    if size is None:
-        return None
     return _LICENCES.get((version, size)) or _LICENCES[version, None]
