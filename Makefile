@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .venv/ready  ## convert a fixture, verify the result, and let both speak
 	@rm -rf build/demo build/demo.html && mkdir -p build
 	$(BIN)/llama-convert convert fixtures/llama2-mp2 build/demo
-	$(BIN)/llama-convert verify build/demo --source fixtures/llama2-mp2 \
+	$(BIN)/llama-convert verify build/demo --source fixtures/llama2-mp2 --record \
 		--prompt "Once upon a time" --max-new-tokens 128 --report build/demo.html
 
 test: .venv/ready .peers/ready  ## everything that fits into ten minutes on two cores

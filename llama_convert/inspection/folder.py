@@ -28,7 +28,7 @@ _ROLES: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 _EITHER = {
     "checksums": (CHECKLIST, MANIFEST, "*.sha256", "*.md5", "tokenizer_checklist.chk"),
-    "text": ("README*", "LICENSE*", "USE_POLICY*", "NOTICE*", "*.md", ".git*"),
+    "text": ("README*", "LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "Notice*", "*.md", ".git*"),
 }
 
 
