@@ -243,6 +243,16 @@ def test_a_verification_is_recorded(tmp_path: Path) -> None:
     assert verify(tmp_path / "out").levels[1].findings[0].file == "config.json"  # alone: the rest is whole
 
 
+def test_it_is_held_against_what_was_converted(tmp_path: Path) -> None:
+    """In a download from the Hub that is the ranks, not the safetensors beside them."""
+    convert(LLAMA31, tmp_path / "hub")
+    shutil.copytree(LLAMA31, tmp_path / "hub/original")
+    run = llama_convert("convert", tmp_path / "hub", tmp_path / "out", "--verify", "--json")
+    assert run.json["source"] == run.json["verify"]["source"] == str(tmp_path / "hub/original")
+    told = llama_convert("convert", tmp_path / "hub", tmp_path / "again").stderr
+    assert told.endswith(f"llama-convert verify {tmp_path / 'again'} --source {tmp_path / 'hub/original'}\n")
+
+
 def test_only_what_we_have_made_can_be_recorded(tmp_path: Path) -> None:
     run = llama_convert("verify", LLAMA31, "--record", "--json")
     assert (run.exit_code, json.loads(run.stdout)["code"]) == (2, "BAD_USAGE")

@@ -128,7 +128,7 @@ def convert_command(
         )
         with workers_of(scheduler) as executor:
             result = convert(source, destination, options, observer, executor)
-        show_result("convert", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
+        show_result("convert", result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
         if push_to_hub and isinstance(result.destination, Path) and not dry_run:
             push(result.destination, observer)
 

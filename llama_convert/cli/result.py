@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import typer
 from rich.text import Text
@@ -16,7 +15,6 @@ from llama_convert.units import format_size
 
 def show_result(
     command: str,
-    source: str,
     result: ConvertResult,
     options: ConvertOptions,
     observer: Observer,
@@ -42,19 +40,13 @@ def show_result(
             for name, size in result.files.items():
                 typer.echo(f"{size:>15,}  {name}")
     elif verify and result.published:
-        from llama_convert.checkpoints.folders import is_huggingface
-        from llama_convert.checkpoints.locate import locate
         from llama_convert.cli.report import print_report
         from llama_convert.conversion.record import record_verification
-        from llama_convert.stores.filesystem import is_url
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.run import verify as run_verify
 
-        original: Path | str = source
-        if not is_url(source) and not is_huggingface(Path(source).expanduser()):
-            original = locate(Path(source).expanduser(), options.model_size).path
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
-        report = run_verify(result.destination, original, asked, observer)
+        report = run_verify(result.destination, result.source, asked, observer)
         result.files |= record_verification(result.destination, report.abstract)
         envelope |= result.to_json() | {"ok": report.ok, "exit_code": int(not report.ok)}
         envelope["verify"] = report.to_json()
@@ -67,7 +59,7 @@ def show_result(
     if not (quiet or as_json):
         observer.note(_summary(result, options))
         if result.published and not (verify or options.model_size):
-            words = ["llama-convert", "verify", str(result.destination), "--source", source]
+            words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
             following = Text(f"llama-convert: verify it with: {one_line(shlex.join(words))}")

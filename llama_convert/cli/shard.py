@@ -94,4 +94,4 @@ def shard_command(
                 observer=observer,
                 executor=executor,
             )
-        show_result("shard", source, result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
+        show_result("shard", result, options, observer, verify=verify, quiet=quiet, as_json=as_json)

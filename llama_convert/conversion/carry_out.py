@@ -60,10 +60,9 @@ class Run:
         self.result = job.result
         self._destination = Path(job.result.destination)
         self.result.warnings = notes.warnings
-        folder = job.read[0].parent if job.read else job.source
         if options.compare_checklist:
-            compare_with_checklist(folder, options.workers, notes)
-        self._checklist = said_by_checklist(folder)
+            compare_with_checklist(job.folder, options.workers, notes)
+        self._checklist = said_by_checklist(job.folder)
         self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
         self._identity = plan_digest(job.plan, job.settings(options))
         self._fingerprint = fingerprint(self._identity, self._before)

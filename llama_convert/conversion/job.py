@@ -33,6 +33,11 @@ class Job:
     """Writes what can be told only of the finished files."""
 
     @property
+    def folder(self) -> Path:
+        """Where the checkpoint was found: the source, or a folder in it."""
+        return self.read[0].parent if self.read else self.source
+
+    @property
     def files(self) -> list[str]:
         """The files that hold weights."""
         return list(self.plan.layouts) if self.plan else []

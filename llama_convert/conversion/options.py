@@ -84,6 +84,8 @@ class ConvertResult:
 
     destination: Path | str
     """A folder, or a URL."""
+    source: Path | str
+    """Likewise: where the checkpoint was found, be it in a folder of what was named."""
     release: str
     version: str
     size: str | None
@@ -112,6 +114,7 @@ class ConvertResult:
         """What is known before anything is written."""
         return cls(
             destination=destination,
+            source="",
             release=identity.title,
             version=identity.release.version,
             size=identity.size.label if identity.size else None,
@@ -124,4 +127,4 @@ class ConvertResult:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self) | {"destination": str(self.destination)}
+        return asdict(self) | {"destination": str(self.destination), "source": str(self.source)}

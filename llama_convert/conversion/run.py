@@ -117,6 +117,7 @@ def _run(
         notes = Notes(observer or Observer())
         store = _store(str(destination), there) if is_url(destination) else None
         job = prepare(here, there, options, notes)
+        job.result.source = str(source) if is_url(source) else job.folder
         if options.dry_run:
             job.result.warnings = notes.warnings
             return job.result
