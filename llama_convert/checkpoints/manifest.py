@@ -7,7 +7,7 @@ and of the list of what a torch file holds.  They tell damage and mix-ups, not f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,21 @@ def promised_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: said for name, said in manifest.get("files", {}).items() if name != CARD}
 
 
-def describe_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file; of weights' files a digest of what they list, weights have their own."""
-    return {
-        file.name: {"bytes": file.stat().st_size, "xxh3_128": file_digest(file)} for file in sorted(files)
-    }
-
-
-def describe(content: bytes) -> dict[str, Any]:
-    """As `describe_files`, of a small file that is about to be written."""
-    return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
-
-
-def file_digest(file: Path) -> str:
-    """XXH3-128 of a small file; of a file of weights that of what it lists: a header, or all its CRC-32s.
+def describe_file(file: Path) -> dict[str, Any]:
+    """Size and digest of a file; of one that holds weights a digest of what it lists: weights have their own.
 
     Raises:
         InputError: it has no header that can be read.
     """
+    return {"bytes": file.stat().st_size, "xxh3_128": _file_digest(file)}
+
+
+def describe_content(content: bytes) -> dict[str, Any]:
+    """As `describe_file`, of a small file that is about to be written."""
+    return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+
+
+def _file_digest(file: Path) -> str:
     if file.suffix == ".safetensors":
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     if file.suffix == ".pth":
@@ -104,7 +101,7 @@ def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
     Raises:
         InputError: it has no header that can be read.
     """
-    return file.stat().st_size == said.get("bytes") and file_digest(file) == said.get("xxh3_128")
+    return file.stat().st_size == said.get("bytes") and _file_digest(file) == said.get("xxh3_128")
 
 
 def _seal(content: Mapping[str, Any]) -> str:

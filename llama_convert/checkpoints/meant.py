@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from llama_convert.checkpoints.folders import Holds, below, is_either, is_huggingface, is_meta
@@ -149,6 +148,8 @@ def tokenizer_named(path: Path) -> Path:
 
 def nearest(path: Path) -> Path | None:
     """The path whose names are most like those of one that does not exist."""
+    from difflib import get_close_matches  # only for who has mistyped
+
     likely = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts:
         if (likely / part).exists():

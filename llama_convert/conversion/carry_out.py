@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_convert import __version__
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_files, file_digest, write_manifest
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
 from llama_convert.conversion.card import NOTICE, is_licence, is_somebodys, notice, render
 from llama_convert.conversion.execute import Progress, execute
 from llama_convert.conversion.job import Job
@@ -288,7 +288,8 @@ class Run:
             staging.remove(CARD)
         elif CARD not in names:
             staging.write(CARD, render(manifest, sorted(names)))
-        staging.write(MANIFEST, write_manifest(manifest | {"files": describe_files(staging.files)}))
+        files = {file.name: describe_file(file) for file in staging.files}
+        staging.write(MANIFEST, write_manifest(manifest | {"files": files}))
 
     def _manifest(self, report: Report) -> dict[str, Any]:
         result, job = self.result, self.job
@@ -313,9 +314,8 @@ class Run:
 
     def _described(self, source: Path) -> dict[str, Any]:
         """A source file, so that it can be told again; with what its checklist says, be that so or not."""
-        said = {"name": source.name, "bytes": self._before[source].size, "xxh3_128": file_digest(source)}
         md5 = self._checklist.get(source)
-        return said | ({"md5": md5} if md5 else {})
+        return {"name": source.name, **describe_file(source), **({"md5": md5} if md5 else {})}
 
     def _say_what_is_kept(self, error: BaseException, staging: Staging) -> None:
         """Tell whoever catches the error."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe, read_manifest, write_manifest
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
 from llama_convert.conversion.card import is_ours, render
 from llama_convert.conversion.sync import discard, failure, sync
 from llama_convert.errors import UsageError
@@ -51,20 +51,26 @@ def require_manifest(location: Path | str) -> None:
         UsageError: there is no manifest.
         InputError: it is damaged.
     """
-    if not is_url(location) and read_manifest(Path(location).expanduser()) is None:
+    if not is_url(location):
+        _manifest_of(Path(location).expanduser())
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise UsageError("BAD_USAGE", f"--record: there is no {MANIFEST} to write the result into")
+    return manifest
 
 
 def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
     """The card, if it may be written, and the manifest, which comes last."""
-    require_manifest(folder)
-    manifest = read_manifest(folder) or {}
+    manifest = _manifest_of(folder)
     manifest["verification"] = verification
     files: dict[str, Any] = manifest["files"]
     content: dict[str, bytes] = {}
     if CARD in files and (folder / CARD).is_file() and is_ours(folder / CARD):
         content[CARD] = render(manifest, sorted(files))
-        files[CARD] = describe(content[CARD])
+        files[CARD] = describe_content(content[CARD])
     return content | {MANIFEST: write_manifest(manifest)}
 
 
