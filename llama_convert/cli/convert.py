@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_convert.cli import options as cli
+
+if TYPE_CHECKING:
+    from llama_convert.errors import UsageError
 
 
 def convert_command(
@@ -62,7 +66,7 @@ def convert_command(
 
     console = talk()
     with outcome(as_json=as_json, debug=debug):
-        from llama_convert.checkpoints.meant import command, tokenizer_named
+        from llama_convert.checkpoints.meant import tokenizer_named
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.cli.hub import push, require_hub
         from llama_convert.cli.many import workers_of
@@ -74,11 +78,9 @@ def convert_command(
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
-        hint = "llama-convert convert SRC DST; see llama-convert convert --help"
-        source = _one("SRC", source, input_dir, hint)
-        said = ("--to", to) if to != "hf" else ()
-        hint = command("convert", source, f"{Path(source).expanduser().resolve().name}-{to}", *said)
-        destination = _one("DST", destination, output_dir, hint)
+        source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
+        if source is None or destination is None:
+            raise _missing(source, to)
         observer = ConsoleObserver(console, quiet=quiet)
         if not safe_serialization:
             observer.warning("--safe_serialization False: only safetensors are written")
@@ -153,14 +155,24 @@ def _of_the_layout(to: str, options: dict[str, bool]) -> None:
             raise UsageError("BAD_USAGE", f"{option} is of {whose} layout; this writes {written}", hint=hint)
 
 
-def _one(name: str, positional: str | None, option: str | None, hint: str) -> str:
-    """The folder given either as an argument or as an option; the hint tells who gave neither."""
+def _one(name: str, positional: str | None, option: str | None) -> str | None:
+    """The folder given either as an argument or as an option; None if neither."""
     from llama_convert.errors import UsageError
 
     flag = "--input-dir" if name == "SRC" else "--output-dir"
     if positional and option and positional != option:
         raise UsageError("BAD_USAGE", f"{name} is given twice: {positional} and {flag} {option}")
-    chosen = positional or option
-    if chosen is None:
-        raise UsageError("BAD_USAGE", f"{name} is missing", hint=hint)
-    return chosen
+    return positional or option
+
+
+def _missing(source: str | None, to: str) -> UsageError:
+    """What to tell of a folder that was not given."""
+    from llama_convert.checkpoints.meant import command
+    from llama_convert.errors import UsageError
+
+    if source is None:
+        hint = "llama-convert convert SRC DST; see llama-convert convert --help"
+        return UsageError("BAD_USAGE", "SRC is missing", hint=hint)
+    said = ("--to", to) if to != "hf" else ()
+    hint = command("convert", source, f"{Path(source).expanduser().resolve().name}-{to}", *said)
+    return UsageError("BAD_USAGE", "DST is missing", hint=hint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_convert import __version__
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
-from llama_convert.conversion.card import NOTICE, is_licence, is_somebodys, notice, render
+from llama_convert.conversion.card import NOTICE, is_somebodys, notice, render
 from llama_convert.conversion.execute import Progress, execute
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import fingerprint, plan_digest
@@ -280,7 +280,7 @@ class Run:
         manifest = self._manifest(report)
         names = {file.name for file in staging.files}
         words = notice(manifest)
-        if words and not any(is_licence(name) and name.lower().startswith("notice") for name in names):
+        if words and not any(name.lower().startswith("notice") for name in names):
             staging.write(NOTICE, words)
             names.add(NOTICE)
         if is_somebodys(self._destination / CARD):
