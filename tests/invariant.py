@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from typing import Any
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
 from llama_convert.cli import app, main, progress, result
 from llama_convert.conversion import reshard, to_huggingface, to_meta
+from tests.limits import HANG
 from tests.peers import ROOT
 
 IMPORTED = (app, progress, result, reshard, to_huggingface, to_meta)
@@ -37,8 +37,6 @@ STAGING = ".llama-convert"
 OURS = {".lock", ".journal", ".publishing", ".publishing-rest", ".probe"}
 """What may stand in the staging folder beside files of the output."""
 MANIFEST = "llama-convert.json"
-LONGEST = 20.0
-"""Seconds after which a run is taken to hang; it then says where."""
 LOADERS = ("config.json", "params.json")
 """Without one of them, nothing takes a folder for a model."""
 
@@ -160,7 +158,6 @@ class Ended:
     """Negative: the signal that killed it."""
     stdout: str
     stderr: str
-    seconds: float
     calls: list[tuple[str, str]] = field(default_factory=list)
     """Name and path of each call, in order, where the run came to its end."""
 
@@ -243,7 +240,6 @@ def run(
     """Run the command line in a child process."""
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr, log = (Path(folder, name) for name in ("stdout", "stderr", "log"))
-        began = time.monotonic()
         child = os.fork()
         if not child:
             _be_the_run(arguments, act, roots, setup, (stdout, stderr, log))
@@ -252,7 +248,6 @@ def run(
             os.waitstatus_to_exitcode(status),
             stdout.read_text(),
             stderr.read_text(),
-            time.monotonic() - began,
             [(name, path) for name, path in json.loads(log.read_text())] if log.exists() else [],
         )
 
@@ -270,7 +265,7 @@ def _be_the_run(
         for number, file in zip((1, 2), files, strict=False):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-        faulthandler.dump_traceback_later(LONGEST, exit=True, file=2)
+        faulthandler.dump_traceback_later(HANG, exit=True, file=2)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,6 +20,7 @@ import pytest
 
 from tests import invariant
 from tests.invariant import CHANGES, FAULTS, STAGING, Case, Ended, check, fail_at, fresh_folder, read, run
+from tests.limits import HANG
 from tests.peers import ROOT
 
 NAMES = tuple(invariant.COMMANDS)
@@ -206,7 +207,7 @@ def test_two_at_once_where_locks_lock_nothing(cases: dict[str, Case], tmp_path: 
 def test_the_holder_is_named(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert two ranks"], tmp_path / "out"
     holder = start(case, out, "import os, time\nos.posix_fallocate = lambda *_: time.sleep(60)")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while not (out / STAGING / ".journal").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

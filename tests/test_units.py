@@ -30,6 +30,7 @@ from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import matrix_shape
 from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from tests import synthetic
+from tests.limits import HANG
 from tests.peers import ROOT
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3
@@ -222,7 +223,7 @@ def start(case: Case, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait(process: subprocess.Popen[str]) -> int:
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=HANG)
     assert "Traceback" not in told, told
     return process.returncode
 
