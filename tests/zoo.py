@@ -254,6 +254,29 @@ def entry(suffix: str, change: Callable[[bytes], bytes]) -> Spoil:
     return entries(lambda all_: [(n, change(c) if n.endswith(suffix) else c) for n, c in all_])
 
 
+def data_offset(content: bytes, info: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin."""
+    name, extra = struct.unpack_from("<2H", content, info.header_offset + 26)
+    return info.header_offset + 30 + int(name) + int(extra)
+
+
+def filled_in_afterwards(folder: Path) -> None:
+    """As `torch.serialization.skip_data` leaves files, with the storages' bytes written later."""
+    for file in rank_files(folder):
+        state = torch.load(file, weights_only=True)
+        storages = {name: content for name, content in entries_of(file) if "/data/" in name}
+        with torch.serialization.skip_data():
+            torch.save(state, file)
+        data = bytearray(file.read_bytes())
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if content := storages.get(info.filename):
+                    assert info.CRC == 0
+                    start = data_offset(data, info)
+                    data[start : start + len(content)] = content
+        file.write_bytes(data)
+
+
 _DIRECTORY = struct.Struct("<4s6H3I5H2I")
 _FIELDS = (
     "signature", "made", "needed", "flags", "method", "time", "date", "crc", "packed", "size", "name_length",
@@ -565,6 +588,24 @@ _CONTAINER: dict[str, Case] = {
         change_bytes(TWO, lambda c: c[:20_000] + bytes([c[20_000] ^ 1]) + c[20_001:]),
         (TWO, "damaged"),
         structure=False,
+    ),
+    "a flipped bit in a storage, another without a checksum": Case(
+        several(
+            directory("data/9", crc=0),
+            change_bytes(TWO, lambda c: c[:20_000] + bytes([c[20_000] ^ 1]) + c[20_001:]),
+        ),
+        (TWO, "damaged"),
+        structure=False,
+    ),
+    "a flipped bit in the pickle, storages filled in afterwards": Case(
+        several(filled_in_afterwards, change_bytes(TWO, lambda c: c.replace(b"wq", b"wk", 1))),
+        (TWO, "data.pkl", "damaged"),
+    ),
+    "a changed pickle without a checksum": Case(
+        several(
+            change_bytes(TWO, lambda c: c.replace(b"wq", b"wk", 1)), directory("data.pkl", crc=0)
+        ),
+        (TWO, "data.pkl", "damaged"),
     ),
     "a hole": Case(
         change_bytes(TWO, lambda c: c[:30_000] + bytes(2000) + c[32_000:]), (TWO,), structure=False
@@ -952,6 +993,8 @@ ACCEPTED: dict[str, Case] = {
     "an entry more": Case(entries(lambda e: [*e, (e[0][0].replace("data.pkl", "notes"), b"hello")])),
     "no byteorder": Case(entries(lambda e: [x for x in e if not x[0].endswith("byteorder")])),
     "without checksums": Case(without_checksums),
+    "storages filled in afterwards": Case(filled_in_afterwards),
+    "one storage without a checksum": Case(directory("data/3", crc=0)),
     "attributes of a folder": Case(directory("data/3", attributes=0x10), torch_reads=False),
     "another root": Case(entries(lambda e: [(n.replace("consolidated.01", "süß ☃"), c) for n, c in e])),
     "params in another order": Case(reordered),
@@ -997,6 +1040,8 @@ ACCEPTED_HUGGINGFACE: dict[str, Case] = {
 
 WARNED: dict[str, Case] = {
     "no tokenizer": Case(lambda _: None, ("no tokenizer.model",)),
+    "storages filled in afterwards": Case(filled_in_afterwards, (ONE, "(and 1 more)", "21 of 21 storages")),
+    "one storage without a checksum": Case(directory("data/3", crc=0), (TWO, "1 of 21 storages")),
     "norms that differ by rounding": Case(
         rank(1, lambda s: s.update({NORM: s[NORM] * (1 + 2**-8)})), ("post_attention_layernorm", "rounding")
     ),

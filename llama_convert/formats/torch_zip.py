@@ -11,7 +11,7 @@ from llama_convert.errors import InputError
 from llama_convert.formats.files import Reader, is_plain, quoted, read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
-from llama_convert.formats.zip_directory import ZipDirectory, read_directory
+from llama_convert.formats.zip_directory import ZipDirectory, ZipEntry, read_directory
 
 _MAX_PICKLE = 2 << 20  # 405B has 0.4 MB a file; a byte can ask for a hundred bytes of memory
 _MAX_AXES = 8
@@ -56,13 +56,7 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
     if entry.size > _MAX_PICKLE:
         raise InputError("INPUT_PICKLE", f"data.pkl has {entry.size:,} bytes; no Llama needs that", file=file)
     data = read_at(reader, entry.size, entry.offset)
-    if directory.has_checksums and zlib.crc32(data) != entry.crc32:
-        raise InputError(
-            "INPUT_CRC",
-            f"data.pkl: CRC-32 {zlib.crc32(data):08x}, recorded {entry.crc32:08x}; the file is damaged",
-            file=file,
-            hint="download it again",
-        )
+    _check_crc(file, data, entry, directory)
     byteorder = directory.entries.get("byteorder")
     if byteorder and read_at(reader, min(byteorder.size, 6), byteorder.offset) != b"little":
         raise InputError(
@@ -76,6 +70,14 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
         kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
         raise InputError("INPUT_PICKLE", f"top level is a {kind}, expected a dict of tensors", file=file)
     return content
+
+
+def _check_crc(file: Path, data: bytes, entry: ZipEntry, directory: ZipDirectory) -> None:
+    """Compare data.pkl's CRC-32 unless no entry has one: torch computes it with any storage's, or alone."""
+    found = zlib.crc32(data)
+    if found != entry.crc32 and any(other.crc32 for other in directory.entries.values()):
+        message = f"data.pkl is damaged: its CRC-32 is {found:08x}, recorded is {entry.crc32:08x}"
+        raise InputError("INPUT_CRC", message, file=file, hint="Download it again.")
 
 
 def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory) -> StoredTensor:
@@ -110,7 +112,6 @@ def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory
                 file=file,
                 tensor=name,
             )
-    crc32 = entry.crc32 if directory.has_checksums else None
-    storage = Storage(file, entry.offset, entry.size, crc32)
+    storage = Storage(file, entry.offset, entry.size, entry.crc32 or None)
     offset = entry.offset + record.offset * itemsize
     return StoredTensor(name, record.dtype, record.shape, record.strides, offset, storage)
