@@ -1042,6 +1042,13 @@ WARNED: dict[str, Case] = {
     "no tokenizer": Case(lambda _: None, ("no tokenizer.model",)),
     "storages filled in afterwards": Case(filled_in_afterwards, (ONE, "(and 1 more)", "21 of 21 storages")),
     "one storage without a checksum": Case(directory("data/3", crc=0), (TWO, "1 of 21 storages")),
+    "no output head": Case(
+        several(
+            everywhere(lambda s: s.update({OUTPUT: s["tok_embeddings.weight"]})),
+            everywhere(lambda s: void(s.pop(OUTPUT))),
+        ),
+        ("output.weight", "tied"),
+    ),
     "norms that differ by rounding": Case(
         rank(1, lambda s: s.update({NORM: s[NORM] * (1 + 2**-8)})), ("post_attention_layernorm", "rounding")
     ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.stored import StoredWeight, storages_without_crc
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.report import Report
+from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.units import format_size
 
 _MOST = 10
@@ -28,6 +30,15 @@ def remark_on(report: Report, plan: Plan, notes: Notes) -> None:
     vanished = sum(counts.vanished for counts in report.casts.values())
     if vanished:
         notes.note(f"{vanished} values were too small for the new dtype and became zero")
+
+
+def warn_of_head(checkpoint: MetaCheckpoint, notes: Notes) -> None:
+    """Warn of rank files without an output head, unless the release is one whose head is the embedding."""
+    if Weight(HEAD) not in checkpoint.weights and not checkpoint.identity.release.tied:
+        notes.warn(
+            f"{checkpoint.folder.path}: no rank file has output.weight, "
+            "so the embedding is used as the output head (tied)"
+        )
 
 
 def _checksums(plan: Plan, notes: Notes) -> None:
