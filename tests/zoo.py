@@ -383,6 +383,14 @@ def text(value: str) -> bytes:
     return UNICODE.pack(b"X", len(value.encode())) + value.encode()
 
 
+def expanded_vectors(count: int) -> Spoil:
+    """A rank file of vectors of 2**20 elements, all of them the same float."""
+    one = pickled((0, (1 << 20,), (0,)))
+    value = one[one.index(b"ctorch") : -2]
+    names = (text(str(n)) for n in range(count))
+    return with_pickle(HEAD + b"}(" + b"".join(name + value for name in names) + b"u.")
+
+
 DOUBLED_TUPLE = HEAD + b"}" + b")" + b"q\x00h\x00\x86" * 200 + b"K\x01s."
 ORDERED_DICTS = (
     HEAD + b"](" + b"\x88\x88\x86" * 20_000 + b"eq\x000ccollections\nOrderedDict\nq\x01"
@@ -677,6 +685,9 @@ _PICKLES: dict[str, Case] = {
     "an expanded weight": Case(
         everywhere(lambda s: s.update({WQ: s[WQ][:1].clone().expand(*s[WQ].shape)})), (ONE, WQ, "share")
     ),
+    "an expanded vector longer than any": Case(tensor(0, (2**20 + 1,), (0,)), (TWO, "a", "share")),
+    "an expanded matrix of a vector's size": Case(tensor(0, (16, 4), (0, 1)), (TWO, "share")),
+    "many expanded vectors": Case(expanded_vectors(300), (TWO, "describe 1,258,291,200 bytes", "share 64")),
     "an expanded vocabulary": Case(
         several(
             params(vocab_size=-1),
@@ -995,6 +1006,7 @@ ACCEPTED: dict[str, Case] = {
     "without checksums": Case(without_checksums),
     "storages filled in afterwards": Case(filled_in_afterwards),
     "one storage without a checksum": Case(directory("data/3", crc=0)),
+    "expanded norms": Case(everywhere(lambda s: s.update({NORM: s[NORM][:1].clone().expand(SHAPE.dim)}))),
     "attributes of a folder": Case(directory("data/3", attributes=0x10), torch_reads=False),
     "another root": Case(entries(lambda e: [(n.replace("consolidated.01", "süß ☃"), c) for n, c in e])),
     "params in another order": Case(reordered),

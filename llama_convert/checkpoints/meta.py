@@ -135,9 +135,6 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
             raise InputError("TENSOR_SHAPE", message, file=file, tensor=name)
         if 0 in tensor.shape:
             raise InputError("TENSOR_SHAPE", f"is {list(tensor.shape)}: empty", file=file, tensor=name)
-        if tensor.nbytes > tensor.storage.size:
-            message = f"is {list(tensor.shape)}, but its elements share {tensor.storage.size:,} bytes"
-            raise InputError("INPUT_VIEW", message, file=file, tensor=name)
         found[weight] = tensor
     layers = {weight.layer for weight in found if weight.layer is not None}
     beyond = sorted(layer for layer in layers if layer >= params.n_layers)

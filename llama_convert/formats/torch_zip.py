@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from llama_convert.formats.zip_directory import ZipDirectory, ZipEntry, read_dir
 
 _MAX_PICKLE = 2 << 20  # 405B has 0.4 MB a file; a byte can ask for a hundred bytes of memory
 _MAX_AXES = 8
-_MAX_TENSOR = 1 << 40
-"""Bytes.  A view whose stride is 0 can have any number of elements."""
+_MAX_EXPANDED = 1 << 20
+"""Elements of a vector that repeats those of its storage, as `Tensor.expand` makes; no model is wider."""
+_MAX_REUSE = 16
+"""Times that the tensors of a file may use each byte of its storages, on average (tied: twice)."""
+_MAX_EXPANDED_BYTES = 256 << 20
+"""Bytes of all expanded vectors of a file; the norms of 405B have 17 MB in float32."""
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
@@ -45,7 +50,17 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         tensors[name] = _locate(file, name, value, directory)
     if not tensors:
         raise InputError("INPUT_PICKLE", "the state dict is empty", file=file)
+    _check_reuse(file, tensors.values())
     return tensors
+
+
+def _check_reuse(file: Path, tensors: Iterable[StoredTensor]) -> None:
+    """Refuse a small file that describes more bytes than anyone can read."""
+    described = sum(tensor.nbytes for tensor in tensors)
+    stored = sum(storage.size for storage in {tensor.storage for tensor in tensors})
+    if described > _MAX_REUSE * stored + _MAX_EXPANDED_BYTES:
+        message = f"its tensors describe {described:,} bytes, but share {stored:,} bytes"
+        raise InputError("INPUT_VIEW", message, file=file)
 
 
 def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
@@ -101,8 +116,11 @@ def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory
         )
     if len(record.shape) > _MAX_AXES:
         raise InputError("INPUT_VIEW", f"has {len(record.shape)} axes", file=file, tensor=name)
-    if math.prod(record.shape) * itemsize > _MAX_TENSOR:
-        raise InputError("INPUT_VIEW", f"is said to be {list(record.shape)}", file=file, tensor=name)
+    numel = math.prod(record.shape)
+    expanded = len(record.shape) == 1 and numel <= _MAX_EXPANDED
+    if numel * itemsize > entry.size and not expanded:
+        message = f"is {list(record.shape)}, but its elements share {entry.size:,} bytes"
+        raise InputError("INPUT_VIEW", message, file=file, tensor=name)
     if 0 not in record.shape:
         last = record.offset + sum((n - 1) * s for n, s in zip(record.shape, record.strides, strict=True))
         if (last + 1) * itemsize > entry.size:
