@@ -769,6 +769,13 @@ _HUGGINGFACE: dict[str, Case] = {
             header(lambda c: b'{%s,"z":1,"z":2}' % b",".join(b'"%d":0' % n for n in range(200_000))),
             (SINGLE, "z", "twice"), "hf",
         ),
+        **{
+            f"metadata {value}": (
+                header_json(lambda h, value=value: h.update(__metadata__=json.loads(value))),
+                (SINGLE, "__metadata__"), "hf",
+            )
+            for value in ("[]", "0", "false", '""', '{"a": 1}', '{"a": null}', '[["a", "b"]]')
+        },
         "a name of many lines": (
             header_json(lambda h: h.update({"a\nllama-convert: done": h.pop("lm_head.weight")})),
             (SINGLE, "name"), "hf",
@@ -1034,6 +1041,7 @@ ACCEPTED_HUGGINGFACE: dict[str, Case] = {
     "metadata of any kind": Case(
         header_json(lambda h: h.update(__metadata__={"format": "pt", "a": "ünïcode\n"})), base="hf"
     ),
+    "metadata null": Case(header_json(lambda h: h.update(__metadata__=None)), base="hf"),
     "no metadata": Case(header_json(lambda h: h.pop("__metadata__", None)), base="hf"),
     "index without a total": Case(index(lambda c: c.pop("metadata")), base="indexed"),
     "index with more": Case(index(lambda c: c.update(more=[1, {"a": 2}])), base="indexed"),
