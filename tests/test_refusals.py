@@ -135,7 +135,7 @@ def both(change: Callable[[State], object]) -> Spoil:
 
 CASES |= {
     "missing everywhere": (both(lambda s: s.pop(W2)), (W2, "in no file")),
-    "head missing": (both(lambda s: s.pop("output.weight")), ("output.weight", "in no file")),
+    "head missing on one rank": (rank(1, lambda s: s.pop("output.weight")), ("output.weight", "missing")),
     "wrong shape": (both(lambda s: s.update({W2: s[W2][:, 1:]})), (W2, "[64, 47]", "[64, 48]")),
     "transposed": (both(lambda s: s.update({W1: s[W1].t().clone()})), (W1, "expected")),
     "three axes": (both(lambda s: s.update({W1: s[W1][None]})), (W1, "axes")),

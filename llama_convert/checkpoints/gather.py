@@ -15,6 +15,9 @@ from llama_convert.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 
+_MOST_SPANNED = 1 << 20
+"""Bytes read at a time where the elements that are wanted lie apart."""
+
 _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
 """How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
 
@@ -100,19 +103,20 @@ def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, nam
 
 
 def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
-    """A slab without contiguous rows: one read along the shorter stride for each line of the other axis."""
+    """A slab without contiguous rows: along the shorter stride, bytes in one read with the gaps between."""
     elements = np.empty((slab.rows, slab.columns, itemsize), np.uint8)
     by_columns = slab.row_stride < slab.column_stride
     lines = elements.swapaxes(0, 1) if by_columns else elements
     step, stride = (
         (slab.column_stride, slab.row_stride) if by_columns else (slab.row_stride, slab.column_stride)
     )
-    count = lines.shape[1]
-    span = np.empty((count - 1) * stride + itemsize, np.uint8)
-    strided = np.lib.stride_tricks.as_strided(span, (count, itemsize), (stride, 1))
+    every = max(1, _MOST_SPANNED // max(stride, 1))
     for index in range(lines.shape[0]):
-        files.read_scattered(slab.storage, slab.offset + index * step, span.data)
-        lines[index] = strided
+        for start in range(0, lines.shape[1], every):
+            part = lines[index, start : start + every]
+            span = np.empty((len(part) - 1) * stride + itemsize, np.uint8)
+            files.read_scattered(slab.storage, slab.offset + index * step + start * stride, span.data)
+            part[:] = np.lib.stride_tricks.as_strided(span, part.shape, (stride, 1))
     target[:] = elements.reshape(target.shape)
 
 

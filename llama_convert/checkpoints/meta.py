@@ -41,6 +41,7 @@ class MetaCheckpoint:
     dtype: Dtype
     """What most of its weights are stored in."""
     weights: dict[Weight, StoredWeight]
+    """In the order of the model.  A tied LM head is not among them, unless the files hold one."""
     embedding_cut: int | None
     """The axis on which ranks cut the embedding; None for a single rank."""
     kv_repeats: int
@@ -77,7 +78,7 @@ def open_meta(
             weight: _assemble(weight, config, [rank[weight.meta_name] for rank in ranks], cut, repeats)
             for weight, cut in cuts.items()
         }
-        tied = _is_tied(files, weights)
+        tied = Weight(HEAD) not in weights or _is_tied(files, weights)
     dtype = _main_dtype(weights.values())
     traits = Traits(
         shape=(config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.ffn_dim),
@@ -134,9 +135,6 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
             raise InputError("TENSOR_SHAPE", message, file=file, tensor=name)
         if 0 in tensor.shape:
             raise InputError("TENSOR_SHAPE", f"is {list(tensor.shape)}: empty", file=file, tensor=name)
-        if tensor.nbytes > tensor.storage.size:
-            message = f"is {list(tensor.shape)}, but its elements share {tensor.storage.size:,} bytes"
-            raise InputError("INPUT_VIEW", message, file=file, tensor=name)
         found[weight] = tensor
     layers = {weight.layer for weight in found if weight.layer is not None}
     beyond = sorted(layer for layer in layers if layer >= params.n_layers)
@@ -146,7 +144,8 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
     if params.n_layers > len(layers) and layers == set(range(len(layers))):
         message = f"says n_layers {params.n_layers}; layers.{len(layers)} is in no file"
         raise InputError("PARAMS_TENSORS_DISAGREE", message, file=params.file)
-    missing = [weight.meta_name for weight in _expected(params) if weight not in found]
+    needed = (weight for weight in _expected(params) if not weight.kind.dropped_when_tied)
+    missing = [weight.meta_name for weight in needed if weight not in found]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError("TENSOR_MISSING", f"in no file{more}", file=file, tensor=missing[0])
@@ -193,13 +192,17 @@ def _joined_shapes(params: Params, names: dict[Weight, StoredTensor], n_ranks: i
     q_rows = rows("layers.{layer}.attention.wq.weight")
     if q_rows != params.dim:
         raise _wrong_rank_count(params, wq, q_rows, n_ranks)
+    vocabulary = "output.weight"
+    if vocabulary not in by_kind:  # the embedding is the head, and may be cut on either axis
+        vocabulary = "tok_embeddings.weight"
+    cut = by_kind[vocabulary].shape[1] == params.dim
     joined = _Joined(
         q_rows, rows("layers.{layer}.attention.wk.weight"), rows("layers.{layer}.feed_forward.w1.weight"),
-        rows("output.weight"),
+        rows(vocabulary) if cut else by_kind[vocabulary].shape[0],
     )  # fmt: skip
     if params.vocab_size not in (None, joined.vocab_size):
         message = f"has {joined.vocab_size} rows in all, params.json says vocab_size {params.vocab_size}"
-        raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor="output.weight")
+        raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor=vocabulary)
     if params.ffn_dim not in (None, joined.ffn_dim):
         message = (
             f"has {joined.ffn_dim} rows in all, params.json gives {params.ffn_dim} "
@@ -332,6 +335,8 @@ def _cuts(
     """The axis on which ranks cut each weight, from its shapes; None: each rank has all of it."""
     cuts: dict[Weight, int | None] = {}
     for weight in model_weights(config):
+        if weight not in names:  # a tied LM head
+            continue
         tensor, whole = names[weight], list(weight.shape(config))
         if "kv" in weight.kind.axes:
             whole[0] *= repeats

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llama_convert.checkpoints.stored import StoredWeight, files_without_crc
+from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.stored import StoredWeight, storages_without_crc
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.report import Report
+from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.units import format_size
 
 _MOST = 10
@@ -30,12 +32,25 @@ def remark_on(report: Report, plan: Plan, notes: Notes) -> None:
         notes.note(f"{vanished} values were too small for the new dtype and became zero")
 
 
+def warn_of_head(checkpoint: MetaCheckpoint, notes: Notes) -> None:
+    """Warn of rank files without an output head, unless the release is one whose head is the embedding."""
+    if Weight(HEAD) not in checkpoint.weights and not checkpoint.identity.release.tied:
+        notes.warn(
+            f"{checkpoint.folder.path}: no rank file has output.weight, "
+            "so the embedding is used as the output head (tied)"
+        )
+
+
 def _checksums(plan: Plan, notes: Notes) -> None:
-    """A torch file may do without; safetensors never has any."""
-    files = [file for file in files_without_crc(task.source for task in plan.tasks) if file.suffix == ".pth"]
+    """Warn of torch files with storages that no checksum covers; safetensors files never have any."""
+    without = storages_without_crc(task.source for task in plan.tasks)
+    files = [file for file in without if file.suffix == ".pth"]
     if files:
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        notes.warn(f"{files[0]}{more}: no CRC-32s are recorded, so damage would not be seen")
+        first, every = without[files[0]]
+        more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        notes.warn(
+            f"{files[0]}{more}: {first} of {every} storages have no CRC-32, so damage to them goes undetected"
+        )
 
 
 def _odd(report: Report, sources: dict[str, StoredWeight]) -> Iterable[str]:

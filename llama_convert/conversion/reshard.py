@@ -19,6 +19,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.remarks import warn_of_head
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.tokenizers import open_tokenizer
@@ -50,6 +51,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
         axis = checkpoint.embedding_cut
     if axis is None:
         axis = 0 if checkpoint.identity.release.tokenizer == "tiktoken" else 1
+    warn_of_head(checkpoint, notes)
     cut = Cut(checkpoint.config, options.mp, axis)
     plan = plan_meta(checkpoint, None, cut)
     notes.note(

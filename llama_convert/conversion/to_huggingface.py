@@ -17,6 +17,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.remarks import warn_of_head
 from llama_convert.conversion.sync import failure
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
@@ -75,6 +76,7 @@ class _Conversion:
         instruct = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
+        warn_of_head(checkpoint, self.notes)
         terms = licences(folder)
 
         def write_small_files(staging: Staging) -> None:

@@ -94,9 +94,11 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
         raise refuse("its header is no JSON") from None
     if not isinstance(entries, dict):
         raise refuse("its header is no JSON object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:  # null, too, is what the library takes for none
+        metadata = {}
     if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
-        raise refuse("its metadata are not pairs of words")
+        raise refuse('"__metadata__" in its header must be an object of strings')
     tensors = []
     for name, entry in entries.items():
         if not is_plain(name):

@@ -28,6 +28,7 @@ class ZipEntry:
     offset: int
     size: int
     crc32: int
+    """0 also where it was not computed."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,6 @@ class ZipDirectory:
 
     root: str
     entries: dict[str, ZipEntry]
-    has_checksums: bool
-    """False when every CRC-32 is zero, torch's way of saying "not computed"."""
 
 
 def read_directory(reader: Reader) -> ZipDirectory:
@@ -102,8 +101,7 @@ def read_directory(reader: Reader) -> ZipDirectory:
         entries[name] = ZipEntry(offset, info.file_size, info.CRC)
     if len(roots) > 1:
         raise refuse("INPUT_ZIP", f"entries lie under several roots: {', '.join(sorted(roots)[:3])}")
-    has_checksums = any(entry.crc32 for entry in entries.values())
-    return ZipDirectory(next(iter(roots), ""), entries, has_checksums)
+    return ZipDirectory(next(iter(roots), ""), entries)
 
 
 class _Stream(io.RawIOBase):

@@ -30,7 +30,7 @@ def look_at_weights(context: Context) -> Outcome:
         every_pair, lacking = pairs(source, output, files)
         total = sum(pair.found.stored.nbytes for pair in every_pair)
         with context.progress(total, "compared"):
-            differences = list(differing(every_pair, context.observer.advance))
+            differences = differing(every_pair, context.observer.advance)
         causes = {
             difference.pair.name: explain(difference, every_pair) for difference in differences[:_EXPLAINED]
         }

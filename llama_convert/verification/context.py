@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
-from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype, parse_weight_dtype
 from llama_convert.errors import UsageError
-from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.weights import Weight, huggingface_weights, model_weights
+from llama_convert.llama.weights import Weight, huggingface_weights
 from llama_convert.observer import Observer
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Finding
@@ -88,9 +86,7 @@ def compute_dtype(name: str) -> Dtype:
 
 def lacking(checkpoint: Checkpoint) -> list[Weight]:
     """Weights that the forward pass needs and the checkpoint has not."""
-    config: LlamaConfig = checkpoint.config
-    needed = model_weights(config) if isinstance(checkpoint, MetaCheckpoint) else huggingface_weights(config)
-    return [weight for weight in needed if weight not in checkpoint.weights]
+    return [weight for weight in huggingface_weights(checkpoint.config) if weight not in checkpoint.weights]
 
 
 def config_file(checkpoint: Checkpoint) -> str:

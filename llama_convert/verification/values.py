@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from llama_convert.errors import LlamaConvertError
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA, Weight
 from llama_convert.verification.context import Context, Outcome
 from llama_convert.verification.report import Finding, at_most
+from llama_convert.worker_threads import stoppable_threads
 
 BLOCK_SIZE = 4 << 20
 WORKERS = 2
@@ -97,11 +98,11 @@ def scan_all(
 
     def work(item: tuple[Weight, StoredWeight]) -> Scan | Finding:
         try:
-            return _scan(*item, files, progress)
+            return _scan(*item, files, progress, stop)
         except LlamaConvertError as error:
             return Finding.of(error)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with stoppable_threads(WORKERS) as (pool, stop):
         for result in pool.map(work, weights.items()):
             if isinstance(result, Scan):
                 scans.append(result)
@@ -110,11 +111,19 @@ def scan_all(
     return scans, findings
 
 
-def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Callable[[int], None]) -> Scan:
+def _scan(
+    weight: Weight,
+    stored: StoredWeight,
+    files: SourceFiles,
+    progress: Callable[[int], None],
+    stopped: Event,
+) -> Scan:
     digest = xxhash.xxh3_128()
     oddities, zero_rows = Oddities(), 0
     squares, sampled = 0.0, 0
     for start, stop in row_blocks(stored, BLOCK_SIZE):
+        if stopped.is_set():
+            break
         block = rows_of(files, stored, start, stop)
         digest.update(block.data)
         oddities = oddities.and_of(block, stored.dtype, start)
@@ -126,7 +135,7 @@ def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Ca
             squares += float(np.square(sample, dtype=np.float64).sum())
         sampled += sample.size
         progress(block.nbytes)
-    rms = (squares / sampled) ** 0.5
+    rms = (squares / max(sampled, 1)) ** 0.5
     return Scan(weight, stored, digest.hexdigest(), oddities, zero_rows, rms)
 
 
