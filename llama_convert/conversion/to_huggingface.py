@@ -75,7 +75,7 @@ class _Conversion:
         instruct = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
-        terms = licences(folder)
+        terms = licences(folder, self.notes)
 
         def write_small_files(staging: Staging) -> None:
             carry_over(terms, staging)
