@@ -17,7 +17,7 @@ from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
-from llama_convert.formats.files import is_plain, quoted
+from llama_convert.formats.files import is_file_name, is_plain, quoted
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
@@ -186,7 +186,7 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
         for name, file in weight_map.items():
             if not is_plain(name):
                 raise index.refuse(f"names a tensor {quoted(name)}")
-            if not isinstance(file, str) or not is_plain(file) or Path(file).name != file or file == "..":
+            if not isinstance(file, str) or not is_file_name(file):
                 message = f"{quoted(name)} is said to be in {shown(file)}, which is no name of a file here"
                 raise index.refuse(message)
     except LlamaConvertError as error:

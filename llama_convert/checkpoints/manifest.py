@@ -15,7 +15,7 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, reading
+from llama_convert.formats.files import is_file_name, is_plain, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.zip_directory import read_directory
 
@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         message = "its seal is broken: it was changed after it was written"
         raise InputError("MANIFEST_VALUE", message, file=file)
     files, tensors = content.get("files", {}), content.get("tensors", {})
-    if not _is_table(files, dict) or not _is_table(tensors, str) or any(Path(n).name != n for n in files):
+    if not _is_table(files, dict) or not _is_table(tensors, str) or not all(map(is_file_name, files)):
         raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content
 

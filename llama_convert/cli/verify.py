@@ -56,6 +56,7 @@ def verify_command(
     console = talk()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.meant import tokenizer_named
+        from llama_convert.cli.page_file import check_page_file, write_page
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report import print_report
         from llama_convert.conversion.record import record_verification, require_manifest
@@ -77,18 +78,17 @@ def verify_command(
             llama_version=llama_version,
             tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
-        if report and not report.expanduser().parent.is_dir():
-            raise UsageError("BAD_REPORT", f"--report {report}: there is no such folder")
+        page = report and report.expanduser()
+        if page:
+            check_page_file(page)
         if record:
             require_manifest(path)
         observer = ConsoleObserver(console, quiet=quiet or as_json)
         result = verify(path, source, options, observer)
         if record:
             record_verification(path, result.abstract)
-        if report:
-            from llama_convert.verification.page import write_page
-
-            write_page(result, report.expanduser())
+        if page:
+            write_page(result, page)
         if as_json:
             exit_code = 0 if result.ok else 1
             print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})

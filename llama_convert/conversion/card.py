@@ -12,7 +12,9 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.llama.licences import Licence, licence_of
+from llama_convert.checkpoints.manifest import CARD
+from llama_convert.formats.files import read_small
+from llama_convert.llama.licences import NOTICES, Licence, licence_of
 from llama_convert.llama.releases import RELEASES
 
 NOTICE = "NOTICE"
@@ -52,11 +54,27 @@ def is_somebodys(card: Path) -> bool:
 
 def is_ours(card: Path) -> bool:
     """Whether a card is as `render` wrote it."""
-    if card.stat().st_size > _LARGEST:
-        return False
-    text = card.read_bytes().decode("utf-8", errors="replace")
+    text = _text(card)
     body, mark, _ = text.rpartition(_SEAL.partition("{}")[0])
     return bool(mark) and text == _sealed(body)
+
+
+def _text(file: Path) -> str:
+    """What a small file says; nothing if it is larger than any of ours.
+
+    Raises:
+        InputError: it may not be read.
+        OutputError: the machine cannot read it.
+    """
+    too_large = file.stat().st_size > _LARGEST
+    return "" if too_large else read_small(file, _LARGEST).decode("utf-8", errors="replace")
+
+
+def is_generated(file: Path) -> bool:
+    """Whether a file is a card or a notice as we write them: of the output next to it, and of no other."""
+    if file.name == CARD:
+        return is_ours(file)
+    return file.name == NOTICE and _text(file).removesuffix("\n") in NOTICES
 
 
 def notice(manifest: Mapping[str, Any]) -> bytes | None:

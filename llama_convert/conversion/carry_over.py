@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
@@ -14,14 +14,15 @@ from typing import Any
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
 from llama_convert.checkpoints.locate import MetaFolder
-from llama_convert.checkpoints.manifest import CARD, MANIFEST
-from llama_convert.conversion.card import is_licence, is_ours
+from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.conversion.card import is_generated, is_licence
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, read_small, reading
+from llama_convert.formats.files import MAX_TOKENIZER, is_file_name, read_small, reading
 from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
+from llama_convert.units import format_size
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
@@ -30,36 +31,80 @@ _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
 """Folders within a download from the Hub: the licence lies above them."""
 
 
-def small_files(source: Path, skip: tuple[str, ...] = ()) -> list[Path]:
-    """The files of the source's folder that go along: licence, tokenizer, settings; no weights.
+def small_files(
+    folder: Path,
+    notes: Notes,
+    *,
+    skip: tuple[str, ...] = (),
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> list[Path]:
+    """The files of a folder that are copied to the output: license, tokenizer, settings; no weights.
+
+    A file whose name is not `is_file_name` is left behind with a warning: no manifest could list it.
 
     Args:
-        source: the folder.
-        skip: patterns of names to leave behind, besides those of weights and dot-files (such as our own).
+        folder: the source, or a folder around it.
+        notes: is told of files that are left behind.
+        skip: patterns of names that are not copied, besides those of weights and dot-files.
+        wanted: decides by the name, too.
+
+    Raises:
+        InputError: one of them is a link that leads elsewhere, see `_check_link`.
     """
-    return [
-        file
-        for file in sorted(source.iterdir())
-        if file.is_file()
-        and not any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip))
-        and file.stat().st_size <= _LARGEST
-        and not (file.name == CARD and is_ours(file))
-    ]
+    chosen = []
+    for file in sorted(folder.iterdir()):
+        unwanted = any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip)) or not wanted(file.name)
+        if unwanted or not file.is_file() or is_generated(file):
+            continue
+        if not is_file_name(file.name):
+            notes.warn(f"{file}: Not copied: its name is not printable UTF-8 text. Rename the file.")
+        elif (size := file.stat().st_size) > _LARGEST:
+            notes.note(f"{file}: Not copied: it has {format_size(size)} (limit {format_size(_LARGEST)}).")
+        else:
+            _check_link(file)
+            chosen.append(file)
+    return chosen
 
 
-def licences(folder: MetaFolder) -> list[Path]:
-    """The files that hold terms of use: beside the rank files, or above them where the download begins."""
-    places = [folder.path]
-    while _IN_A_DOWNLOAD.fullmatch(places[-1].resolve().name):
-        places.append(places[-1].resolve().parent)
-    if folder.tokenizer and folder.tokenizer.parent not in places:
+def _check_link(file: Path) -> None:
+    """Refuse to copy what a link leads to elsewhere: a downloaded ``LICENSE`` may lead to a private key.
+
+    A link may lead to a file in its own folder or below it and, in the Hub's cache, to a blob of the same
+    repository. Files that are parsed and written anew (weights, settings, ``tokenizer.model``) may be links
+    to anywhere: of a file of another kind nothing would get into the output.
+
+    Raises:
+        InputError: it is such a link.
+    """
+    if not file.is_symlink():
+        return
+    target, folder = file.resolve(), file.parent.resolve()
+    blobs = [place.parent / "blobs" for place in folder.parents if place.name == "snapshots"]
+    if folder not in target.parents and target.parent not in blobs:
+        raise InputError(
+            "INPUT_LINK",
+            f"Is a link to {target}, outside its folder.",
+            file=file,
+            hint="Replace the link with a copy of the file, or remove it.",
+        )
+
+
+def licences(folder: MetaFolder, notes: Notes) -> list[Path]:
+    """The files that hold terms of use: beside the rank files, or above them where the download begins.
+
+    Raises:
+        InputError: as `small_files`.
+    """
+    places = [folder.path.resolve()]
+    while _IN_A_DOWNLOAD.fullmatch(places[-1].name):
+        places.append(places[-1].parent)
+    if folder.tokenizer and folder.tokenizer.parent.resolve() not in places:
         places.append(folder.tokenizer.parent)
     found: dict[str, Path] = {}
     for place in places:
         with suppress(OSError):  # what may not be listed has none
-            for file in small_files(place):
-                if is_licence(file.name):
-                    found.setdefault(file.name, file)
+            for file in small_files(place, notes, wanted=is_licence):
+                found.setdefault(file.name, file)
     return list(found.values())
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
+from llama_convert.conversion.atomic_file import write_atomically
 from llama_convert.conversion.card import is_ours, render
-from llama_convert.conversion.sync import discard, failure, sync
+from llama_convert.conversion.sync import failure
 from llama_convert.errors import UsageError
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
@@ -75,13 +75,7 @@ def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
-    file = folder / name
-    new = file.with_name(f".{file.name}.new")
     try:
-        new.write_bytes(content)
-        sync(new)
-        os.replace(new, file)
-        sync(file.parent)
+        write_atomically(folder / name, content)
     except OSError as error:
-        discard(new)
-        raise failure("cannot be written", error, file) from error
+        raise failure("cannot be written", error, folder / name) from error

@@ -77,7 +77,7 @@ class _Conversion:
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
         warn_of_head(checkpoint, self.notes)
-        terms = licences(folder)
+        terms = licences(folder, self.notes)
 
         def write_small_files(staging: Staging) -> None:
             carry_over(terms, staging)

@@ -41,8 +41,9 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
             output=destination,
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
-    if options.tokenizer:
-        open_tokenizer(options.tokenizer)  # refuses what is none
+    tokenizer = options.tokenizer or next(iter(tokenizer_sources(source, None)), None)
+    if tokenizer and (options.tokenizer or tokenizer.suffix == ".model"):
+        open_tokenizer(tokenizer)  # refuses any other file, which is copied as it is
     checkpoint = open_huggingface(source)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
     readers = identify(checkpoint.traits(), options.llama_version).release
@@ -57,7 +58,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
-    carried = small_files(source, skip=("*.json", "*.jinja", "tokenizer.model"))
+    carried = small_files(source, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))

@@ -16,6 +16,8 @@ from llama_convert.errors import InputError, OutputError
 MAX_TOKENIZER = 8 << 20
 """Bytes of a ``tokenizer.model``; Llama 4's, the largest, has 3.6 MB."""
 _LONGEST_NAME = 500
+_NAME_MAX = 255
+"""Bytes of a file name, on all file systems in use."""
 _NO_SUCH_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
@@ -165,6 +167,16 @@ def other_kind(head: bytes) -> tuple[str, str] | None:
 def is_plain(name: str) -> bool:
     """Whether a name that a file gives can be shown in a line: neither control characters nor endless."""
     return name.isprintable() and 0 < len(name) <= _LONGEST_NAME
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is one we write, list and look up: printable UTF-8, no path, not too long for a disk.
+
+    The one rule for files that are copied, for `llama-convert.json`, the index and ``checklist.chk``. It
+    leaves out control characters, line breaks, invisible and right-to-left formatting, and bytes that are
+    not UTF-8.
+    """
+    return is_plain(name) and "/" not in name and name not in (".", "..") and len(name.encode()) <= _NAME_MAX
 
 
 def quoted(name: str) -> str:

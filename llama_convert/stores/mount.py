@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import Elsewhere, elsewhere, is_plain
+from llama_convert.formats.files import Elsewhere, elsewhere, is_file_name
 from llama_convert.names import call
 from llama_convert.stores.far_reader import FarReader, ShortAnswerError
 from llama_convert.stores.filesystem import is_url, open_filesystem, persistently, shown
@@ -147,7 +147,7 @@ def _entries(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
     for name, info in sorted(listed.items()):
         below = name.strip("/").removeprefix(base).strip("/")
         parts = below.split("/") if below else []
-        if all(is_plain(part) and part not in (".", "..") for part in parts) and info["type"] == "file":
+        if all(map(is_file_name, parts)) and info["type"] == "file":
             yield below, info
 
 
@@ -192,8 +192,7 @@ def _shards(fs: Any, path: str, index: str, url: str) -> Iterator[tuple[str, Inf
     except (ValueError, LookupError, TypeError, AttributeError):
         return  # who reads it says what is wrong
     for name in names[:_MOST_FILES]:
-        plain = isinstance(name, str) and is_plain(name) and "/" not in name and name != ".."
-        if plain and (info := _info(fs, f"{path}/{name}", url)):
+        if isinstance(name, str) and is_file_name(name) and (info := _info(fs, f"{path}/{name}", url)):
             yield name, info
 
 
