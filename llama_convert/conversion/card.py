@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+from llama_convert.errors import InputError
+from llama_convert.formats.files import read_small
 from llama_convert.llama.licences import Licence, licence_of
 from llama_convert.llama.releases import RELEASES
 
@@ -52,9 +54,10 @@ def is_somebodys(card: Path) -> bool:
 
 def is_ours(card: Path) -> bool:
     """Whether a card is as `render` wrote it."""
-    if card.stat().st_size > _LARGEST:
+    try:
+        text = read_small(card, _LARGEST).decode("utf-8", errors="replace")
+    except InputError:
         return False
-    text = card.read_bytes().decode("utf-8", errors="replace")
     body, mark, _ = text.rpartition(_SEAL.partition("{}")[0])
     return bool(mark) and text == _sealed(body)
 
