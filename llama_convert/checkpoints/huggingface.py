@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
-from llama_convert.checkpoints.json_object import read_json_object, shown
+from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.files import is_file_name, is_plain, quoted
 from llama_convert.formats.safetensors import read_safetensors_file
+from llama_convert.formats.strict_json import shown
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import Identity, Release, TokenizerKind, Traits, identify

@@ -15,11 +15,11 @@ from llama_convert.checkpoints.json_object import (
     MAX_WIDTH,
     JsonObject,
     read_json_object,
-    shown,
     to_json,
 )
 from llama_convert.dtypes import BY_NAME, Dtype
 from llama_convert.errors import InputError
+from llama_convert.formats.strict_json import shown
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release
 

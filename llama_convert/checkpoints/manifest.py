@@ -13,10 +13,11 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
+from llama_convert.checkpoints.json_object import read_json_object, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_file_name, is_plain, reading
+from llama_convert.formats.files import is_file_name, is_plain, read_at, reading
 from llama_convert.formats.safetensors import read_header
+from llama_convert.formats.strict_json import shown
 from llama_convert.formats.zip_directory import read_directory
 
 MANIFEST = "llama-convert.json"
@@ -24,6 +25,7 @@ CARD = "README.md"
 """What people may write on: what the manifest says of it is no promise."""
 SCHEMA = 1
 _MAX_BYTES = 4 << 20
+_BLOCK = 1 << 20
 _SEAL = "seal"
 
 
@@ -51,7 +53,12 @@ def _file_digest(file: Path) -> str:
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     if file.suffix == ".pth":
         return xxhash.xxh3_128_hexdigest(repr(_entries(file)).encode())
-    return xxhash.xxh3_128_hexdigest(file.read_bytes())
+    digest, position = xxhash.xxh3_128(), 0
+    with reading(file) as reader:
+        while block := read_at(reader, _BLOCK, position):
+            digest.update(block)
+            position += len(block)
+    return digest.hexdigest()
 
 
 def _entries(file: Path) -> list[tuple[str, int, int, int]]:

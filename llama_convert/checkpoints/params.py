@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.json_object import MAX_LAYERS, MAX_WIDTH, JsonObject, read_json_object
+from llama_convert.checkpoints.json_object import (
+    MAX_LAYERS,
+    MAX_SETTINGS,
+    MAX_WIDTH,
+    JsonObject,
+    read_json_object,
+)
 from llama_convert.errors import InputError
+from llama_convert.formats.files import read_small
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import TokenizerKind
 
@@ -180,9 +188,9 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
 
 def with_kv_heads(params: Params, stored_kv_heads: int) -> bytes:
     """The same ``params.json`` for another number of KV heads in all rank files together."""
-    original = params.file.read_bytes()
+    original = read_small(params.file, MAX_SETTINGS)
     if stored_kv_heads == (params.n_kv_heads or params.n_heads):
         return original
-    content = json.loads(original)
+    content = parse_json(original)
     (content["model"] if params.nested else content)["n_kv_heads"] = stored_kv_heads
     return json.dumps(content).encode()

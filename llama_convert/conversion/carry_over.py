@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, is_file_name, read_small, reading
+from llama_convert.formats.files import MAX_TOKENIZER, MAX_TOKENIZER_JSON, is_file_name, read_small
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
 from llama_convert.units import format_size
 
@@ -116,8 +114,7 @@ def carry_over(files: Iterable[Path], staging: Staging) -> None:
         OutputError: the machine could not read or write.
     """
     for file in files:
-        with reading(file):  # tells what is wrong with it
-            staging.write_with(file.name, partial(shutil.copyfile, file))
+        staging.write(file.name, read_small(file, _LARGEST))
 
 
 def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
@@ -141,7 +138,9 @@ def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, no
         staging.write("tokenizer.model", read_small(converted, MAX_TOKENIZER))
         return
     try:
-        content: Any = json.loads(read_small(converted, _LARGEST))
+        content: Any = parse_json(
+            read_small(converted, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER
+        )
         ranks = ranks_of_tokenizer_json(content)
         lost = tokens_beyond(content, ranks) if ranks else []
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

@@ -22,9 +22,12 @@ from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure
+from llama_convert.formats.files import read_descriptor
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import as_called
 
 JOURNAL = ".journal"
+MAX_JOURNAL = 256 << 20
 
 
 def journal_of(file: str) -> str:
@@ -73,8 +76,7 @@ class Journal:
             raise failure("cannot be opened", error, path) from error
 
     def _read(self, head: dict[str, str], restart: bool) -> None:
-        with os.fdopen(self._descriptor, "rb", closefd=False) as file:
-            content = file.read()
+        content = read_descriptor(self._descriptor, self._path, MAX_JOURNAL)
         first, *rest = list(_lines(content)) or [None]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
@@ -173,7 +175,7 @@ def _lines(content: bytes) -> Iterator[Any]:
     for line in content.splitlines():
         digest, _, text = line.partition(b" ")
         if digest == xxhash.xxh3_64_hexdigest(text).encode():
-            yield json.loads(text)
+            yield parse_json(text)
 
 
 def _entry(line: dict[str, Any]) -> Entry:

@@ -9,9 +9,11 @@ import socket
 import time
 from pathlib import Path
 
-from llama_convert.errors import ConflictError
+from llama_convert.errors import ConflictError, InputError, OutputError
+from llama_convert.formats.files import read_small
 
 LOCK = ".lock"
+_MAX_BYTES = 1 << 16
 
 
 class Lock:
@@ -80,9 +82,8 @@ class Lock:
         if self._shared:
             return False
         try:
-            with self._path.open("rb") as file:
-                return self._descriptor >= 0 and file.read() == self._name
-        except OSError:
+            return self._descriptor >= 0 and read_small(self._path, _MAX_BYTES) == self._name
+        except (InputError, OutputError):
             return False
 
     def check(self) -> None:

@@ -17,8 +17,11 @@ from llama_convert.checkpoints.manifest import CARD, MANIFEST, read_manifest
 from llama_convert.conversion.card import is_somebodys
 from llama_convert.conversion.sync import sync
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import read_small
+from llama_convert.formats.strict_json import parse_json
 
 PUBLISHING = ".publishing"
+_MAX_BYTES = 4 << 20
 _LAST = (
     "generation_config.json",
     CHECKLIST,
@@ -52,10 +55,10 @@ class Publication:
     def read(cls, staging: Path) -> Publication:
         """The one that was interrupted; without files if there is none."""
         try:
-            content = json.loads((staging / PUBLISHING).read_bytes())
+            content = parse_json(read_small(staging / PUBLISHING, _MAX_BYTES))
             plan, files, older = content["plan"], content["files"], content["older"]
             plain = all(Path(name).name == name for name in [*files, *older])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (InputError, OutputError, ValueError, LookupError, TypeError):
             return cls()
         return cls(plan, tuple(files), tuple(older)) if plain else cls()
 

@@ -21,6 +21,7 @@ from llama_convert.conversion.remarks import warn_of_head
 from llama_convert.conversion.sync import failure
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
+from llama_convert.formats.files import read_small
 from llama_convert.llama.releases import Identity, Traits, identify, parse_version
 from llama_convert.tokenizers import (
     Tokenizer,
@@ -33,6 +34,7 @@ from llama_convert.tokenizers import (
 from llama_convert.units import parse_size
 
 TOKENIZER_ONLY = "tokenizer_only"
+_MAX_TEMPLATE = 1 << 20
 _TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
 
 
@@ -229,9 +231,11 @@ def _read_template(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=file) from None
+        return read_small(file, _MAX_TEMPLATE).decode("utf-8")
+    except InputError as error:
+        raise UsageError("BAD_TEMPLATE", error.message, file=file) from None
+    except UnicodeDecodeError:
+        raise UsageError("BAD_TEMPLATE", "not UTF-8 text", file=file) from None
 
 
 def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:

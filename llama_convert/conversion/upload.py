@@ -20,7 +20,7 @@ from typing import Any
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
+from llama_convert.conversion.journal import JOURNAL, MAX_JOURNAL, Journal, journal_of
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publication import PUBLISHING, Publication
@@ -28,7 +28,7 @@ from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
 from llama_convert.conversion.units import gather
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.formats.files import elsewhere
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
 from llama_convert.formats.layout import Layout
 from llama_convert.stores.filesystem import open_filesystem, persistently, shown
 from llama_convert.stores.mount import put_placeholder
@@ -100,7 +100,7 @@ class Store:
         self.remove(*older)
         for name in older:
             (self.place / name).unlink()
-        self.put(f"{STAGING}/{JOURNAL}", (staging.path / JOURNAL).read_bytes())
+        self.put(f"{STAGING}/{JOURNAL}", read_small(staging.path / JOURNAL, MAX_JOURNAL))
 
     def upload(self, plan: Plan, name: str, options: ConvertOptions, fingerprint: str) -> None:
         """One file, unless it is there, and then its journal.
@@ -118,7 +118,9 @@ class Store:
         journal.close()
         journal = Journal(path, fingerprint, restart=True)
         try:
-            self.put(f"{STAGING}/{path.name}", path.read_bytes())  # what comes is ours, whole or not
+            self.put(
+                f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL)
+            )  # what comes is ours, whole or not
             output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
             block_size = options.block_size
             execute(plan, {name: output}, journal, workers=1, block_size=block_size, progress=self._go_on)
@@ -127,7 +129,7 @@ class Store:
             journal.complete(placeholder)
         finally:
             journal.close()
-        self.put(f"{STAGING}/{path.name}", path.read_bytes())
+        self.put(f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL))
 
     def _go_on(self, _: int) -> None:
         """Asked at every block, so that nobody waits for a file that is given up."""
@@ -140,7 +142,7 @@ class Store:
         self.put(f"{STAGING}/{PUBLISHING}", json.dumps(asdict(begun)).encode())  # what comes is ours
         for name in begun.files:
             if name not in weights:
-                self.put(name, (self.place / name).read_bytes())
+                self.put(name, read_small(self.place / name, MAX_TOKENIZER_JSON))
         self._remove_traces(weights)
 
     def clear(self, weights: Mapping[str, int]) -> None:

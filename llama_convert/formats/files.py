@@ -15,10 +15,15 @@ from llama_convert.errors import InputError, OutputError
 
 MAX_TOKENIZER = 8 << 20
 """Bytes of a ``tokenizer.model``; Llama 4's, the largest, has 3.6 MB."""
+MAX_TOKENIZER_JSON = 64 << 20
+"""Bytes of a ``tokenizer.json``; Llama 4's, the largest, has 28 MB."""
 _LONGEST_NAME = 500
 _NAME_MAX = 255
 """Bytes of a file name, on all file systems in use."""
 _NO_SUCH_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+_NO_FILE = (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
+"""Sockets, and devices without a driver."""
+_BLOCK = 1 << 20
 
 
 class Reader(Protocol):
@@ -109,6 +114,9 @@ def reading(file: Path) -> Iterator[Reader]:
 def open_regular(path: Path) -> Reader:
     """A file opened for reading, which must be a regular one, and downloaded to its end.
 
+    The file is checked after it is opened, so nothing can take its place in between; opening does not wait
+    for the other end of a pipe.
+
     Raises:
         InputError: it is missing, unfinished, forbidden, or a pipe, folder or device, which may never end.
         OutputError: the machine cannot open it.
@@ -116,13 +124,7 @@ def open_regular(path: Path) -> Reader:
     if path in elsewhere:
         return elsewhere[path].open()
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path)
-        if os.path.lexists(f"{path}.aria2"):
-            message = "download not finished: an .aria2 file lies beside it"
-            raise InputError("INPUT_TRUNCATED", message, file=path)
-        return _LocalReader(path, os.open(path, os.O_RDONLY))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         dangling = (
             f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "not found"
@@ -133,20 +135,59 @@ def open_regular(path: Path) -> Reader:
     except OSError as error:
         if error.errno in _NO_SUCH_PATH:
             raise InputError("INPUT_NOT_FOUND", os.strerror(error.errno or 0), file=path) from None
+        if error.errno in _NO_FILE:
+            raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path) from None
         raise OutputError("INPUT_IO", f"cannot be opened: {error.strerror}", file=path) from error
+    try:
+        check_regular(descriptor, path)
+        if os.path.lexists(f"{path}.aria2"):
+            message = "download not finished: an .aria2 file lies beside it"
+            raise InputError("INPUT_TRUNCATED", message, file=path)
+    except InputError:
+        os.close(descriptor)
+        raise
+    return _LocalReader(path, descriptor)
+
+
+def check_regular(descriptor: int, path: Path) -> None:
+    """Refuse an open file that may never end, or that reading may wait for.
+
+    Raises:
+        InputError: it is a pipe, socket, folder or device.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise InputError("INPUT_NOT_REGULAR", "not a regular file", file=path)
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """All of a regular file that has ``most`` bytes at most.
+    """The whole of a regular file that has ``most`` bytes at most: how every small file is read.
+
+    What is read counts, not only the size that the file system reports: a file may grow.
 
     Raises:
         InputError: as `open_regular`; or it has more bytes.
         OutputError: the machine cannot read it.
     """
     with reading(path) as reader:
-        if reader.size > most:
-            raise InputError("INPUT_TOO_LARGE", f"{reader.size:,} bytes; that is no {path.name}", file=path)
-        return read_at(reader, reader.size, 0)
+        return _read_whole(reader, most)
+
+
+def read_descriptor(descriptor: int, path: Path, most: int) -> bytes:
+    """As `read_small`, of a file that is open, for example because it is locked; it stays open."""
+    check_regular(descriptor, path)
+    return _read_whole(_LocalReader(path, descriptor), most)
+
+
+def _read_whole(reader: Reader, most: int) -> bytes:
+    content = bytearray()
+    while reader.size <= most and len(content) <= most:
+        block = memoryview(bytearray(min(_BLOCK, most + 1 - len(content))))
+        count = reader.read_some(block, len(content))
+        if not count:
+            return bytes(content)
+        content += block[:count]
+    message = f"larger than {most:,} bytes, the limit for {reader.file.name}"
+    raise InputError("INPUT_TOO_LARGE", message, file=reader.file)
 
 
 _OTHER_KINDS = (

@@ -11,6 +11,7 @@ import xxhash
 
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.inspection.describe import describe, progress
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 from llama_convert.inspection.model import Inspection
@@ -114,7 +115,7 @@ def _tokenizer(one: Opened, other: Opened, a: Inspection, b: Inspection) -> Iter
     yield from found
     files = (one.side.tokenizer, other.side.tokenizer)
     if same_form and not found and None not in files:
-        digests = [xxhash.xxh3_128_hexdigest(file.read_bytes()) for file in files if file]
+        digests = [xxhash.xxh3_128_hexdigest(read_small(file, MAX_TOKENIZER_JSON)) for file in files if file]
         if digests[0] != digests[1]:
             yield Differing("content (XXH3-128)", *digests)
 

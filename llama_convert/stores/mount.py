@@ -6,7 +6,6 @@ far as, somebody asks for them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import Elsewhere, elsewhere, is_file_name
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import call
 from llama_convert.stores.far_reader import FarReader, ShortAnswerError
 from llama_convert.stores.filesystem import is_url, open_filesystem, persistently, shown
@@ -188,7 +188,7 @@ def _probe(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
 def _shards(fs: Any, path: str, index: str, url: str) -> Iterator[tuple[str, Info]]:
     content = persistently("reading", shown(url), lambda: fs.cat_file(f"{path}/{index}"))
     try:
-        names = sorted(set(json.loads(content)["weight_map"].values()))
+        names = sorted(set(parse_json(content)["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError):
         return  # who reads it says what is wrong
     for name in names[:_MOST_FILES]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def check_tokenizer(folder: Path, vocab_size: int | None = None) -> TokenizerChe
     of texts it is only known that they come back.
     """
     original = original_in(folder)
-    if (folder / "tokenizer.json").is_file():
+    if os.path.lexists(folder / "tokenizer.json"):
         return compare_tokenizers(original, folder, vocab_size) if original else _alone(folder, vocab_size)
     if original is None:
         return None

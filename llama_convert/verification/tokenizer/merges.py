@@ -78,6 +78,7 @@ def order_of_parts(original: Original) -> Iterator[Finding]:
     for left, right in _ways(order):
         ready[left + right] = min(ready.get(left + right, inf), max(order[left], order[right]))
     early = [name for name, rank in ready.items() if rank > order[name] and not at_hand.fullmatch(name)]
-    wrong = [Wrong(f"{name!r} (id {original.names.index(name)})") for name in early]
+    ids = {name: number for number, name in enumerate(original.names)}
+    wrong = [Wrong(f"{name!r} (id {ids[name]})") for name in early]
     hint = "Ids are swapped, or the file is not Meta's."
     yield from group("TOKEN_ORDER", "token", "made before its parts", wrong, hint=hint)
