@@ -9,9 +9,9 @@ from typing import Any
 
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
 from llama_convert.conversion.atomic_file import write_atomically
-from llama_convert.conversion.card import is_ours, render
+from llama_convert.conversion.card import is_complete, is_ours, render
 from llama_convert.conversion.sync import failure
-from llama_convert.errors import UsageError
+from llama_convert.errors import InputError, UsageError
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
 
@@ -59,6 +59,9 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UsageError("BAD_USAGE", f"--record: there is no {MANIFEST} to write the result into")
+    if not is_complete(manifest):
+        message = "Does not describe a conversion: entries are missing or of the wrong type."
+        raise InputError("MANIFEST_VALUE", message, file=folder / MANIFEST)
     return manifest
 
 
