@@ -149,6 +149,24 @@ def test_true_ones_are_not_warned_of(
     assert warnings(run(copy(base), tmp_path / "out", command)) == []
 
 
+@pytest.mark.parametrize("fixture", ["llama2-mp2", "llama3.1-mp2", "llama3.2-tied"])
+@pytest.mark.parametrize("mp", [1, 2])
+def test_metas_files_are_as_their_manifest_says(tmp_path: Path, fixture: str, mp: int) -> None:
+    """Also where the LM head is the embedding, which is listed once."""
+    convert(META.parent / fixture, tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "meta", ConvertOptions(to="meta", mp=mp))
+    assert findings(tmp_path / "meta") == []
+    (tmp_path / "meta/params.json").write_text((tmp_path / "meta/params.json").read_text() + " ")
+    (tmp_path / "meta/checklist.chk").unlink()
+    codes = {
+        (each["code"], each["message"].split(",")[0].split(".")[0]) for each in findings(tmp_path / "meta")
+    }
+    assert codes == {
+        ("MANIFEST_DIFFERS", "Listed in llama-convert"),
+        ("MANIFEST_DIFFERS", "Checksum does not match llama-convert"),
+    }
+
+
 @pytest.mark.parametrize("command", COMMANDS["hf"])
 def test_written_again_by_another_tool(
     copy: Callable[[str], Path], tmp_path: Path, command: tuple[str, ...]
