@@ -299,7 +299,7 @@ WEIGHTS = {
                 "1 of 6,144 elements differ from the source's layers.1.feed_forward.w1.weight, "
                 "the first at [5, 7]",
             ),
-            Seen("values", "MANIFEST_DIFFERS", gate(1), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
         layer(1),  # 2^-8 of one of 6,144 elements: five times the limit
     ),
@@ -314,7 +314,7 @@ WEIGHTS = {
         weights(plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 5, 7, 0))),
         (
             differ(gate(1), "bit 0 (mantissa) of one element is flipped"),
-            Seen("values", "MANIFEST_DIFFERS", gate(1), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
         None,  # 2^-23 of one element: below what sums in another order do
     ),
@@ -482,7 +482,7 @@ FILES = {
         replace_shard,
         (
             differ(up(0), "a shard of another model"),
-            Seen("values", "MANIFEST_DIFFERS", up(0), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", up(0), "Damaged, or trained or replaced"),
         ),
         layer(0),
     ),
@@ -491,7 +491,7 @@ FILES = {
         lambda out, right: [shutil.copy(file, out) for file in plant.shards(right / "other-out")],
         (
             differ(q(0), "of another model"),
-            Seen("values", "MANIFEST_STALE", MANIFEST, "the manifest is stale"),
+            Seen("values", "MANIFEST_STALE", MANIFEST, "weights are newer than this manifest"),
         ),
         layer(0, 1, 2),
     ),
@@ -661,13 +661,27 @@ FILES = {
     "file changed since": Fault(
         "gqa",
         lambda out, _: (out / "generation_config.json").write_text("{}"),
-        (Seen("values", "MANIFEST_DIFFERS", "generation_config.json", "changed since the conversion"),),
+        (
+            Seen(
+                "values",
+                "MANIFEST_DIFFERS",
+                "generation_config.json",
+                "Checksum does not match llama-convert.json",
+            ),
+        ),
         None,  # nothing is computed from it
     ),
     "file lost since": Fault(
         "gqa",
         lambda out, _: (out / "generation_config.json").unlink(),
-        (Seen("values", "MANIFEST_DIFFERS", "generation_config.json", "was written, and is not here"),),
+        (
+            Seen(
+                "values",
+                "MANIFEST_DIFFERS",
+                "generation_config.json",
+                "Listed in llama-convert.json, but missing",
+            ),
+        ),
         None,  # nothing is computed from it
     ),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from llama_convert.formats.files import is_file_name, read_at, read_small, reading
+from llama_convert.formats.files import is_plain, read_at, read_small, reading
 
 CHECKLIST = "checklist.chk"
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:\./)?([^/]+)")
@@ -48,7 +48,7 @@ def read_checklist(folder: Path) -> Checklist | None:
     lines = read_small(file, _MOST_BYTES).decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line.strip())
-        if match is None or not is_file_name(match[2]):
+        if match is None or match[2] in ("..", ".") or not is_plain(match[2]):
             malformed += [f"line {number} is malformed: {line.strip()!r:.60}"] if line.strip() else []
             continue
         places = [folder / match[2]]

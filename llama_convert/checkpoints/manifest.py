@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if seal != _seal(content):
         message = "its seal is broken: it was changed after it was written"
         raise InputError("MANIFEST_VALUE", message, file=file)
-    files, tensors = content.get("files", {}), content.get("tensors", {})
+    files, tensors = content.setdefault("files", {}), content.setdefault("tensors", {})
     if not _is_table(files, dict) or not _is_table(tensors, str) or not all(map(is_file_name, files)):
         raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content

@@ -21,6 +21,7 @@ from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
 from llama_convert.conversion.report import Report, report_of_run
+from llama_convert.conversion.source_manifest import compare_digests
 from llama_convert.conversion.sources import (
     check_unchanged,
     compare_with_checklist,
@@ -250,6 +251,7 @@ class Run:
                 for name, content in plan.small_files.items():
                     staging.write(name, content)
                 remark_on(report, plan, notes)
+                compare_digests(job, report, notes)
             small_files.result()
         check_unchanged(self._before)
         if notes.warnings and self.options.strict:

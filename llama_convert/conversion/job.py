@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_convert.conversion.notes import Notes
@@ -31,6 +31,8 @@ class Job:
     """About what those take."""
     finish: Callable[[Staging], object] = lambda _: None
     """Writes what can be told only of the finished files."""
+    source_digests: Mapping[str, str] = field(default_factory=dict)
+    """XXH3-128 of weights by the names that the source has for them, as a manifest next to it says."""
 
     @property
     def folder(self) -> Path:

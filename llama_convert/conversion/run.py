@@ -15,6 +15,7 @@ from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
 from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.source_manifest import read_source_digests
 from llama_convert.conversion.units import Share
 from llama_convert.conversion.workers import Order
 from llama_convert.errors import OutputError, UsageError
@@ -118,6 +119,7 @@ def _run(
         store = _store(str(destination), there) if is_url(destination) else None
         job = prepare(here, there, options, notes)
         job.result.source = str(source) if is_url(source) else job.folder
+        job.source_digests = read_source_digests(job, notes)
         if options.dry_run:
             job.result.warnings = notes.warnings
             return job.result

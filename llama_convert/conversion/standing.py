@@ -7,12 +7,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.gather import digest_of
-from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
-from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.open import open_checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
@@ -88,8 +85,7 @@ def _other_tensor(folder: Path, digests: dict[str, str], options: ConvertOptions
     Raises:
         InputError: a file's own checksums tell that it is damaged.
     """
-    checkpoint = open_huggingface(folder) if is_huggingface(folder) else open_meta(locate(folder))
-    stored = {weight.name: weight for weight in checkpoint.weights.values()}
+    stored = {weight.name: weight for weight in open_checkpoint(folder).weights.values()}
     if missing := next((name for name in digests if name not in stored), None):
         return missing
     stop = Event()

@@ -213,7 +213,7 @@ def is_plain(name: str) -> bool:
 def is_file_name(name: str) -> bool:
     """Whether a name is one we write, list and look up: printable UTF-8, no path, not too long for a disk.
 
-    The one rule for files that are copied, for `llama-convert.json`, the index and ``checklist.chk``. It
+    The one rule for files that are copied, for `llama-convert.json` and for the index of safetensors. It
     leaves out control characters, line breaks, invisible and right-to-left formatting, and bytes that are
     not UTF-8.
     """
