@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llama_convert.verification.context import Context, NotRunError, Outcome
-from llama_convert.verification.report import Finding
-from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
+from llama_convert.verification.isolated import run_isolated
+from llama_convert.verification.report import Finding, at_most
 
 
 def look_at_tokenizer(context: Context) -> Outcome:
@@ -14,13 +14,15 @@ def look_at_tokenizer(context: Context) -> Outcome:
     meta = context.source if context.source and context.source.layout == "meta" else None
     original = meta.tokenizer if meta else None
     if output.layout == "meta":
-        check = check_original(output.tokenizer, vocab_size) if output.tokenizer else None
+        paths = [output.tokenizer] if output.tokenizer else []
+        check = run_isolated("check_original", paths, vocab_size) if paths else None
     elif original and output.tokenizer:
-        check = compare_tokenizers(original, output.folder, vocab_size)
+        check = run_isolated("compare_tokenizers", [original, output.folder], vocab_size)
     else:
-        check = check_tokenizer(output.folder, vocab_size)
+        check = run_isolated("check_tokenizer", [output.folder], vocab_size)
     if check:
-        return check.summary, check.findings, check.measures
+        findings = [Finding(**finding) for finding in check["findings"]]
+        return check["summary"], at_most(findings), check["measures"]
     if original is None:
         raise NotRunError("there is no tokenizer here")
     missing = Finding("TOKENIZER_MISSING", f"the source has {original.name}", "tokenizer.json", warning=True)
