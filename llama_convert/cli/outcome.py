@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.names import as_called
+from llama_convert.names import as_called, as_printed
+from llama_convert.redaction import redact
 
 SCHEMA = 1
 """Version of the JSON envelope; it changes when a field's meaning does."""
@@ -30,7 +31,7 @@ def talk() -> Console:
 
 def one_line(text: str) -> str:
     """Escapes for what would break the line or command a terminal: paths can hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_called(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_printed(text))
 
 
 def print_json(envelope: dict[str, Any]) -> None:
@@ -40,7 +41,7 @@ def print_json(envelope: dict[str, Any]) -> None:
         OutputError: nobody can read it: stdout is closed, or full.
     """
     content = _sayable({"schema": SCHEMA, **envelope})
-    text = as_called(json.dumps(content, indent=2, default=str, allow_nan=False)) + "\n"
+    text = as_printed(json.dumps(content, indent=2, default=str, allow_nan=False)) + "\n"
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
@@ -128,7 +129,7 @@ def _fail(
     known: LlamaConvertError | None = None,
 ) -> None:
     if debug:
-        talk().print(Text("".join(traceback.format_exception(error)).rstrip()))
+        talk().print(Text(redact("".join(traceback.format_exception(error)).rstrip())))
     _tell(exit_code, code, error, as_json=as_json, message=message, known=known)
     raise typer.Exit(exit_code) from None
 
@@ -181,5 +182,5 @@ def _save_traceback() -> str:
     with tempfile.NamedTemporaryFile(
         "w", prefix="llama-convert-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
-        traceback.print_exc(file=file)
+        file.write(redact(traceback.format_exc()))
     return file.name
