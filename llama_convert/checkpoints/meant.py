@@ -11,6 +11,7 @@ from pathlib import Path
 from llama_convert.checkpoints.folders import Holds, below, is_either, is_huggingface, is_meta
 from llama_convert.errors import InputError
 from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.redaction import redact_url
 
 Otherwise = Callable[[Path], str]
 """The command to type for a folder in the other layout."""
@@ -50,8 +51,8 @@ class OtherMeantError(InputError):
 
 
 def command(*words: object) -> str:
-    """A command to type."""
-    return shlex.join(["llama-convert", *map(str, words)])
+    """A command to type; URLs are without their secrets."""
+    return shlex.join(["llama-convert", *(redact_url(str(word)) for word in words)])
 
 
 def nothing_here(

@@ -16,7 +16,8 @@ import typer
 
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.names import as_called
+from llama_convert.names import as_called, as_printed
+from llama_convert.redaction import redact
 
 SCHEMA = 1
 """Version of the JSON envelope; it changes when a field's meaning does."""
@@ -55,7 +56,7 @@ def _sayable(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return as_called(value if isinstance(value, str) else str(value))
+    return as_printed(value if isinstance(value, str) else str(value))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -179,5 +180,5 @@ def _save_traceback() -> str:
     with tempfile.NamedTemporaryFile(
         "w", prefix="llama-convert-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
-        traceback.print_exc(file=file)
+        file.write(redact(traceback.format_exc()))
     return file.name

@@ -30,7 +30,7 @@ from llama_convert.conversion.units import gather
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
 from llama_convert.formats.layout import Layout
-from llama_convert.stores.filesystem import open_filesystem, persistently, shown
+from llama_convert.stores.filesystem import is_web, open_filesystem, persistently, shown
 from llama_convert.stores.mount import put_placeholder
 
 _PART = 16 << 20
@@ -48,7 +48,7 @@ class Store:
         Raises:
             UsageError: the URL cannot be written to.
         """
-        if url.startswith(("http://", "https://")):
+        if is_web(url):
             raise UsageError("BAD_URL", "web servers cannot be written to; s3:// and gs:// can")
         self.url = url.rstrip("/")
         self.place = place
