@@ -10,8 +10,8 @@ from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.params import params_json
 from llama_convert.conversion.carry_over import (
     carry_over,
-    carry_tokenizer_back,
     small_files,
+    tokenizer_back,
     tokenizer_sources,
     write_checklist,
 )
@@ -57,11 +57,13 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
+    tokenizer = tokenizer_back(source, options.tokenizer, config.vocab_size, notes)
     carried = small_files(source, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
-        carry_tokenizer_back(source, options.tokenizer, staging, notes)
+        if tokenizer is not None:
+            staging.write("tokenizer.model", tokenizer)
         carry_over(carried, staging)
 
     return Job(

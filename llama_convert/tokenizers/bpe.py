@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from llama_convert.units import format_size
+
+Text = TypeVar("Text", str, bytes)
 Pair = tuple[str, str]
 Priority = Callable[[str, str], Any]
 """The order in which two adjacent symbols are joined, the lowest first; None: never."""
 
 
-def splits(pieces: Mapping[str, Any], whole: str) -> Iterator[Pair]:
+MAX_MERGES = 16 << 20
+"""Characters of all merges in a tokenizer.json.  Llama 3's, the most of any Llama, have 6 million."""
+_QUOTED = 12
+"""Characters that a merge takes besides its own."""
+
+
+def splits(pieces: Mapping[Text, Any], whole: Text) -> Iterator[tuple[Text, Text]]:
     """Every way to split a piece into two others."""
     for cut in range(1, len(whole)):
         left, right = whole[:cut], whole[cut:]
         if left in pieces and right in pieces:
             yield left, right
+
+
+def too_many_merges(pieces: Mapping[Text, Any]) -> str | None:
+    """What is wrong if the merges of all pieces would make tokenizer.json too large; they are not kept."""
+    size = sum((len(whole) - 1) * (len(whole) + _QUOTED) for whole in pieces)
+    if size <= MAX_MERGES:
+        return None
+    size = 0
+    for whole in pieces:
+        size += sum(1 for _ in splits(pieces, whole)) * (len(whole) + _QUOTED)
+        if size > MAX_MERGES:
+            return f"its merges would take more than {format_size(MAX_MERGES)} in tokenizer.json"
+    return None
 
 
 def join(text: str, priority: Priority) -> tuple[list[Pair], list[str]]:

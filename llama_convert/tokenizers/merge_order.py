@@ -4,11 +4,11 @@ Both libraries join one pair of adjacent symbols at a time.  sentencepiece joins
 highest score; of equal scores, the leftmost.  `tokenizers` joins the pair that comes first in its list of
 merges, and the leftmost only among occurrences of the same pair.  Where all scores are distinct, a list by
 falling score gives the same ids.  Where pieces share a score, sentencepiece works from left to right: a merge
-must come before another one if it would take away or change what is on the left of the other.  A list that meets
-all these constraints gives the same ids for every text.  Where they form a cycle, there may be no such list.
+must come before another one if it would take away or change what is on the left of the other.  A list that
+meets all these constraints gives the same ids for every text.  Where they form a cycle, there may be none.
 
-What sentencepiece joins within a piece does not depend on the text around it.  So of the ways to split a piece in
-two, sentencepiece only ever uses one; the others can be left out.
+What sentencepiece joins within a piece does not depend on the text around it.  So of the ways to split a piece
+in two, sentencepiece only ever uses one; the others can be left out.
 """
 
 from __future__ import annotations
@@ -305,8 +305,8 @@ class _Ties:
 def arrange(after: Mapping[str, Collection[str]]) -> list[str]:
     """The keys in an order in which each comes before those in its value, as far as there is one.
 
-    In a cycle, the next key is the one with the most keys still after it, less those still before it (Eades, Lin
-    and Smyth, "A fast and effective heuristic for the feedback arc set problem", 1993).
+    In a cycle, the next key is the one with the most keys still after it, less those still before it (Eades,
+    Lin and Smyth, "A fast and effective heuristic for the feedback arc set problem", 1993).
     """
     before: dict[str, list[str]] = {key: [] for key in after}
     for key, others in after.items():

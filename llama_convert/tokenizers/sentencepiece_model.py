@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.tokenizers.bpe import too_many_merges
 from llama_convert.tokenizers.merge_order import SPACE, MergeOrder, order_merges
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Json, Pipeline, Tokenizer, bos_template, bpe, sequence
@@ -92,6 +93,20 @@ class SentencePieceModel(Tokenizer):
         scores = {piece.text: piece.score for piece in self.pieces if piece.type is PieceType.NORMAL}
         return order_merges(scores, self.user_defined)
 
+    @property
+    def differing(self) -> str | None:
+        """A text to which tokenizer.json gives other ids than sentencepiece; None: no such text was found."""
+        return self.merge_order.differing
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each piece."""
+        return {piece.text: number for number, piece in enumerate(self.pieces)}
+
+    def holds(self, name: str, number: int | None) -> bool:
+        """Whether there is such a piece."""
+        return name in self.ids and number in (None, self.ids[name])
+
     def pipeline(self, options: TokenizerOptions) -> Pipeline:
         """The same tokenizer for the Rust library.
 
@@ -100,7 +115,7 @@ class SentencePieceModel(Tokenizer):
         before each stretch between such tokens.
         """
         names = [piece.text for piece in self.pieces]
-        ids = {name: number for number, name in enumerate(names)}
+        ids = self.ids
         control = [number for number, piece in enumerate(self.pieces) if piece.type is PieceType.CONTROL]
         marks = [ids[name] for name in (*INFILL, STEP) if name in ids]
         # sentencepiece never cuts a user-defined piece; as a pre-token it is taken whole by `ignore_merges`.
@@ -193,6 +208,9 @@ def _check_pieces(path: Path, pieces: Sequence[Piece]) -> dict[str, int]:
     for found, fault in faults:
         if found:
             raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {fault}", file=path)
+    large = too_many_merges(ids)
+    if large:
+        raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {large}", file=path)
     return ids
 
 
