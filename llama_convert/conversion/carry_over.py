@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
 from llama_convert.checkpoints.locate import MetaFolder
@@ -17,14 +16,29 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, MAX_TOKENIZER_JSON, is_file_name, read_small
+from llama_convert.formats.files import (
+    MAX_TOKENIZER,
+    MAX_TOKENIZER_JSON,
+    is_file_name,
+    quoted,
+    read_small,
+)
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
-from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
+from llama_convert.tokenizers import (
+    RECORDS,
+    Tokenizer,
+    added_tokens,
+    open_tokenizer,
+    ranks_of_tokenizer_json,
+    read_tiktoken,
+)
 from llama_convert.units import format_size
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
 _LARGEST = 64 << 20
+_MAX_NAMES = 5
+"""Tokens that a warning names."""
 _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
 """Folders within a download from the Hub: the licence lies above them."""
 
@@ -124,39 +138,65 @@ def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
     return [place for place in places if place.is_file()][:1]
 
 
-def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, notes: Notes) -> None:
-    """Write Meta's ``tokenizer.model``: a copy of the chosen or the source's, or made of ``tokenizer.json``.
+def tokenizer_back(source: Path, chosen: Path | None, rows: int, notes: Notes) -> bytes | None:
+    """Meta's ``tokenizer.model``: the chosen one, the source's, or made of ``tokenizer.json``; or None.
 
-    The ranks of Llama 3's tokenizer are the ids of its tokens; scores of sentencepiece's stand nowhere.
+    The ranks of Llama 3's tokenizer are the ids of its tokens; sentencepiece's scores are in no other file.
+    Warns of tokens that it lacks, and if it does not have one token for each of the embedding's `rows`.
+
+    Raises:
+        InputError: the file cannot be read, or is no tokenizer.json.
     """
     found = tokenizer_sources(source, chosen)
     if not found:
         notes.warn(f"{source}: no tokenizer here, so none is carried over")
-        return
-    (converted,) = found
-    if converted.name != "tokenizer.json":
-        staging.write("tokenizer.model", read_small(converted, MAX_TOKENIZER))
-        return
-    try:
-        content: Any = parse_json(
-            read_small(converted, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER
-        )
-        ranks = ranks_of_tokenizer_json(content)
-        lost = tokens_beyond(content, ranks) if ranks else []
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=converted) from None
-    if ranks is None:
-        notes.warn(
-            f"{converted}: Meta's form of this tokenizer cannot be told from it, so none is carried over; "
-            "--tokenizer PATH names the tokenizer.model of its release"
-        )
-        return
+        return None
+    (file,) = found
+    if file.name == "tokenizer.json":
+        try:
+            content = parse_json(read_small(file, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+            model = ranks_of_tokenizer_json(content)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=file) from None
+        if model is None:
+            notes.warn(
+                f"{file}: Meta's form of this tokenizer cannot be told from it, so none is carried over; "
+                "--tokenizer PATH names the tokenizer.model of its release"
+            )
+            return None
+        tokenizer: Tokenizer = read_tiktoken(file, model)
+    else:
+        model = read_small(file, MAX_TOKENIZER)
+        tokenizer = open_tokenizer(file)  # refuses any other file, which is copied as it is
+    lost = _lost_tokens(source, tokenizer, notes)
     if lost:
-        names = ", ".join(map(repr, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        names = ", ".join(map(quoted, lost[:_MAX_NAMES]))
+        more = f" and {len(lost) - _MAX_NAMES:,} more" if len(lost) > _MAX_NAMES else ""
         notes.warn(
-            f"{converted}: Meta's form has no place for tokens that were added, which stay behind: {names}"
+            f"{file}: Added tokens are not in Meta's tokenizer.model; {len(lost):,} "
+            f"{'token is' if len(lost) == 1 else 'tokens are'} lost: {names}{more}"
         )
-    staging.write("tokenizer.model", ranks)
+    elif tokenizer.n_words != rows:
+        notes.warn(
+            f"{file}: The tokenizer has {tokenizer.n_words:,} tokens; the embedding has {rows:,} rows."
+        )
+    return model
+
+
+def _lost_tokens(source: Path, tokenizer: Tokenizer, notes: Notes) -> list[str]:
+    """The names of the source's tokens that Meta's code does not have, by their ids."""
+    tokens: dict[str, int | None] = {}
+    for record in RECORDS:
+        try:
+            found = added_tokens(source / record)
+        except InputError as error:
+            notes.warn(f"{error}, so tokens that it adds are not checked.")
+            continue
+        for name, number in found.items():
+            if tokens.get(name) is None:
+                tokens[name] = number
+    lost = [name for name, number in tokens.items() if not tokenizer.holds(name, number)]
+    return sorted(lost, key=lambda name: (tokens[name] is None, tokens[name] or 0))
 
 
 def write_checklist(staging: Staging, options: ConvertOptions, notes: Notes) -> None:

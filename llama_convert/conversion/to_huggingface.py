@@ -30,11 +30,13 @@ from llama_convert.tokenizers import (
     chat_template,
     convert_tokenizer,
     open_tokenizer,
+    special_tokens,
 )
 from llama_convert.units import parse_size
 
 TOKENIZER_ONLY = "tokenizer_only"
 _MAX_TEMPLATE = 1 << 20
+_TOKENIZER_OPTIONS = ("special_tokens", "chat_template")
 _TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
 
 
@@ -102,7 +104,8 @@ class _Conversion:
         folder = self.source if self.source.is_dir() else self.source.parent
         places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
         path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
-        tokenizer = open_tokenizer(path)
+        tokenizer = self._open_tokenizer(path)
+        self._warn_of_weight_options()
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
         instruct = self._instruct(identity, MetaFolder(folder, (), path, (folder.resolve().name,)))
 
@@ -115,12 +118,47 @@ class _Conversion:
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
         if path is None:
+            self._refuse_tokenizer_options("without a tokenizer", *_TOKENIZER_OPTIONS)
             self.warn(
                 f"{folder.path}: no tokenizer.model here or one folder up, so none is converted; "
                 "--tokenizer PATH names one"
             )
             return None
-        return open_tokenizer(path)
+        return self._open_tokenizer(path)
+
+    def _open_tokenizer(self, path: Path) -> Tokenizer:
+        tokenizer = open_tokenizer(path)
+        if not tokenizer.n_special:
+            reason = f"with a {tokenizer.kind} tokenizer, whose file names its special tokens"
+            self._refuse_tokenizer_options(reason, "special_tokens")
+        elif self.options.special_tokens:
+            special_tokens("llama3.1", self.options.special_tokens)  # refuses what cannot be used
+        if tokenizer.differing is not None:
+            self.warn(
+                f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example for "
+                f"{tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of transformers "
+                "4, which reads tokenizer.model."
+            )
+        return tokenizer
+
+    def _refuse_tokenizer_options(self, reason: str, *names: str) -> None:
+        """Refuse options that would do nothing.
+
+        Raises:
+            UsageError: one of them was given.
+        """
+        for name in names:
+            if getattr(self.options, name):
+                flag = f"--{name.replace('_', '-')}"
+                hint = f"Remove {flag}, or name another tokenizer.model with --tokenizer PATH."
+                raise UsageError("BAD_USAGE", f"{flag} has no effect {reason}", hint=hint)
+
+    def _warn_of_weight_options(self) -> None:
+        """Warn of options that do nothing where no weights are written; a script may always give them."""
+        default = ConvertOptions()
+        for name in ("dtype", "max_shard_size", "num_shards"):
+            if getattr(self.options, name) != getattr(default, name):
+                self.warn(f"--{name.replace('_', '-')} has no effect: {TOKENIZER_ONLY} writes no weights.")
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
         """Warn of flags that the files do not bear out; the files are right."""

@@ -10,8 +10,8 @@ from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.params import params_json
 from llama_convert.conversion.carry_over import (
     carry_over,
-    carry_tokenizer_back,
     small_files,
+    tokenizer_back,
     tokenizer_sources,
     write_checklist,
 )
@@ -24,7 +24,6 @@ from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release, identify
-from llama_convert.tokenizers import open_tokenizer
 
 
 def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
@@ -41,9 +40,6 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
             output=destination,
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
-    tokenizer = options.tokenizer or next(iter(tokenizer_sources(source, None)), None)
-    if tokenizer and (options.tokenizer or tokenizer.suffix == ".model"):
-        open_tokenizer(tokenizer)  # refuses any other file, which is copied as it is
     checkpoint = open_huggingface(source)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
     readers = identify(checkpoint.traits(), options.llama_version).release
@@ -58,11 +54,13 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
+    tokenizer = tokenizer_back(source, options.tokenizer, config.vocab_size, notes)
     carried = small_files(source, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
-        carry_tokenizer_back(source, options.tokenizer, staging, notes)
+        if tokenizer is not None:
+            staging.write("tokenizer.model", tokenizer)
         carry_over(carried, staging)
 
     return Job(
