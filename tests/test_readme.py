@@ -122,6 +122,7 @@ def test_codes() -> None:
     used = {word for word in _strings() if words.fullmatch(word)} - {"OMP_WAIT_POLICY", "CHAT_TEMPLATES"}
     kinds = ("PARAMS", "CONFIG", "INDEX", "MANIFEST")
     used |= {f"{kind}_{what}" for kind in kinds for what in ("MISSING", "JSON", "VALUE")}
+    used |= {f"{kind}_KEYS" for kind in ("PARAMS", "CONFIG")}
     assert listed == used
 
 

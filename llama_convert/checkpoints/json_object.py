@@ -12,7 +12,8 @@ from llama_convert.formats.files import other_kind, quoted, read_small
 
 MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 24
-_MAX_BYTES = 1 << 20
+MAX_SETTINGS = 1 << 20
+"""Bytes of a file of hyper-parameters."""
 _MAX_DEPTH = 100
 _MOST_BRACKETS = 20_000
 """Each costs far more to parse than its byte."""
@@ -90,7 +91,7 @@ def shown(value: Any) -> str:
     return f"{value!r:.40}"
 
 
-def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _MAX_BYTES) -> JsonObject:
+def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = MAX_SETTINGS) -> JsonObject:
     """The JSON object in ``file``.
 
     Args:

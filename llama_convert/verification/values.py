@@ -64,7 +64,6 @@ def look_at_values(context: Context) -> Outcome:
         rounded = dict(files.rounded)
     findings += implausible(scans)
     if isinstance(output, HuggingFaceCheckpoint):
-        findings += _untied(output, scans)
         wrong, there = check_manifest(output.folder, scans)
         checked += ["the manifest's digests"] if there else ["no manifest"]
     else:
@@ -76,16 +75,6 @@ def look_at_values(context: Context) -> Outcome:
         wrong, agreeing = check_checklist(output.folder.path)
         checked += [f"{agreeing} MD5s of checklist.chk"] if agreeing or wrong else ["no checklist.chk"]
     return "; ".join(checked), at_most(findings + wrong), {"norms": norms(scans)}
-
-
-def _untied(checkpoint: HuggingFaceCheckpoint, scans: Sequence[Scan]) -> list[Finding]:
-    """A tied model's files may hold the LM head once more; then it must be the embedding."""
-    digests = {scan.weight.kind: scan.digest for scan in scans}
-    if not checkpoint.config.tied or HEAD not in digests or digests[HEAD] == digests.get(EMBEDDING):
-        return []
-    message = '"tie_word_embeddings" is true, but the files hold an LM head that is not the embedding'
-    hint = "transformers would pass over the LM head; should it be false?"
-    return [Finding("CONFIG_TENSORS_DISAGREE", message, "config.json", "lm_head.weight", hint=hint)]
 
 
 def scan_all(
