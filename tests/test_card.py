@@ -54,16 +54,18 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 # What it says.
 
 
-def test_of_a_shape_of_its_own(tmp_path: Path) -> None:
-    """No licence is claimed that nobody may have given; but told what holds if it was made from Meta's."""
+def test_of_a_custom_size(tmp_path: Path) -> None:
+    """No license is claimed, because the weights may not be Meta's; a link says what holds if they are."""
     convert(LLAMA31, tmp_path / "out", ConvertOptions(instruct=True))
     data = ModelCard(text_of(tmp_path / "out")).data
     assert (data.license, data.library_name, data.pipeline_tag) == (None, "transformers", "text-generation")
     text = text_of(tmp_path / "out")
-    assert (tmp_path / "out/NOTICE").read_text().strip() in text
-    assert "Meta released no model of this shape" in text
-    assert "displays “Built with Llama”" in text
-    assert "**Built with Llama**" not in text
+    assert "\n# Llama 3.1 architecture (custom size)\n" in text
+    assert not (tmp_path / "out/NOTICE").exists()
+    assert "Meta released no model of this size" in text
+    assert "(https://www.llama.com/llama3_1/license/)" in text
+    assert "Built with Llama" not in text
+    assert "is licensed under" not in text
     assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text
     assert "Not verified yet" in text
 

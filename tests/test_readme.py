@@ -127,6 +127,7 @@ def test_codes() -> None:
     }
     kinds = ("PARAMS", "CONFIG", "INDEX", "MANIFEST")
     used |= {f"{kind}_{what}" for kind in kinds for what in ("MISSING", "JSON", "VALUE")}
+    used |= {f"{kind}_KEYS" for kind in ("PARAMS", "CONFIG")}
     assert listed == used
 
 

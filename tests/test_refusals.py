@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "params width": (params(multiple_of=256), ("feed_forward.w1", "96", "256")),
     "params more layers": (params(n_layers=3), ("n_layers 3", "layers.2")),
     "params fewer layers": (params(n_layers=1), ("layers.1", "n_layers 1")),
-    "quantised": (params(quantization_args={"group_size": 32}), ("quantised",)),
+    "quantised": (params(quantization_args={"group_size": 32}), ("quantization_args", "quantized")),
     "vision": (params(vision_chunk_size=448), ("Vision",)),
     "experts": (params(moe_args={}), ("Llama 4",)),
     "no weights": (lambda f: [file.unlink() for file in f.glob("*.pth")] and None, ("consolidated",)),

@@ -331,7 +331,7 @@ def test_dry_run_and_json(tmp_path: Path, cut: str) -> None:
     assert dry["files"] == weights
     lines = [line.split() for line in printed.stdout.splitlines()]
     assert {name: int(size.replace(",", "")) for size, name in lines} == weights
-    assert dry["release"] == done["release"] == "Llama 3.1 (a shape of its own)"
+    assert dry["release"] == done["release"] == "Llama 3.1 architecture (custom size)"
 
 
 def test_verified_at_once(tmp_path: Path) -> None:

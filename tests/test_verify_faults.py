@@ -796,9 +796,9 @@ CONFIGS = {
         config(tie_word_embeddings=True),
         (
             Seen("structure", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs: it says True"),
-            Seen("values", "CONFIG_TENSORS_DISAGREE", HEAD, "should it be false?"),
+            Seen("structure", "CONFIG_TENSORS_DISAGREE", HEAD, 'Set "tie_word_embeddings" to false'),
         ),
-        Seen("logits", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs"),
+        Seen("logits", "CONFIG_TENSORS_DISAGREE", HEAD, "differs from model.embed_tokens.weight"),
     ),
     "not tied, and is": Fault(
         "tied",
@@ -815,11 +815,11 @@ CONFIGS = {
         (Seen("structure", "CONFIG_TENSORS_DISAGREE", CONFIG, '"torch_dtype" is float16, the weights are'),),
         None,  # both sides compute in what they are told to
     ),
-    "hidden_act": refused({"hidden_act": "gelu"}, "\"hidden_act\" is 'gelu', a Llama's is 'silu'"),
+    "hidden_act": refused({"hidden_act": "gelu"}, "\"hidden_act\" is 'gelu' (another activation"),
     "attention_bias": refused({"attention_bias": True}, '"attention_bias" is True'),
     "mlp_bias": refused({"mlp_bias": True}, '"mlp_bias" is True'),
     "model_type": refused({"model_type": "mistral"}, "\"model_type\" is 'mistral'"),
-    "quantised": refused({"quantization_config": {"bits": 4}}, "quantised"),
+    "quantised": refused({"quantization_config": {"bits": 4}}, "quantized"),
     "rope_type": refused({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
     "odd head_dim": refused({"head_dim": 7}, "cannot be turned in pairs", "CONFIG_VALUE"),
 }

@@ -736,7 +736,7 @@ _HUGGINGFACE: dict[str, Case] = {
         "theta of 400 digits": (config(rope_theta=10**400), ("rope_theta",), "hf"),
         "another model": (config(model_type="mistral"), ("config.json", "mistral"), "hf"),
         "another model, nested": (config(model_type=[{"a": ["x" * 999]}]), ("config.json",), "hf"),
-        "quantised": (config(quantization_config={}), ("quantised",), "hf"),
+        "quantised": (config(quantization_config={}), ("quantized",), "hf"),
         "rope a list": (config(rope_parameters=[1]), ("rope_parameters",), "hf"),
         "weights a pipe": (instead(SINGLE, os.mkfifo), (SINGLE, "regular"), "hf"),
         "weights a folder": (instead(SINGLE, Path.mkdir), (SINGLE, "regular"), "hf"),

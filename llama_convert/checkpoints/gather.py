@@ -18,6 +18,8 @@ Bytes = npt.NDArray[np.uint8]
 _MOST_SPANNED = 1 << 20
 """Bytes read at a time where the elements that are wanted lie apart."""
 
+_COMPARED = 1 << 20
+"""Bytes of each weight that are compared at a time."""
 _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
 """How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
 
@@ -82,6 +84,25 @@ def digest_of(
         digest.update(block.data)
         progress(block.nbytes)
     return digest.hexdigest()
+
+
+def same_numbers(files: SourceFiles, one: StoredWeight, other: StoredWeight) -> bool:
+    """Whether two weights of one shape hold the same numbers; reads up to the first block that differs.
+
+    Numbers of one dtype are the same if their bits are, numbers of two dtypes if they widen to one float32.
+
+    Raises:
+        InputError, OutputError: as `read_rows`.
+    """
+    if one.pieces == other.pieces and one.dtype == other.dtype:
+        return True
+    for rows in row_blocks(one, _COMPARED):
+        blocks = [(rows_of(files, weight, *rows), weight.dtype) for weight in (one, other)]
+        if one.dtype != other.dtype:
+            blocks = [(as_float32(block, dtype).view(np.uint8), FLOAT32) for block, dtype in blocks]
+        if not np.array_equal(blocks[0][0], blocks[1][0]):
+            return False
+    return True
 
 
 def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, name: str) -> None:

@@ -166,6 +166,11 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
         return self._checkpoint.layout
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was decided although the files contradict each other or say something unknown."""
+        return tuple(map(str, self._checkpoint.warnings))
+
+    @property
     def release(self) -> str:
         """The release that the files are taken for, such as ``Llama 3.1 8B``."""
         return self._checkpoint.identity.title

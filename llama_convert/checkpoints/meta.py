@@ -15,15 +15,16 @@ from typing import ClassVar
 import xxhash
 
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.manifest import MANIFEST, recorded_version
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
-from llama_convert.errors import InputError
+from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Identity, TokenizerKind, Traits, identify, released_kv_heads
+from llama_convert.llama.releases import Identity, Release, TokenizerKind, Traits, identify, released_kv_heads
 from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import EMBEDDING, HEAD, RECOMPUTED, Weight, model_weights, parse_meta_name
 
@@ -47,6 +48,16 @@ class MetaCheckpoint:
     kv_repeats: int
     """How many neighbouring ranks hold the same KV head."""
     layout: ClassVar[CheckpointLayout] = "meta"
+
+    @property
+    def warnings(self) -> tuple[LlamaConvertError, ...]:
+        """What ``params.json`` says that is unknown."""
+        return self.params.warnings
+
+    def as_release(self, release: Release, sign: str) -> MetaCheckpoint:
+        """The same files as those of another release that they allow; ``sign`` says why."""
+        identity = self.identity.proved(release, self.identity.readings, sign)
+        return replace(self, identity=identity, config=_with_release(self.config, self.params, identity))
 
 
 def open_meta(
@@ -93,9 +104,20 @@ def open_meta(
         names="/".join(folder.names).lower(),
     )
     identity = identify(traits, version)
+    if version is None:
+        identity = _as_recorded(identity, folder.path)
     config = _with_release(replace(config, tied=tied), params, identity)
     embedding_cut = cuts[Weight(EMBEDDING)]
     return MetaCheckpoint(folder, params, config, identity, dtype, weights, embedding_cut, repeats)
+
+
+def _as_recorded(identity: Identity, folder: Path) -> Identity:
+    """The reading that a conversion wrote down next to the files, if it is one that they allow."""
+    version = recorded_version(folder)
+    for release in identity.alternatives:
+        if release.version == version:
+            return identity.proved(release, identity.readings, f"{MANIFEST} says so")
+    return identity
 
 
 def _check_ranks_alike(files: tuple[Path, ...], ranks: list[Rank]) -> None:
@@ -204,10 +226,9 @@ def _joined_shapes(params: Params, names: dict[Weight, StoredTensor], n_ranks: i
         message = f"has {joined.vocab_size} rows in all, params.json says vocab_size {params.vocab_size}"
         raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor=vocabulary)
     if params.ffn_dim not in (None, joined.ffn_dim):
-        message = (
-            f"has {joined.ffn_dim} rows in all, params.json gives {params.ffn_dim} "
-            f"(multiple_of {params.multiple_of}, ffn_dim_multiplier {params.ffn_dim_multiplier})"
-        )
+        settings = f"multiple_of {params.multiple_of}, ffn_dim_multiplier {params.ffn_dim_multiplier}"
+        settings = "hidden_dim" if params.hidden_dim else settings
+        message = f"has {joined.ffn_dim} rows in all, params.json gives {params.ffn_dim} ({settings})"
         tensor = "layers.0.feed_forward.w1.weight"
         raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor=tensor)
     return joined
@@ -318,13 +339,14 @@ def _with_release(config: LlamaConfig, params: Params, identity: Identity) -> Ll
     release = identity.release
     theta = params.rope_theta or release.rope_theta
     scaled = params.use_scaled_rope or release.scaling_unsaid
+    factor = params.rope_factor or release.rope_factor or RopeScaling.factor
     context_length = release.context_length
     if release.version == "code" and theta <= 10000:
         context_length = 4096  # 70B Python and Instruct were not trained for long contexts
     return replace(
         config,
         rope_theta=theta,
-        rope_scaling=RopeScaling(factor=release.rope_factor or RopeScaling.factor) if scaled else None,
+        rope_scaling=RopeScaling(factor=factor) if scaled else None,
         context_length=context_length,
     )
 

@@ -51,9 +51,9 @@ _NOT_VERIFIED = (
     "was made from, and writes the result here."
 )
 _RELEASED = "If these are Meta's weights, or were made from them, they are under the {}."
-_OF_ITS_OWN = (
-    "Meta released no model of this shape. If these weights were made from Meta's all the same, as by "
-    "pruning or merging, they are under the {}; if not, nothing of this concerns them, nor does `NOTICE`."
+_CUSTOM_SIZE = (
+    "Meta released no model of this size, so the license of these weights is not known. "
+    "Weights that derive from Meta's, for example by pruning or merging, are under the {}."
 )
 
 
@@ -85,7 +85,9 @@ def is_generated(file: Path) -> bool:
 
 
 def notice(manifest: Mapping[str, Any]) -> bytes | None:
-    """What `NOTICE` has to say; None if the licence asks for none."""
+    """What `NOTICE` has to say; None if the licence asks for none, or is not known to be Meta's."""
+    if manifest["size"] is None:
+        return None
     licence = licence_of(manifest["version"], manifest["size"])
     return f"{licence.notice}\n".encode() if licence.notice else None
 
@@ -169,7 +171,9 @@ def _sections(manifest: Mapping[str, Any], files: list[str]) -> Iterator[str]:
     carried = [name for name in files if is_licence(name) and name != NOTICE]
     if carried:
         yield f"The terms are next to the weights: {', '.join(map(_code, carried))}."
-    yield from _licence(licence, _RELEASED if released else _OF_ITS_OWN)
+    yield (_RELEASED if released else _CUSTOM_SIZE).format(_named(licence))
+    if released:
+        yield from _licence(licence)
 
 
 def _front_matter(licence: Licence | None, meta: bool) -> str:
@@ -221,8 +225,11 @@ def _verification(said: Mapping[str, Any] | None) -> Iterator[str]:
     yield _table(["level", "result", "what was looked at"], rows)
 
 
-def _licence(licence: Licence, when: str) -> Iterator[str]:
-    yield when.format(f"[{licence.name}]({licence.url})" if licence.url else licence.name)
+def _named(licence: Licence) -> str:
+    return f"[{licence.name}]({licence.url})" if licence.url else licence.name
+
+
+def _licence(licence: Licence) -> Iterator[str]:
     if licence.notice:
         yield f"> {licence.notice}"
     if licence.display:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
+from llama_convert.checkpoints.huggingface_config import with_tied
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.meta import open_meta
@@ -46,6 +47,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
     tokenizer = options.tokenizer or folder.tokenizer
     kind = open_tokenizer(tokenizer).kind if tokenizer else None
     checkpoint = open_meta(folder, kind, options.llama_version)
+    notes.warn_of_each(checkpoint.warnings)
     axis = options.embedding_axis
     if axis is None:
         axis = checkpoint.embedding_cut
@@ -93,11 +95,18 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
     checkpoint = open_huggingface(source)
+    notes.warn_of_each(checkpoint.warnings)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
-    carried = small_files(source, notes)
-    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, source / "config.json"], carried)
-    job.write_small_files = lambda staging: carry_over(carried, staging)
+    settings, tied = checkpoint.settings, checkpoint.config.tied
+    carried = small_files(source, notes, skip=(settings.file.name,))
+
+    def write_small_files(staging: Staging) -> None:
+        staging.write(settings.file.name, with_tied(settings, tied))
+        carry_over(carried, staging)
+
+    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, settings.file], carried)
+    job.write_small_files = write_small_files
     return job
 
 

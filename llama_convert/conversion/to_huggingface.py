@@ -75,6 +75,7 @@ class _Conversion:
             self.notes.note(f"the checkpoint is in {folder.path}")
         tokenizer = self._tokenizer(folder)
         checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
+        self.notes.warn_of_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
         instruct = self._instruct(checkpoint.identity, folder)

@@ -41,6 +41,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
     checkpoint = open_huggingface(source)
+    notes.warn_of_each(checkpoint.warnings)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
     readers = identify(checkpoint.traits(), options.llama_version).release
     _check_sayable(config, readers, source / "config.json", notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import standing_for
+from llama_convert.verification.readings import agreed
 from llama_convert.verification.report import Finding
 from llama_convert.verification.weights import Difference, Pair, Rows, differing, pairs
 
@@ -46,7 +47,7 @@ def compare(
 
 def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     """Values too, if somebody counts."""
-    sides = (open_any(a), open_any(b))
+    sides = _agreed(open_any(a), open_any(b))
     said = (describe(sides[0]), describe(sides[1]))
     one, other = (_by_weight(opened) for opened in sides)
     only = [_lacking(*way) for way in ((one, other, *said), (other, one, *said))]
@@ -56,7 +57,11 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     return Comparison(
         a=said[0],
         b=said[1],
-        config=tuple(_settings(said[0].config, said[1].config)),
+        config=tuple(
+            setting
+            for setting in _settings(said[0].config, said[1].config)
+            if setting.name != "tied" or not _heads_decide(one, other, *sides)
+        ),
         only_in_a=only[0],
         only_in_b=only[1],
         shapes=tuple(
@@ -76,9 +81,20 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     )
 
 
+def _agreed(a: Opened, b: Opened) -> tuple[Opened, Opened]:
+    """Both, Meta's files taken for a release that the other checkpoint is of, if they allow that."""
+    side_b, side_a, _ = agreed(b.side, a.side)
+    return replace(a, side=side_a), replace(b, side=side_b)
+
+
 def _by_weight(opened: Opened) -> Entries:
     """Tensors by what they are in either layout; constants that every reader computes anew are left out."""
     return {entry.weight or entry.name: entry for entry in opened.entries if not entry.recomputed}
+
+
+def _heads_decide(one: Entries, other: Entries, a: Opened, b: Opened) -> bool:
+    """Whether being tied is no setting: Meta's files have none, and each side stores an LM head."""
+    return "meta" in (a.layout, b.layout) and all(Weight(HEAD) in side for side in (one, other))
 
 
 def _lacking(one: Entries, other: Entries, a: Inspection, b: Inspection) -> tuple[str, ...]:
@@ -142,7 +158,7 @@ def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
         InputError: the order of rows is unknown.
     """
     if a.side.checkpoint and b.side.checkpoint:
-        return pairs(a.side.checkpoint, b.side.checkpoint, files)[0]
+        return pairs(a.side.checkpoint, b.side.checkpoint, files)
     if a.layout != b.layout:
         broken = a if a.side.checkpoint is None else b
         message = "the layouts order rows differently, by the width of heads, which is not known here"

@@ -77,6 +77,8 @@ def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Insp
 def describe(opened: Opened) -> Inspection:
     """All that headers and small files tell."""
     findings = [Finding.of(problem) for problem in opened.problems]
+    if opened.side.checkpoint:
+        findings += [Finding.of(error, warning=True) for error in opened.side.checkpoint.warnings]
     tokenizer, wrong = words_of(opened)
     findings += wrong
     config, raw = _config(opened)

@@ -19,7 +19,6 @@ import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.checkpoints.gather import as_float32, row_blocks, rows_of
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
 from llama_convert.checkpoints.manifest_check import STALE, agreement
@@ -68,9 +67,7 @@ def look_at_values(context: Context) -> Outcome:
             files.check_the_rest(BLOCK_SIZE)
         rounded = dict(files.rounded)
     findings += implausible(scans)
-    if isinstance(output, HuggingFaceCheckpoint):
-        findings += _untied(output, scans)
-    else:
+    if isinstance(output, MetaCheckpoint):
         checked += ["CRC-32s, copies on all ranks alike"]
         findings += [
             Finding("RANKS_REPLICAS", "copies on the ranks differ by rounding", file, name, warning=True)
@@ -85,16 +82,6 @@ def look_at_values(context: Context) -> Outcome:
         checked += [f"{agreeing} MD5s of checklist.chk"] if agreeing or wrong else ["no checklist.chk"]
     checked += ["the manifest's digests"] if there else ["no manifest"]
     return "; ".join(checked), at_most(findings), {"norms": norms(scans)}
-
-
-def _untied(checkpoint: HuggingFaceCheckpoint, scans: Sequence[Scan]) -> list[Finding]:
-    """A tied model's files may hold the LM head once more; then it must be the embedding."""
-    digests = {scan.weight.kind: scan.digest for scan in scans}
-    if not checkpoint.config.tied or HEAD not in digests or digests[HEAD] == digests.get(EMBEDDING):
-        return []
-    message = '"tie_word_embeddings" is true, but the files hold an LM head that is not the embedding'
-    hint = "transformers would pass over the LM head; should it be false?"
-    return [Finding("CONFIG_TENSORS_DISAGREE", message, "config.json", "lm_head.weight", hint=hint)]
 
 
 def scan_all(

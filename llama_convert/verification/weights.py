@@ -145,8 +145,8 @@ class Difference:
     relative_difference: float
 
 
-def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> tuple[list[Pair], list[Weight]]:
-    """What is to be compared, in the order of the model, and the source's weights that the output lacks."""
+def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[Pair]:
+    """The tensors of the output that have a counterpart of their shape in the source, in model order."""
     head_dim = source.config.head_dim
     order = row_order(head_dim, source, output)
     result: list[Pair] = []
@@ -158,12 +158,7 @@ def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> tuple[l
             expected = Rows(files, origin, stored.dtype, order if weight.kind.rotary else None)
             found = Rows(files, stored, stored.dtype)
             result.append(Pair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
-    compared = {pair.weight for pair in result}
-    tied = output.config.tied and source.config.tied
-    lacking = [
-        weight for weight in source.weights if weight not in compared and not (weight.kind == HEAD and tied)
-    ]
-    return result, lacking
+    return result
 
 
 def differing(every_pair: list[Pair], progress: Callable[[int], None] = lambda _: None) -> list[Difference]:
