@@ -146,7 +146,7 @@ def test_one_process_goes_on_from_shares(cases: dict[str, Case], tmp_path: Path)
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
     run = llama_convert(case.line[0], case.source, out, *case.line[1:])
-    assert "stood there from an earlier run, and were found good" in run.stderr
+    assert "Resumed: reused " in run.stderr
     assert read(out) == case.whole
 
 

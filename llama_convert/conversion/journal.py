@@ -1,8 +1,9 @@
-"""What a run has finished, so that the next one goes on from there.
+"""What a run has written, so that the next one resumes there.
 
-A line for each weight, with the digests of its bytes at all its places, and before it a digest of the line.
-A line says what was written, not that it is on disk: the next run believes the digests of what stands there,
-so a torn line, a lost page or a file that somebody touched costs no more than that weight's work.
+A line for each weight that is written, and for each so many bytes of a large one, with the hashes of its
+bytes at all its places, and before it a hash of the line; of several lines of a weight the last counts.  A
+line says what was written, not that it is on disk: the next run hashes what is in the files, so a torn line,
+a lost page or an edited file costs no more than that weight's work.
 """
 
 from __future__ import annotations
@@ -34,21 +35,25 @@ def journal_of(file: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a weight that was written whole."""
+    """What is known of a weight that was written, or of its first rows."""
 
     name: str
+    rows: int
+    """Rows that are written, from the first on; all of them where the weight is complete."""
     digests: tuple[str, ...]
-    """XXH3-128 of the bytes at each place, in the order of the plan."""
+    """XXH3-128 of these rows' bytes at each place, in the order of the plan."""
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
     cast: CastCounts
     oddities: Oddities
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
+    read: tuple[tuple[int, int, int, int], ...] = ()
+    """`Checksums.known` of what was read of the source's storages."""
 
 
 class Journal:
-    """The finished weights of one plan.  Safe to share between threads."""
+    """What is written of the weights of one plan.  Safe to share between threads."""
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
         """Read what a run of the same plan has left; anything else, or all with `restart`, is thrown away.
@@ -61,7 +66,7 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         """By the weight's name."""
         self.thrown_away = 0
-        """How many weights an earlier run had finished, of which nothing is kept."""
+        """How many weights an earlier run had begun, of which nothing is kept."""
         self._complete: object = None
         self.is_resumed = False
         """Whether an earlier run of the same plan has left something."""
@@ -78,7 +83,7 @@ class Journal:
         first, *rest = list(_lines(content)) or [None]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
-            self.thrown_away = len(rest)
+            self.thrown_away = len({line["name"] for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
             self._append(_line(head))
             return
@@ -179,6 +184,7 @@ def _lines(content: bytes) -> Iterator[Any]:
 def _entry(line: dict[str, Any]) -> Entry:
     line["cast"] = CastCounts(**line["cast"])
     line["digests"], line["checksums"] = tuple(line["digests"]), tuple(line["checksums"])
+    line["read"] = tuple(map(tuple, line["read"]))
     first = line["oddities"].pop("first")
     line["oddities"] = Oddities(first=tuple(first) if first else None, **line["oddities"])
     return Entry(**line)
