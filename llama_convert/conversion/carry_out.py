@@ -34,10 +34,12 @@ from llama_convert.conversion.units import (
     Share,
     adopt,
     adoptable,
+    check_units,
     gather,
     is_complete,
     saved_bytes,
     saved_in_units,
+    units_here,
 )
 from llama_convert.conversion.workers import Order, by_executor, write_all, write_unit
 from llama_convert.errors import ConflictError, InputError, RefusedError
@@ -97,12 +99,26 @@ class Run:
             executor: any; its workers see the source, and the destination too.
             order: given the plan's digest and the fingerprint.
         """
-        write = by_executor(executor, order(self._identity, self._fingerprint))
+        write_units = by_executor(executor, order(self._identity, self._fingerprint))
+
+        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            with self._counting(plan.payload_bytes):
+                report = write_units(plan, staging, progress)
+            self._check_units(plan, staging)
+            return report
+
         return self._unless_it_stands(write, self._saved_in(self.job.files))
 
     def to_store(self, store: Store) -> ConvertResult:
         """Write everything to a store elsewhere, for which the destination stands; raises as `alone`."""
-        return self._to_store(store, store.writing(self.options, self._fingerprint))
+        upload = store.writing(self.options, self._fingerprint)
+
+        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            with self._counting(plan.payload_bytes):
+                report: Report = upload(plan, staging, progress)
+            return report
+
+        return self._to_store(store, write)
 
     def send(
         self, store: Store, executor: Executor, order: Callable[[str, str], Order], files: Sequence[str]
@@ -115,7 +131,7 @@ class Run:
             ConflictError: the destination holds something.
         """
         job, observer = self.job, self.notes.observer
-        if self._stands(trusted=True):
+        if self._stands(only=files):
             return
         total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
         sent: list[int] = []
@@ -126,11 +142,8 @@ class Run:
 
         with self._shared(lambda *_: (sum(sent), total)) as staging:
             store.begin(staging)
-            observer.start(total)
-            try:
+            with self._counting(total):
                 write_all(executor, order(self._identity, self._fingerprint), files, advance)
-            finally:
-                observer.finish()
         self.notes.note(f"{len(files)} of {len(job.files)} files are written")
 
     def finish_in_store(self, store: Store) -> ConvertResult:
@@ -161,23 +174,20 @@ class Run:
     def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
         """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
-        if job.plan and self._stands(trusted=True):
+        if job.plan and self._stands(only=files):
             return self.result
-        with self._shared(self._saved_in(files)) as staging:
-            observer = self.notes.observer
-            observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
-            try:
-                for file in files:
-                    observer.advance(write_unit(order(self._identity, self._fingerprint), file))
-            finally:
-                observer.finish()
+        total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
+        with self._shared(self._saved_in(files)) as staging, self._counting(total):
+            for file in files:
+                written = write_unit(order(self._identity, self._fingerprint), file)
+                self.notes.observer.advance(written)
         self.result.files = {file: self.result.files[file] for file in files}
         self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
         if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
             self.notes.note("others are to be written yet; whoever writes the last one publishes")
             return self.result
         try:
-            return self.finish()
+            return self._finish(only=())
         except ConflictError as conflict:
             if conflict.code != "OUTPUT_LOCKED":
                 raise
@@ -191,15 +201,34 @@ class Run:
             OutputError: also if not all of it is written.
             ConflictError, RefusedError, InputError: as `alone`.
         """
-        if self._stands(trusted=True):
+        return self._finish()
+
+    def _finish(self, only: Sequence[str] | None = None) -> ConvertResult:
+        if self._stands(only=only):
             return self.result
         return self._publish(self._gathered, self._saved_in(self.job.files))
 
-    def _gathered(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
+    def _gathered(self, plan: Plan, staging: Staging, _: Progress) -> Report:
         """What others have written."""
         report = gather(plan, staging, self._fingerprint)
-        progress(plan.payload_bytes)
+        self._check_units(plan, staging)
         return report
+
+    def _check_units(self, plan: Plan, staging: Staging) -> None:
+        """Compare what others have written with their journals, wherever it can be read back."""
+        folder = staging.path
+        total = sum(plan.only(file).payload_bytes for file in units_here(plan, folder))
+        with self._counting(total, "checked"):
+            check_units(plan, folder, self._fingerprint, self.options, self.notes.observer.advance)
+
+    @contextmanager
+    def _counting(self, total: int, verb: str = "written") -> Iterator[None]:
+        """Show the progress of so many bytes."""
+        self.notes.observer.start(total, verb)
+        try:
+            yield
+        finally:
+            self.notes.observer.finish()
 
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
@@ -219,16 +248,15 @@ class Run:
             yield staging
 
     def _unless_it_stands(self, write: Write, saved: Saved) -> ConvertResult:
-        return self.result if self._stands(trusted=self.options.finish) else self._publish(write, saved)
+        return self.result if self._stands() else self._publish(write, saved)
 
-    def _stands(self, *, trusted: bool = False) -> bool:
-        """Whether an earlier run has done all of it."""
-        options, destination = self.options, self._destination
-        if not self.job.plan or not options.resume or options.overwrite or (destination / STAGING).exists():
+    def _stands(self, *, only: Sequence[str] | None = None) -> bool:
+        """Whether an earlier run has done all of it; the weights of some files alone are compared."""
+        options, destination, plan = self.options, self._destination, self.job.plan
+        if not plan or not options.resume or options.overwrite or (destination / STAGING).exists():
             return False
-        standing = what_stands(
-            destination, self._identity, self._before, options, self.notes, trusted=trusted
-        )
+        sources = [self._described(path) for path in self.job.read]
+        standing = what_stands(destination, plan, self._identity, sources, options, self.notes, only=only)
         if standing:
             self.result.files, self.result.published = standing, True
             self._stood = True
@@ -269,11 +297,7 @@ class Run:
                     small_files.result()  # what fails beside the weights ends the run at once
 
             if plan:
-                notes.observer.start(plan.payload_bytes)
-                try:
-                    report = write(plan, staging, advance)
-                finally:
-                    notes.observer.finish()
+                report = write(plan, staging, advance)
                 for name, content in plan.small_files.items():
                     staging.write(name, content)
                 remark_on(report, plan, notes)
@@ -291,7 +315,10 @@ class Run:
         """Write the weights in this process."""
         assert staging.journal
         adopt(plan, staging, self._fingerprint)
-        with on_disk(plan, staging.path, fsync=self.options.fsync) as outputs:
+        with (
+            self._counting(plan.payload_bytes),
+            on_disk(plan, staging.path, fsync=self.options.fsync) as outputs,
+        ):
             kept = execute(
                 plan,
                 outputs,

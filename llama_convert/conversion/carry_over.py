@@ -16,6 +16,7 @@ from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
 from llama_convert.checkpoints.locate import MetaFolder
 from llama_convert.checkpoints.manifest import CARD, MANIFEST
 from llama_convert.conversion.card import is_licence, is_ours
+from llama_convert.conversion.job import LARGEST_CARRIED
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
@@ -25,7 +26,6 @@ from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
-_LARGEST = 64 << 20
 _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
 """Folders within a download from the Hub: the licence lies above them."""
 
@@ -42,7 +42,7 @@ def small_files(source: Path, skip: tuple[str, ...] = ()) -> list[Path]:
         for file in sorted(source.iterdir())
         if file.is_file()
         and not any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip))
-        and file.stat().st_size <= _LARGEST
+        and file.stat().st_size <= LARGEST_CARRIED
         and not (file.name == CARD and is_ours(file))
     ]
 
@@ -96,7 +96,7 @@ def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, no
         staging.write("tokenizer.model", read_small(converted, MAX_TOKENIZER))
         return
     try:
-        content: Any = json.loads(read_small(converted, _LARGEST))
+        content: Any = json.loads(read_small(converted, LARGEST_CARRIED))
         ranks = ranks_of_tokenizer_json(content)
         lost = tokens_beyond(content, ranks) if ranks else []
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

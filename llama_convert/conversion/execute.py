@@ -20,7 +20,7 @@ from llama_convert.checkpoints.gather import Bytes, row_blocks, rows_of
 from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
-from llama_convert.conversion.journal import Entry, Journal
+from llama_convert.conversion.journal import Entry, Record
 from llama_convert.conversion.output import Output
 from llama_convert.conversion.plan import Place, Plan, Task
 
@@ -36,7 +36,7 @@ Progress = Callable[[int], None]
 def execute(
     plan: Plan,
     outputs: Mapping[str, Output],
-    journal: Journal,
+    journal: Record,
     *,
     workers: int = DEFAULT_WORKERS,
     block_size: int = DEFAULT_BLOCK_SIZE,

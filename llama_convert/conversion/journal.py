@@ -23,6 +23,7 @@ from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure
+from llama_convert.formats.files import elsewhere
 from llama_convert.names import as_called
 
 JOURNAL = ".journal"
@@ -52,7 +53,19 @@ class Entry:
     """`Checksums.known` of what was read of the source's storages."""
 
 
-class Journal:
+class Record:
+    """What `execute` has written of the weights of one plan, as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        """By the weight's name."""
+
+    def add(self, entry: Entry) -> None:
+        """Record what is written of a weight."""
+        self.entries[entry.name] = entry
+
+
+class Journal(Record):
     """What is written of the weights of one plan.  Safe to share between threads."""
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
@@ -61,10 +74,9 @@ class Journal:
         Raises:
             OutputError: the file cannot be read or written.
         """
+        super().__init__()
         self._path = path
         self._lock = Lock()
-        self.entries: dict[str, Entry] = {}
-        """By the weight's name."""
         self.thrown_away = 0
         """How many weights an earlier run had begun, of which nothing is kept."""
         self._complete: object = None
@@ -101,7 +113,7 @@ class Journal:
         os.close(self._descriptor)
 
     def add(self, entry: Entry) -> None:
-        """Take note of a weight.
+        """Record what is written of a weight.
 
         Raises:
             OutputError: the file cannot be written.
@@ -111,7 +123,7 @@ class Journal:
                 self._append(_line(asdict(entry)))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
-            self.entries[entry.name] = entry
+            super().add(entry)
 
     def complete(self, file: Path) -> None:
         """Take note that all of the one file that this journal is of is on disk.
@@ -123,6 +135,19 @@ class Journal:
             try:
                 self._complete = _state(file)
                 self._append(_line({"complete": self._complete}))
+            except OSError as error:
+                raise failure("cannot be written", error, self._path) from error
+
+    def reopen(self) -> None:
+        """Record that the file is not complete after all: the next run reads it back.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        with self._lock:
+            try:
+                self._complete = None
+                self._append(_line({"complete": None}))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
 
@@ -163,7 +188,10 @@ def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> st
     return digest.hexdigest()
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path) -> list[int] | str:
+    """What changes when the file does; of an upload, which is complete or absent, the store's version."""
+    if file in elsewhere:
+        return elsewhere[file].version()
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -152,6 +152,35 @@ class LocalOutput:
         self._disk.wrote(self._descriptor, done)
 
 
+class Discarded:
+    """A file that is not written, to learn what would be."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def reserve(self) -> None:
+        """Nothing."""
+
+    def open(self) -> None:
+        """Nothing."""
+
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Nothing."""
+        return iter(())
+
+    def write(self, block: Bytes, offset: int) -> None:
+        """Nothing."""
+
+    def tensor_done(self, name: str, crc32: int) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _allocate(descriptor: int, size: int) -> None:
     """Reserve space on disk, where the file system can."""
     try:

@@ -10,11 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_convert.conversion.execute import Progress
 from llama_convert.conversion.journal import Entry, Journal, journal_of
+from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.read_back import first_difference
 from llama_convert.conversion.report import Report, report_of_units
 from llama_convert.errors import OutputError, UsageError
+from llama_convert.formats.files import elsewhere
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,46 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
         message = f"{missing[0]}{more} of {len(units)} files are not written yet"
         raise OutputError("UNITS_MISSING", message, file=staging.destination)
     return report_of_units(plan, {file: entries for file, entries in units.items() if entries is not None})
+
+
+def check_units(
+    plan: Plan, folder: Path, fingerprint: str, options: ConvertOptions, progress: Progress
+) -> None:
+    """Read what the units have written, and compare it with their journals.
+
+    Uploads are not read: a store shows them complete or not at all, and the journal has the version it gave.
+
+    Raises:
+        OutputError: a file is not what was written; its journal no longer calls it complete.
+    """
+    for file in units_here(plan, folder):
+        journal = _journal(folder, file, fingerprint)
+        if journal is None:
+            continue
+        digests = {name: entry.digests for name, entry in journal.entries.items()}
+        difference = first_difference(
+            folder,
+            plan.only(file),
+            digests,
+            workers=options.workers,
+            block_size=options.block_size,
+            progress=progress,
+        )
+        if difference:
+            journal = Journal(folder / journal_of(file), fingerprint)
+            journal.reopen()
+            journal.close()
+            raise OutputError(
+                "OUTPUT_CHECKSUM",
+                f"{difference[1]} is not what was written.",
+                file=folder / file,
+                hint="Run the array task that writes this file again; it rewrites only what is damaged.",
+            )
+
+
+def units_here(plan: Plan, folder: Path) -> list[str]:
+    """The files that can be read back."""
+    return [file for file in plan.layouts if folder / file not in elsewhere]
 
 
 def is_complete(plan: Plan, folder: Path, fingerprint: str) -> bool:
