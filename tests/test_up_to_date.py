@@ -61,7 +61,7 @@ def test_nothing_to_do(tmp_path: Path, ranks: int) -> None:
     convert(tmp_path / "meta", tmp_path / "hf")
     heard = Heard()
     assert once_more(tmp_path / "meta", tmp_path / "hf", ConvertOptions(workers=1, block_size=4096), heard)
-    assert heard.says("Already up to date: 5 files match the manifest.")
+    assert heard.says("Already up to date: 6 files match the manifest.")
     back = ConvertOptions(to="meta", mp=ranks)
     convert(tmp_path / "hf", tmp_path / "back", back)
     assert once_more(tmp_path / "hf", tmp_path / "back", back)
@@ -92,6 +92,10 @@ def flip(file: Path, offset: int) -> None:
         stream.write(bytes([byte ^ 1]))
 
 
+def append(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -103,9 +107,7 @@ def flip(file: Path, offset: int) -> None:
         lambda source, out: (out / "llama-convert.json").unlink(),
         lambda source, out: flip(out / "llama-convert.json", 40),
         lambda source, out: synthetic.make(source, SHAPE, seed=1),
-        lambda source, out: (source / "params.json").write_bytes(
-            (source / "params.json").read_bytes() + b" "
-        ),
+        lambda source, out: append(source / "params.json"),
     ],
 )
 def test_spoilt(tmp_path: Path, spoil: Callable[[Path, Path], object]) -> None:

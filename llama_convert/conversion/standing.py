@@ -56,7 +56,10 @@ def what_stands(
         manifest = read_manifest(destination)
     except InputError:
         return None
-    if manifest is None or manifest.get("plan") != identity:
+    if manifest is None:
+        return None
+    if manifest.get("plan") != identity:
+        notes.note(f"{destination}: Not up to date: it was written with other options or from other files.")
         return None
     other = _other_source(manifest, sources) or _other_file(destination, manifest)
     for part in [plan] if only is None else map(plan.only, only):
