@@ -24,12 +24,17 @@ _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
 """How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
 
 
-def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows."""
+def row_blocks(
+    weight: StoredWeight, block_size: int, multiple_of: int = 1, first: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows.
+
+    They begin at row ``first``.
+    """
     rows, columns = matrix_shape(weight.shape)
     fit = block_size // max(1, columns * weight.dtype.itemsize)
     step = max(1, fit // multiple_of) * multiple_of
-    for start in range(0, rows, step):
+    for start in range(first, rows, step):
         yield start, min(start + step, rows)
 
 

@@ -87,9 +87,7 @@ def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
     except KeyboardInterrupt as error:
         number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
-        left = getattr(error, "left", None)
-        message = f"stopped by {number.name}" + (f"; {left}" if left else "")
-        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message=message)
+        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message="Interrupted.")
     except MemoryError as error:
         _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
     except OSError as error:
@@ -144,9 +142,13 @@ def _tell(
     console = talk()
     message, kept = message or str(known or error), getattr(error, "kept", None)
     hint = _hint(known) if known else None
-    if kept:
-        console.print(f"llama-convert: {kept}")
-    told = styled(f"llama-convert: error: {message}", style="bold red")
+    resume = kept or ("Nothing to resume." if hasattr(error, "kept") else "")
+    if isinstance(error, KeyboardInterrupt):
+        told = styled(f"llama-convert: {message} {resume}".rstrip())
+    else:
+        if resume:
+            console.print(f"llama-convert: {resume}")
+        told = styled(f"llama-convert: error: {message}", style="bold red")
     console.print(told, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
     if hint:
         console.print(f"llama-convert: hint: {hint}")  # as one line, so that it can be copied

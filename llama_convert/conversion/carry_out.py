@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import STAGING, Staging
+from llama_convert.conversion.publish import FOR_GOOD, STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
 from llama_convert.conversion.report import Report, report_of_run
 from llama_convert.conversion.source_manifest import compare_digests
@@ -30,23 +31,35 @@ from llama_convert.conversion.sources import (
 )
 from llama_convert.conversion.standing import what_stands
 from llama_convert.conversion.sync import failure
-from llama_convert.conversion.units import Share, adopt, gather, is_complete
+from llama_convert.conversion.units import (
+    Share,
+    adopt,
+    adoptable,
+    check_units,
+    gather,
+    is_complete,
+    saved_bytes,
+    saved_in_units,
+    units_here,
+)
 from llama_convert.conversion.workers import Order, by_executor, write_all, write_unit
 from llama_convert.errors import ConflictError, InputError, RefusedError
-from llama_convert.units import format_size
+from llama_convert.units import format_part, format_size
 
 if TYPE_CHECKING:
     from llama_convert.conversion.upload import Store
 
 Write = Callable[[Plan, Staging, Progress], Report]
 """Writes the weights into a staging folder, on disk when it returns."""
+Saved = Callable[[Plan, Staging], tuple[int, int]]
+"""Bytes of weights that the next run need not write, and of all that this one was to write."""
 
 
 class Run:
     """A job, and how it is to be done.
 
-    Whatever is raised while files are staged has attributes more: `resumable`, whether something is kept that
-    the same command goes on from; `kept`, that in words; `left`, what has become of the output.
+    What is raised while files are staged has two more attributes: `resumable`, whether weights are saved that
+    the same command resumes from, and `kept`, a sentence that says how much (None: nothing).
     """
 
     def __init__(self, job: Job, options: ConvertOptions, notes: Notes) -> None:
@@ -78,7 +91,7 @@ class Run:
             ConflictError: the destination holds something.
             RefusedError: `strict`, and something was warned of.
         """
-        return self._unless_it_stands(self._here)
+        return self._unless_it_stands(self._here, self._saved_here)
 
     def by(self, executor: Executor, order: Callable[[str, str], Order]) -> ConvertResult:
         """Let an executor's workers write the weights, a file each; raises as `alone`.
@@ -87,11 +100,26 @@ class Run:
             executor: any; its workers see the source, and the destination too.
             order: given the plan's digest and the fingerprint.
         """
-        return self._unless_it_stands(by_executor(executor, order(self._identity, self._fingerprint)))
+        write_units = by_executor(executor, order(self._identity, self._fingerprint))
+
+        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            with self._counting(plan.payload_bytes):
+                report = write_units(plan, staging, progress)
+            self._check_units(plan, staging)
+            return report
+
+        return self._unless_it_stands(write, self._saved_in(self.job.files))
 
     def to_store(self, store: Store) -> ConvertResult:
         """Write everything to a store elsewhere, for which the destination stands; raises as `alone`."""
-        return self._to_store(store, store.writing(self.options, self._fingerprint))
+        upload = store.writing(self.options, self._fingerprint)
+
+        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+            with self._counting(plan.payload_bytes):
+                report: Report = upload(plan, staging, progress)
+            return report
+
+        return self._to_store(store, write)
 
     def send(
         self, store: Store, executor: Executor, order: Callable[[str, str], Order], files: Sequence[str]
@@ -104,16 +132,19 @@ class Run:
             ConflictError: the destination holds something.
         """
         job, observer = self.job, self.notes.observer
-        if self._stands(trusted=True):
+        if self._stands(only=files):
             return
-        with self._staging(shared=True) as staging:
-            staging.resume(self._fingerprint, job.files)
+        total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
+        sent: list[int] = []
+
+        def advance(count: int) -> None:
+            sent.append(count)
+            observer.advance(count)
+
+        with self._shared(lambda *_: (sum(sent), total)) as staging:
             store.begin(staging)
-            observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
-            try:
-                write_all(executor, order(self._identity, self._fingerprint), files, observer.advance)
-            finally:
-                observer.finish()
+            with self._counting(total):
+                write_all(executor, order(self._identity, self._fingerprint), files, advance)
         self.notes.note(f"{len(files)} of {len(job.files)} files are written")
 
     def finish_in_store(self, store: Store) -> ConvertResult:
@@ -123,35 +154,41 @@ class Run:
     def _to_store(self, store: Store, write: Write) -> ConvertResult:
         weights = self.job.plan.sizes if self.job.plan else {}
         try:
-            result = self._unless_it_stands(write)
+            result = self._unless_it_stands(write, self._saved_in(self.job.files, uploaded=True))
             if result.published and not self._stood:
-                store.publish(result.files, weights)
+                self._publish_in(store)
         except (InputError, RefusedError):
             store.clear(weights)
             raise
         return result
 
+    def _publish_in(self, store: Store) -> None:
+        """Send the small files after the weights."""
+        plan = self.job.plan
+        try:
+            store.publish(self.result.files, plan.sizes if plan else {})
+        except BaseException as error:
+            total = plan.payload_bytes if plan else 0
+            _add_saved(error, total, total)
+            raise
+
     def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
         """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
-        if job.plan and self._stands(trusted=True):
+        if job.plan and self._stands(only=files):
             return self.result
-        with self._staging(shared=True) as staging:
-            staging.resume(self._fingerprint, job.files)
-            observer = self.notes.observer
-            observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
-            try:
-                for file in files:
-                    observer.advance(write_unit(order(self._identity, self._fingerprint), file))
-            finally:
-                observer.finish()
+        total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
+        with self._shared(self._saved_in(files)) as staging, self._counting(total):
+            for file in files:
+                written = write_unit(order(self._identity, self._fingerprint), file)
+                self.notes.observer.advance(written)
         self.result.files = {file: self.result.files[file] for file in files}
         self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
         if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
             self.notes.note("others are to be written yet; whoever writes the last one publishes")
             return self.result
         try:
-            return self.finish()
+            return self._finish(only=())
         except ConflictError as conflict:
             if conflict.code != "OUTPUT_LOCKED":
                 raise
@@ -165,15 +202,34 @@ class Run:
             OutputError: also if not all of it is written.
             ConflictError, RefusedError, InputError: as `alone`.
         """
-        if self._stands(trusted=True):
-            return self.result
-        return self._publish(self._gathered)
+        return self._finish()
 
-    def _gathered(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
+    def _finish(self, only: Sequence[str] | None = None) -> ConvertResult:
+        if self._stands(only=only):
+            return self.result
+        return self._publish(self._gathered, self._saved_in(self.job.files))
+
+    def _gathered(self, plan: Plan, staging: Staging, _: Progress) -> Report:
         """What others have written."""
         report = gather(plan, staging, self._fingerprint)
-        progress(plan.payload_bytes)
+        self._check_units(plan, staging)
         return report
+
+    def _check_units(self, plan: Plan, staging: Staging) -> None:
+        """Compare what others have written with their journals, wherever it can be read back."""
+        folder = staging.path
+        total = sum(plan.only(file).payload_bytes for file in units_here(plan, folder))
+        with self._counting(total, "checked"):
+            check_units(plan, folder, self._fingerprint, self.options, self.notes.observer.advance)
+
+    @contextmanager
+    def _counting(self, total: int, verb: str = "written") -> Iterator[None]:
+        """Show the progress of so many bytes."""
+        self.notes.observer.start(total, verb)
+        try:
+            yield
+        finally:
+            self.notes.observer.finish()
 
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
@@ -184,37 +240,36 @@ class Run:
             shared=shared,
         )
 
-    def _unless_it_stands(self, write: Write) -> ConvertResult:
-        return self.result if self._stands(trusted=self.options.finish) else self._publish(write)
+    @contextmanager
+    def _shared(self, saved: Saved) -> Iterator[Staging]:
+        """The staging folder, where others write too."""
+        staging = self._staging(shared=True)
+        with self._saying_what_is_kept(staging, saved), staging:
+            staging.resume(self._fingerprint, self.job.files)
+            yield staging
 
-    def _stands(self, *, trusted: bool = False) -> bool:
-        """Whether an earlier run has done all of it."""
-        options, destination = self.options, self._destination
-        if not self.job.plan or not options.resume or options.overwrite or (destination / STAGING).exists():
+    def _unless_it_stands(self, write: Write, saved: Saved) -> ConvertResult:
+        return self.result if self._stands() else self._publish(write, saved)
+
+    def _stands(self, *, only: Sequence[str] | None = None) -> bool:
+        """Whether an earlier run has done all of it; the weights of some files alone are compared."""
+        options, destination, plan = self.options, self._destination, self.job.plan
+        if not plan or not options.resume or options.overwrite or (destination / STAGING).exists():
             return False
-        standing = what_stands(
-            destination, self._identity, self._before, options, self.notes, trusted=trusted
-        )
+        sources = [self._described(path) for path in self.job.read]
+        standing = what_stands(destination, plan, self._identity, sources, options, self.notes, only=only)
         if standing:
             self.result.files, self.result.published = standing, True
             self._stood = True
         return bool(standing)
 
-    def _publish(self, write: Write) -> ConvertResult:
+    def _publish(self, write: Write, saved: Saved) -> ConvertResult:
         result, staging = self.result, self._staging()
-        try:
-            with staging:
-                self._resume(staging)
-                if not staging.is_published:
-                    self._stage(staging, write)
-                result.files = staging.publish()
-        except OSError as error:
-            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
-            self._say_what_is_kept(told, staging)
-            raise told from error
-        except BaseException as error:
-            self._say_what_is_kept(error, staging)
-            raise
+        with self._saying_what_is_kept(staging, saved), staging:
+            self._resume(staging)
+            if not staging.is_published:
+                self._stage(staging, write)
+            result.files = staging.publish()
         result.published = True
         self.notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
         return result
@@ -224,10 +279,10 @@ class Run:
         resume = self.options.resume
         journal = staging.resume(self._fingerprint, self.job.files, restart=not resume)
         if journal.thrown_away:
-            why = ", as it had other options or its files have changed" if resume else ""
-            self.notes.note(f"{journal.thrown_away} weights of an earlier run are thrown away{why}")
+            why = ": its options or source files differ" if resume else " (--no-resume)"
+            self.notes.note(f"Discarded {journal.thrown_away} weights of the previous run{why}.")
         if staging.is_published:
-            self.notes.note("an earlier run has published all of it, and was stopped before it could say so")
+            self.notes.note("The previous run finished the output, and was interrupted only then.")
 
     def _stage(self, staging: Staging, write: Write) -> None:
         """Write all files of the output."""
@@ -243,11 +298,7 @@ class Run:
                     small_files.result()  # what fails beside the weights ends the run at once
 
             if plan:
-                notes.observer.start(plan.payload_bytes)
-                try:
-                    report = write(plan, staging, advance)
-                finally:
-                    notes.observer.finish()
+                report = write(plan, staging, advance)
                 for name, content in plan.small_files.items():
                     staging.write(name, content)
                 remark_on(report, plan, notes)
@@ -266,7 +317,10 @@ class Run:
         """Write the weights in this process."""
         assert staging.journal
         adopt(plan, staging, self._fingerprint)
-        with on_disk(plan, staging.path, fsync=self.options.fsync) as outputs:
+        with (
+            self._counting(plan.payload_bytes),
+            on_disk(plan, staging.path, fsync=self.options.fsync) as outputs,
+        ):
             kept = execute(
                 plan,
                 outputs,
@@ -319,12 +373,42 @@ class Run:
         md5 = self._checklist.get(source)
         return {"name": source.name, **describe_file(source), **({"md5": md5} if md5 else {})}
 
-    def _say_what_is_kept(self, error: BaseException, staging: Staging) -> None:
-        """Tell whoever catches the error."""
-        plan, resumable, kept = self.job.plan, staging.keeps(error), None
-        if resumable and plan and staging.journal:
-            names = staging.journal.entries
-            done = format_size(sum(task.nbytes for task in plan.tasks if task.name in names))
-            whole = format_size(plan.payload_bytes)
-            kept = f"{done} of {whole} are kept in {staging.path}; the same command goes on from there"
-        vars(error).update(resumable=resumable, left=staging.state, kept=kept)
+    @contextmanager
+    def _saying_what_is_kept(self, staging: Staging, saved: Saved) -> Iterator[None]:
+        """Add to an error what is saved; the folder is entered in this context, so it is left by then."""
+        try:
+            yield
+        except OSError as error:
+            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
+            self._say_what_is_kept(told, staging, saved)
+            raise told from error
+        except BaseException as error:
+            self._say_what_is_kept(error, staging, saved)
+            raise
+
+    def _say_what_is_kept(self, error: BaseException, staging: Staging, saved: Saved) -> None:
+        plan = self.job.plan
+        if staging.is_published:
+            vars(error).update(resumable=True, kept="The output is complete.")
+        elif staging.journal and not isinstance(error, FOR_GOOD):
+            _add_saved(error, *(saved(plan, staging) if plan and staging.keeps(error) else (0, 0)))
+
+    def _saved_here(self, plan: Plan, staging: Staging) -> tuple[int, int]:
+        """What one process has saved."""
+        entries = {entry.name: entry for entry in adoptable(plan, staging.path, self._fingerprint)}
+        if staging.journal:
+            entries |= staging.journal.entries
+        return saved_bytes(plan, entries), plan.payload_bytes
+
+    def _saved_in(self, files: Sequence[str], *, uploaded: bool = False) -> Saved:
+        """What is saved of files that have journals of their own; of uploads only what is complete."""
+
+        def saved(plan: Plan, staging: Staging) -> tuple[int, int]:
+            return saved_in_units(plan, staging.path, self._fingerprint, files, only_complete=uploaded)
+
+        return saved
+
+
+def _add_saved(error: BaseException, done: int, total: int) -> None:
+    kept = f"Saved {format_part(done, total)}. Run the same command to resume." if done else None
+    vars(error).update(resumable=done > 0, kept=kept)

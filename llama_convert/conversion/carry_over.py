@@ -12,6 +12,7 @@ from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
 from llama_convert.checkpoints.locate import MetaFolder
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.card import is_generated, is_licence
+from llama_convert.conversion.job import LARGEST_CARRIED
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
@@ -36,7 +37,6 @@ from llama_convert.units import format_size
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
 """Weights of any form, and what is told of the weights' files."""
-_LARGEST = 64 << 20
 _MAX_NAMES = 5
 """Tokens that a warning names."""
 _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
@@ -70,8 +70,9 @@ def small_files(
             continue
         if not is_file_name(file.name):
             notes.warn(f"{file}: Not copied: its name is not printable UTF-8 text. Rename the file.")
-        elif (size := file.stat().st_size) > _LARGEST:
-            notes.note(f"{file}: Not copied: it has {format_size(size)} (limit {format_size(_LARGEST)}).")
+        elif (size := file.stat().st_size) > LARGEST_CARRIED:
+            limit = format_size(LARGEST_CARRIED)
+            notes.note(f"{file}: Not copied: it has {format_size(size)} (limit {limit}).")
         else:
             _check_link(file)
             chosen.append(file)
@@ -128,7 +129,7 @@ def carry_over(files: Iterable[Path], staging: Staging) -> None:
         OutputError: the machine could not read or write.
     """
     for file in files:
-        staging.write(file.name, read_small(file, _LARGEST))
+        staging.write(file.name, read_small(file, LARGEST_CARRIED))
 
 
 def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:

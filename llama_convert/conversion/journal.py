@@ -1,8 +1,9 @@
-"""What a run has finished, so that the next one goes on from there.
+"""What a run has written, so that the next one resumes there.
 
-A line for each weight, with the digests of its bytes at all its places, and before it a digest of the line.
-A line says what was written, not that it is on disk: the next run believes the digests of what stands there,
-so a torn line, a lost page or a file that somebody touched costs no more than that weight's work.
+A line for each weight that is written, and for each so many bytes of a large one, with the hashes of its
+bytes at all its places, and before it a hash of the line; of several lines of a weight the last counts.  A
+line says what was written, not that it is on disk: the next run hashes what is in the files, so a torn line,
+a lost page or an edited file costs no more than that weight's work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure
-from llama_convert.formats.files import read_descriptor
+from llama_convert.formats.files import elsewhere, read_descriptor
 from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import as_called
 
@@ -37,21 +38,37 @@ def journal_of(file: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a weight that was written whole."""
+    """What is known of a weight that was written, or of its first rows."""
 
     name: str
+    rows: int
+    """Rows that are written, from the first on; all of them where the weight is complete."""
     digests: tuple[str, ...]
-    """XXH3-128 of the bytes at each place, in the order of the plan."""
+    """XXH3-128 of these rows' bytes at each place, in the order of the plan."""
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
     cast: CastCounts
     oddities: Oddities
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
+    read: tuple[tuple[int, int, int, int], ...] = ()
+    """`Checksums.known` of what was read of the source's storages."""
 
 
-class Journal:
-    """The finished weights of one plan.  Safe to share between threads."""
+class Record:
+    """What `execute` has written of the weights of one plan, as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        """By the weight's name."""
+
+    def add(self, entry: Entry) -> None:
+        """Record what is written of a weight."""
+        self.entries[entry.name] = entry
+
+
+class Journal(Record):
+    """What is written of the weights of one plan.  Safe to share between threads."""
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
         """Read what a run of the same plan has left; anything else, or all with `restart`, is thrown away.
@@ -59,12 +76,11 @@ class Journal:
         Raises:
             OutputError: the file cannot be read or written.
         """
+        super().__init__()
         self._path = path
         self._lock = Lock()
-        self.entries: dict[str, Entry] = {}
-        """By the weight's name."""
         self.thrown_away = 0
-        """How many weights an earlier run had finished, of which nothing is kept."""
+        """How many weights an earlier run had begun, of which nothing is kept."""
         self._complete: object = None
         self.is_resumed = False
         """Whether an earlier run of the same plan has left something."""
@@ -80,7 +96,7 @@ class Journal:
         first, *rest = list(_lines(content)) or [None]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
-            self.thrown_away = len(rest)
+            self.thrown_away = len({line["name"] for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
             self._append(_line(head))
             return
@@ -98,7 +114,7 @@ class Journal:
         os.close(self._descriptor)
 
     def add(self, entry: Entry) -> None:
-        """Take note of a weight.
+        """Record what is written of a weight.
 
         Raises:
             OutputError: the file cannot be written.
@@ -108,7 +124,7 @@ class Journal:
                 self._append(_line(asdict(entry)))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
-            self.entries[entry.name] = entry
+            super().add(entry)
 
     def complete(self, file: Path) -> None:
         """Take note that all of the one file that this journal is of is on disk.
@@ -120,6 +136,19 @@ class Journal:
             try:
                 self._complete = _state(file)
                 self._append(_line({"complete": self._complete}))
+            except OSError as error:
+                raise failure("cannot be written", error, self._path) from error
+
+    def reopen(self) -> None:
+        """Record that the file is not complete after all: the next run reads it back.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        with self._lock:
+            try:
+                self._complete = None
+                self._append(_line({"complete": None}))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
 
@@ -160,7 +189,10 @@ def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> st
     return digest.hexdigest()
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path) -> list[int] | str:
+    """What changes when the file does; of an upload, which is complete or absent, the store's version."""
+    if file in elsewhere:
+        return elsewhere[file].version()
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -181,6 +213,7 @@ def _lines(content: bytes) -> Iterator[Any]:
 def _entry(line: dict[str, Any]) -> Entry:
     line["cast"] = CastCounts(**line["cast"])
     line["digests"], line["checksums"] = tuple(line["digests"]), tuple(line["checksums"])
+    line["read"] = tuple(map(tuple, line["read"]))
     first = line["oddities"].pop("first")
     line["oddities"] = Oddities(first=tuple(first) if first else None, **line["oddities"])
     return Entry(**line)

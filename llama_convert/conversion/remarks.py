@@ -10,7 +10,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.report import Report
 from llama_convert.llama.weights import HEAD, Weight
-from llama_convert.units import format_size
+from llama_convert.units import format_part
 
 _MOST = 10
 """Weights of which one thing is said, before the rest are only counted."""
@@ -20,8 +20,8 @@ def remark_on(report: Report, plan: Plan, notes: Notes) -> None:
     """Say all that was noticed on the way."""
     _checksums(plan, notes)
     if report.kept_bytes:
-        kept, total = format_size(report.kept_bytes), format_size(plan.payload_bytes)
-        notes.note(f"{kept} of {total} stood there from an earlier run, and were found good")
+        kept = format_part(report.kept_bytes, plan.payload_bytes)
+        notes.note(f"Resumed: reused {kept} from the previous run (checksums match).")
     for name, file in report.rounded.items():
         notes.warn(f"{file}: {name}: differs from the first rank's by rounding; the first rank's is kept")
     sources = {task.name: task.source for task in plan.tasks}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
 from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.publish import STAGING
 from llama_convert.conversion.source_manifest import read_source_digests
 from llama_convert.conversion.units import Share
 from llama_convert.conversion.workers import Order
@@ -103,6 +104,33 @@ def shard(
 
 
 def _run(
+    prepare: Prepare,
+    source: Path | str,
+    destination: Path | str,
+    options: ConvertOptions,
+    observer: Observer | None,
+    executor: Executor | None,
+) -> ConvertResult:
+    with _saying_that_nothing_is_written(destination):
+        return _prepared(prepare, source, destination, options, observer, executor)
+
+
+@contextmanager
+def _saying_that_nothing_is_written(destination: Path | str) -> Iterator[None]:
+    """Add to an interruption that comes before the first write what an earlier run has saved."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not hasattr(interrupt, "kept"):
+            earlier = not is_url(destination) and (Path(destination).expanduser() / STAGING).exists()
+            kept = (
+                "What earlier runs saved is unchanged. Run the same command to resume." if earlier else None
+            )
+            vars(interrupt).update(resumable=earlier, kept=kept)
+        raise
+
+
+def _prepared(
     prepare: Prepare,
     source: Path | str,
     destination: Path | str,

@@ -6,15 +6,19 @@ Of each a journal in the staging folder tells whether it is written, and what wa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_convert.conversion.execute import Progress
 from llama_convert.conversion.journal import Entry, Journal, journal_of
+from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.read_back import first_difference
 from llama_convert.conversion.report import Report, report_of_units
 from llama_convert.errors import OutputError, UsageError
+from llama_convert.formats.files import elsewhere
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,105 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
     return report_of_units(plan, {file: entries for file, entries in units.items() if entries is not None})
 
 
+def check_units(
+    plan: Plan, folder: Path, fingerprint: str, options: ConvertOptions, progress: Progress
+) -> None:
+    """Read what the units have written, and compare it with their journals.
+
+    Uploads are not read: a store shows them complete or not at all, and the journal has the version it gave.
+
+    Raises:
+        OutputError: a file is not what was written; its journal no longer calls it complete.
+    """
+    for file in units_here(plan, folder):
+        journal = _journal(folder, file, fingerprint)
+        if journal is None:
+            continue
+        digests = {name: entry.digests for name, entry in journal.entries.items()}
+        difference = first_difference(
+            folder,
+            plan.only(file),
+            digests,
+            workers=options.workers,
+            block_size=options.block_size,
+            progress=progress,
+        )
+        if difference:
+            journal = Journal(folder / journal_of(file), fingerprint)
+            journal.reopen()
+            journal.close()
+            raise OutputError(
+                "OUTPUT_CHECKSUM",
+                f"{difference[1]} is not what was written.",
+                file=folder / file,
+                hint="Run the array task that writes this file again; it rewrites only what is damaged.",
+            )
+
+
+def units_here(plan: Plan, folder: Path) -> list[str]:
+    """The files that can be read back."""
+    return [file for file in plan.layouts if folder / file not in elsewhere]
+
+
 def is_complete(plan: Plan, folder: Path, fingerprint: str) -> bool:
     """Whether every unit is."""
     return all(_entries(folder, file, fingerprint) is not None for file in plan.layouts)
 
 
 def _entries(folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
-    """What a unit's journal tells; None if there is none, or it is not complete."""
+    """What a unit's journal records; None if there is none, or it is not complete."""
+    journal = _journal(folder, file, fingerprint)
+    return journal.entries if journal and journal.is_complete(folder / file) else None
+
+
+def _journal(folder: Path, file: str, fingerprint: str) -> Journal | None:
     path = folder / journal_of(file)
     if not path.is_file():
         return None
     journal = Journal(path, fingerprint)
     journal.close()
-    return journal.entries if journal.is_complete(folder / file) else None
+    return journal
 
 
 def adopt(plan: Plan, staging: Staging, fingerprint: str) -> None:
-    """Let a run of its own go on from units, as far as they hold whole weights."""
+    """Let one process resume what array tasks have begun, where it writes the same weights."""
     assert staging.journal
+    for entry in adoptable(plan, staging.path, fingerprint):
+        if entry.name not in staging.journal.entries:
+            staging.journal.add(entry)
+
+
+def adoptable(plan: Plan, folder: Path, fingerprint: str) -> Iterator[Entry]:
+    """Of weights that are in one file each, what the units' journals record."""
     places = {task.name: task.places for task in plan.tasks}
     for file in plan.layouts:
-        for name, entry in (_entries(staging.path, file, fingerprint) or {}).items():
-            if len(places[name]) == 1 and name not in staging.journal.entries:
-                staging.journal.add(entry)
+        journal = _journal(folder, file, fingerprint)
+        for name, entry in journal.entries.items() if journal else ():
+            if len(places[name]) == 1:
+                yield entry
+
+
+def saved_bytes(plan: Plan, entries: Mapping[str, Entry]) -> int:
+    """Bytes of weights that these entries record."""
+    return sum(task.bytes_of(entries[task.name].rows) for task in plan.tasks if task.name in entries)
+
+
+def saved_in_units(
+    plan: Plan, folder: Path, fingerprint: str, files: Iterable[str], *, only_complete: bool
+) -> tuple[int, int]:
+    """Bytes of weights that the units' journals record, and of all weights in these files.
+
+    Args:
+        plan: what is written.
+        folder: the staging folder.
+        fingerprint: what the journals begin with.
+        files: the units.
+        only_complete: count no part of a file, as of uploads, which cannot be resumed.
+    """
+    saved = total = 0
+    for file in files:
+        unit, journal = plan.only(file), _journal(folder, file, fingerprint)
+        total += unit.payload_bytes
+        if journal and (journal.is_complete(folder / file) or not only_complete):
+            saved += saved_bytes(unit, journal.entries)
+    return saved, total

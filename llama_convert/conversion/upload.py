@@ -206,9 +206,9 @@ class _Upload:
     def open(self) -> None:
         """It is."""
 
-    def digest(self, offset: int, size: int, stop: Event) -> str:
-        """Nothing can be looked at before it is whole."""
-        return ""
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Nothing: an upload cannot be read back before it is complete."""
+        return iter(())
 
     def write(self, block: Bytes, offset: int) -> None:
         """The next bytes, and before them what lies between the tensors."""
