@@ -159,14 +159,23 @@ def test_the_hubs_cache(source: Path, secret: Path, tmp_path: Path, name: str, b
     (snapshot / below / "LICENSE").unlink()
     (snapshot / below / "LICENSE").symlink_to(other / ("f" * 64))
     assert run(name, snapshot / below, tmp_path / "no").json["code"] == "INPUT_LINK"
-    (snapshot.parent.parent / "blobs").rename(tmp_path / "blobs")
-    (snapshot.parent.parent / "blobs").symlink_to(
-        tmp_path / "home"
-    )  # a repository made to look like the Hub's
-    (snapshot / below / "LICENSE").unlink()
-    (snapshot / below / "LICENSE").symlink_to(snapshot.parent.parent / "blobs/id_rsa")
-    assert run(name, snapshot / below, tmp_path / "no").exit_code == 3
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_folder_of_links(source: Path, secret: Path, tmp_path: Path, name: str) -> None:
+    """To all files of another folder (``ln -s /disk/model/* .``), and one that leads elsewhere."""
+    (source / "LICENSE").write_text("The terms")
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in source.iterdir():
+        (links / file.name).symlink_to(file)
+    assert run(name, links, tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out/LICENSE").read_text() == "The terms"
+    (source / ".hop").symlink_to(secret)
+    (links / "NOTICE").unlink(missing_ok=True)
+    (links / "NOTICE").symlink_to(source / ".hop")
+    assert run(name, links, tmp_path / "no").json["code"] == "INPUT_LINK"
 
 
 # Names.

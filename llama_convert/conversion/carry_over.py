@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -45,6 +45,7 @@ _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
 
 def small_files(
     folder: Path,
+    weights: Iterable[Path],
     notes: Notes,
     *,
     skip: tuple[str, ...] = (),
@@ -56,6 +57,7 @@ def small_files(
 
     Args:
         folder: the source, or a folder around it.
+        weights: the files of the checkpoint's weights.
         notes: is told of files that are left behind.
         skip: patterns of names that are not copied, besides those of weights and dot-files.
         wanted: decides by the name, too.
@@ -63,6 +65,7 @@ def small_files(
     Raises:
         InputError: one of them is a link that leads elsewhere, see `_check_link`.
     """
+    folders = {file.resolve().parent for file in weights}
     chosen = []
     for file in sorted(folder.iterdir()):
         unwanted = any(fnmatch(file.name, pattern) for pattern in (*_NEVER, *skip)) or not wanted(file.name)
@@ -74,29 +77,29 @@ def small_files(
             limit = format_size(LARGEST_CARRIED)
             notes.note(f"{file}: Not copied: it has {format_size(size)} (limit {limit}).")
         else:
-            _check_link(file)
+            _check_link(file, folders)
             chosen.append(file)
     return chosen
 
 
-def _check_link(file: Path) -> None:
+def _check_link(file: Path, folders: Collection[Path]) -> None:
     """Refuse to copy what a link leads to elsewhere: a downloaded ``LICENSE`` may lead to a private key.
 
-    A link may lead to a file in its own folder or below it and, in the Hub's cache, to a blob of the same
-    repository. Files that are parsed and written anew (weights, settings, ``tokenizer.model``) may be links
-    to anywhere: of a file of another kind nothing would get into the output.
+    A link may lead to a file in its own folder or below it, and to one of ``folders``, where the weights
+    really are: the blobs of the same repository in the Hub's cache, or a folder to all of whose files
+    somebody made links. Files that are parsed (weights, settings, ``tokenizer.model``) may be links to
+    anywhere: of a file of another kind nothing gets into the output.
 
     Raises:
         InputError: it is such a link.
     """
     if not file.is_symlink():
         return
-    target, folder = file.resolve(), file.parent.resolve()
-    blobs = [place.parent / "blobs" for place in folder.parents if place.name == "snapshots"]
-    if folder not in target.parents and target.parent not in blobs:
+    target = file.resolve()
+    if file.parent.resolve() not in target.parents and target.parent not in folders:
         raise InputError(
             "INPUT_LINK",
-            f"Is a link to {target}, outside its folder.",
+            f"Is a link to {target}, which is neither in its folder nor next to the weights.",
             file=file,
             hint="Replace the link with a copy of the file, or remove it.",
         )
@@ -116,7 +119,7 @@ def licences(folder: MetaFolder, notes: Notes) -> list[Path]:
     found: dict[str, Path] = {}
     for place in places:
         with suppress(OSError):  # what may not be listed has none
-            for file in small_files(place, notes, wanted=is_licence):
+            for file in small_files(place, folder.rank_files, notes, wanted=is_licence):
                 found.setdefault(file.name, file)
     return list(found.values())
 

@@ -61,7 +61,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
         f"dim {axis}" + (f", each KV head stored {cut.kv_repeats} times" if cut.kv_repeats > 1 else "")
     )
 
-    carried = small_files(folder.path, notes, skip=("params.json", "tokenizer.model"))
+    carried = small_files(folder.path, folder.rank_files, notes, skip=("params.json", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", with_kv_heads(checkpoint.params, cut.stored_kv_heads))
@@ -99,7 +99,7 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
     settings, tied = checkpoint.settings, checkpoint.config.tied
-    carried = small_files(source, notes, skip=(settings.file.name,))
+    carried = small_files(source, checkpoint.files, notes, skip=(settings.file.name,))
 
     def write_small_files(staging: Staging) -> None:
         staging.write(settings.file.name, with_tied(settings, tied))

@@ -56,7 +56,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
     tokenizer = tokenizer_back(source, options.tokenizer, config.vocab_size, notes)
-    carried = small_files(source, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
+    carried = small_files(source, checkpoint.files, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
