@@ -136,9 +136,9 @@ class _Conversion:
             special_tokens("llama3.1", self.options.special_tokens)  # refuses what cannot be used
         if tokenizer.differing is not None:
             self.warn(
-                f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example for "
-                f"{tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of transformers "
-                "4, which reads tokenizer.model."
+                f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example "
+                f"for {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
+                "transformers 4, which reads tokenizer.model."
             )
         return tokenizer
 

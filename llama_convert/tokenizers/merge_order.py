@@ -7,8 +7,8 @@ falling score gives the same ids.  Where pieces share a score, sentencepiece wor
 must come before another one if it would take away or change what is on the left of the other.  A list that
 meets all these constraints gives the same ids for every text.  Where they form a cycle, there may be none.
 
-What sentencepiece joins within a piece does not depend on the text around it.  So of the ways to split a piece
-in two, sentencepiece only ever uses one; the others can be left out.
+What sentencepiece joins within a piece does not depend on the text around it.  So of the ways to split a
+piece in two, sentencepiece only ever uses one; the others can be left out.
 """
 
 from __future__ import annotations

@@ -38,23 +38,26 @@ _ONE_THREAD = {
 _HINT = "Compare normalizer, pre_tokenizer and decoder with those of the model that the tokenizer comes from."
 
 
-def run_isolated(call: str, paths: Sequence[Path], *arguments: Any) -> Any:
+def run_isolated(call: str, paths: Sequence[Path], *arguments: Any, **more_paths: Path | None) -> Any:
     """The result of one of the calls that `_calls` lists, as plain data.
 
     Args:
         call: its name.
         paths: its first arguments: tokenizer files, or folders of them, whose size decides the limits.
         arguments: the rest of them, as plain data.
+        more_paths: paths that it takes by name.
 
     Raises:
         InputError: what the call raises; or it exceeds the limits, or crashes.
     """
-    size = sum(map(_size, paths))
+    named = {name: path for name, path in more_paths.items() if path}
+    size = sum(map(_size, [*paths, *named.values()]))
     memory, seconds = _MEMORY + _MEMORY_PER_BYTE * size, _SECONDS + size // _BYTES_PER_SECOND
     request = {
         "call": call,
         "paths": [os.path.abspath(path) for path in paths],
         "arguments": arguments,
+        "more_paths": {name: os.path.abspath(path) for name, path in named.items()},
         "memory": memory,
         "seconds": seconds,
     }
@@ -105,8 +108,8 @@ def _calls() -> dict[str, Callable[..., Any]]:
 
 
 def _as_data(check: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(*arguments: Any) -> Any:
-        result = check(*arguments)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        result = check(*arguments, **named)
         return None if result is None else asdict(result)
 
     return checked
@@ -122,8 +125,9 @@ def _limit(kind: int, most: int) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        call = _calls()[request["call"]]
-        return {"result": call(*map(Path, request["paths"]), *request["arguments"])}
+        call, paths = _calls()[request["call"]], map(Path, request["paths"])
+        named = {name: Path(path) for name, path in request["more_paths"].items()}
+        return {"result": call(*paths, *request["arguments"], **named)}
     except InputError as error:
         known = ("code", "message", "file", "hint", "expected", "found")
         told = {name: getattr(error, name) for name in known}

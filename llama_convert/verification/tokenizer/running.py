@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain, islice
 
 from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.corpus import CORPUS
 from llama_convert.verification.tokenizer.original import BYTE_PIECES, SPACE, Ids, Original, RunnableOriginal
+from llama_convert.verification.tokenizer.ties import competing
 from llama_convert.verification.tokenizer.wording import Wrong, group, quoted, short
 from llama_convert.verification.tokenizer.written import Written, attempt
+
+_AT_ONCE = 200
+_MAX_WRONG = 100
 
 
 class Running:
@@ -32,6 +37,7 @@ class Running:
     def findings(self, *, guard: bool) -> Iterator[Finding]:
         """All that texts show; `guard` where the chat template puts the BOS."""
         yield from self._encoded()
+        yield from self._tied()
         yield from self._begun(guard)
         yield from self._decoded()
 
@@ -50,6 +56,28 @@ class Running:
                 causes[cause].append(_misread(text, expected, found))
         for cause, wrong in causes.items():
             yield from group("TOKENIZER_IDS", "text", f"of {self.texts:,} with other ids", wrong, hint=cause)
+
+    def _tied(self) -> Iterator[Finding]:
+        """Texts in which pieces with equal scores compete, many at a time with a character between them."""
+        if self.original.kind != "sentencepiece" or not isinstance(self.original, RunnableOriginal):
+            return
+        known = set(chain.from_iterable(self.original.names))
+        border = next(chr(code) for code in range(ord("\n"), 0x110000) if chr(code) not in known)
+        texts = competing(self.original)
+        wrong: list[Wrong] = []
+        while len(wrong) < _MAX_WRONG and (some := list(islice(texts, _AT_ONCE))):
+            some = [border + text.replace(SPACE, " ") for text in some]
+            self.texts += len(some)
+            if self._difference("".join(some)):
+                wrong += filter(None, map(self._difference, some))
+        said = f"of {self.texts:,} with other ids, because pieces share a score"
+        hint = "sentencepiece joins the leftmost of equal scores. LlamaTokenizer of transformers 4 does, too."
+        yield from group("TOKENIZER_IDS", "text", said, wrong, hint=hint)
+
+    def _difference(self, text: str) -> Wrong | None:
+        """What is wrong with the ids of a text, if the right ones are known."""
+        expected, found = self._expected(text), self._encode(text)
+        return None if expected in (None, found) else _misread(text, expected or [], found)
 
     def _expected(self, text: str) -> Ids | None:
         """The original's ids, with those of the special tokens that transformers cuts out of a text.
