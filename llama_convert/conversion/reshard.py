@@ -11,7 +11,7 @@ from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint
 from llama_convert.checkpoints.params import with_kv_heads
-from llama_convert.conversion.carry_over import carry_over, small_files, write_checklist
+from llama_convert.conversion.carry_over import carry_over, small_files
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
@@ -21,6 +21,7 @@ from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
+from llama_convert.llama.releases import Identity
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
 
@@ -66,9 +67,10 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
             staging.write("tokenizer.model", read_small(tokenizer, MAX_TOKENIZER))
 
     read = [*folder.rank_files, checkpoint.params.file]
-    job = _job(source, destination, checkpoint, plan, read, [*carried, *([tokenizer] if tokenizer else [])])
+    along = [*carried, *([tokenizer] if tokenizer else [])]
+    job = _job(source, destination, checkpoint, checkpoint.identity, plan, read, along)
     job.write_small_files = write_small_files
-    job.finish = lambda staging: write_checklist(staging, options, notes)
+    job.checklist = options.checklist
     return job
 
 
@@ -90,11 +92,17 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
         raise nothing_here(source, "huggingface", output=destination, otherwise=otherwise)
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
+    if options.tokenizer:
+        raise UsageError(
+            "BAD_USAGE", "--tokenizer only applies to --mp; --max-shard-size copies SRC's tokenizer."
+        )
     checkpoint = open_huggingface(source)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
-    notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
+    identity = checkpoint.identified(options.llama_version)
+    notes.note(f"{identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
     carried = small_files(source)
-    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, source / "config.json"], carried)
+    read = [*checkpoint.files, source / "config.json"]
+    job = _job(source, destination, checkpoint, identity, plan, read, carried)
     job.write_small_files = lambda staging: carry_over(carried, staging)
     return job
 
@@ -103,10 +111,10 @@ def _job(
     source: Path,
     destination: Path,
     checkpoint: Checkpoint,
+    identity: Identity,
     plan: Plan,
     read: list[Path],
     carried: list[Path],
 ) -> Job:
-    identity, dtype = checkpoint.identity, checkpoint.dtype.name
-    result = ConvertResult.of(destination, identity, plan.sizes, dtype=dtype)
+    result = ConvertResult.of(destination, identity, plan.sizes, dtype=checkpoint.dtype.name)
     return Job(source, plan, result, read, carried, lambda _: None)
