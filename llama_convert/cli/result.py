@@ -70,5 +70,6 @@ def _summary(result: ConvertResult, options: ConvertOptions) -> str:
     count = len(result.warnings)
     warned = f", with {count} warning{'s' * (count > 1)}" if count else ""
     if options.dry_run:
-        return f"dry run{warned}: {format_size(sum(result.files.values()))} of weights would be written"
+        total = format_size(sum(result.files.values()))
+        return f"Dry run{warned}: {len(result.files)} files, about {total}, would be written."
     return f"done{warned}" + (f": {result.destination}" if result.published else ", and not published yet")

@@ -7,11 +7,15 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llama_convert import __version__
+from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
 from llama_convert.conversion.card import NOTICE, is_somebodys, notice, render
+from llama_convert.conversion.carry_over import checklist_size, write_checklist
+from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import Progress, execute
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.journal import fingerprint, plan_digest
@@ -92,6 +96,46 @@ class Run:
             RefusedError: `strict`, and something was warned of.
         """
         return self._unless_it_stands(self._here, self._saved_here)
+
+    def dry(self) -> ConvertResult:
+        """List the files of the output with their sizes, and write none of it.
+
+        Small files are made in a temporary folder. The sizes of model card and manifest are estimates: those
+        hold counts that are known once the weights are read.
+
+        Raises:
+            InputError, RefusedError: as `alone`, as far as it shows before weights are read.
+        """
+        job, result = self.job, self.result
+        if self.options.array_task:
+            share = Share.parse(self.options.array_task).of(job.files)
+            result.files = {file: result.files[file] for file in share}
+            return result
+        with (
+            TemporaryDirectory(prefix="llama-convert-") as folder,
+            Staging(Path(folder, "out"), source=Path(folder, "in"), overwrite=False, fsync=False) as staging,
+        ):
+            job.write_small_files(staging)
+            result.files |= {file.name: file.stat().st_size for file in staging.files}
+        self._refuse_warnings()
+        if job.plan:
+            result.files |= {name: len(content) for name, content in job.plan.small_files.items()}
+            if job.checklist:
+                result.files[CHECKLIST] = checklist_size(result.files)
+            result.files |= self._estimate(job.plan)
+        return result
+
+    def _estimate(self, plan: Plan) -> dict[str, int]:
+        """Bytes of the files that `_describe` writes, of a run without overflows."""
+        digest, known = "0" * 32, self.result.files
+        casts = {
+            task.name: CastCounts(task.nbytes // task.dtype.itemsize) for task in plan.tasks if task.is_cast
+        }
+        digests = {task.name: digest for task in plan.tasks if len(task.places) == 1}
+        manifest = self._manifest(Report(casts, digests))
+        words = {name: len(content) for name, content in self._words(manifest, list(known)).items()}
+        files = {name: {"bytes": size, "xxh3_128": digest} for name, size in {**known, **words}.items()}
+        return words | {MANIFEST: len(write_manifest(manifest | {"files": files}))}
 
     def by(self, executor: Executor, order: Callable[[str, str], Order]) -> ConvertResult:
         """Let an executor's workers write the weights, a file each; raises as `alone`.
@@ -305,13 +349,17 @@ class Run:
                 compare_digests(job, report, notes)
             small_files.result()
         check_unchanged(self._before)
-        if notes.warnings and self.options.strict:
-            message = f"--strict, and there was a warning: {notes.warnings[0]}"
-            raise RefusedError("STRICT_WARNINGS", message)
-        job.finish(staging)
+        self._refuse_warnings()
+        if job.checklist:
+            write_checklist(staging, self.options, notes)
         result.casts = report.casts
         if plan:
             self._describe(staging, report)
+
+    def _refuse_warnings(self) -> None:
+        if self.notes.warnings and self.options.strict:
+            message = f"--strict, and there was a warning: {self.notes.warnings[0]}"
+            raise RefusedError("STRICT_WARNINGS", message)
 
     def _here(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
         """Write the weights in this process."""
@@ -334,18 +382,22 @@ class Run:
     def _describe(self, staging: Staging, report: Report) -> None:
         """Write the manifest, and what it has to say in words: the model card, and the licence's notice."""
         manifest = self._manifest(report)
-        names = {file.name for file in staging.files}
-        words = notice(manifest)
-        if words and not any(name.lower().startswith("notice") for name in names):
-            staging.write(NOTICE, words)
-            names.add(NOTICE)
+        for name, content in self._words(manifest, [file.name for file in staging.files]).items():
+            staging.write(name, content)
         if is_somebodys(self._destination / CARD):
             self.notes.note(f"{self._destination / CARD}: somebody has written on it, so it stays as it is")
             staging.remove(CARD)
-        elif CARD not in names:
-            staging.write(CARD, render(manifest, sorted(names)))
         files = {file.name: describe_file(file) for file in staging.files}
         staging.write(MANIFEST, write_manifest(manifest | {"files": files}))
+
+    def _words(self, manifest: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
+        """The model card and the license's notice, as far as the output has none."""
+        words, text = {}, notice(manifest)
+        if text and not any(name.lower().startswith("notice") for name in names):
+            words[NOTICE] = text
+        if CARD not in names and not is_somebodys(self._destination / CARD):
+            words[CARD] = render(manifest, sorted([*names, *words]))
+        return words
 
     def _manifest(self, report: Report) -> dict[str, Any]:
         result, job = self.result, self.job
@@ -364,7 +416,7 @@ class Run:
             "sources": [self._described(path) for path in job.read],
             "checklist_compared": self.options.compare_checklist,
             "warnings": len(self.notes.warnings),
-            "casts": {name: asdict(counts) for name, counts in result.casts.items()},
+            "casts": {name: asdict(counts) for name, counts in report.casts.items()},
             "tensors": report.digests,
         }
 

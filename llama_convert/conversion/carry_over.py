@@ -39,6 +39,8 @@ _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.js
 """Weights of any form, and what is told of the weights' files."""
 _MAX_NAMES = 5
 """Tokens that a warning names."""
+_LINE = "{}  {}\n"
+"""Of ``checklist.chk``: an MD5 and a name."""
 _IN_A_DOWNLOAD = re.compile(r"original|mp\d+")
 """Folders within a download from the Hub: the licence lies above them."""
 
@@ -203,18 +205,25 @@ def _lost_tokens(source: Path, tokenizer: Tokenizer, notes: Notes) -> list[str]:
     return sorted(lost, key=lambda name: (tokens[name] is None, tokens[name] or 0))
 
 
+def listed_in_checklist(names: Collection[str]) -> list[str]:
+    """Of an output's files those that ``checklist.chk`` lists, in its order."""
+    ranks = sorted(name for name in names if name.endswith(".pth"))
+    return [*ranks, *(name for name in ("params.json", "tokenizer.model") if name in names)]
+
+
+def checklist_size(names: Collection[str]) -> int:
+    """Bytes of the ``checklist.chk`` of these files."""
+    return sum(len(_LINE.format("0" * 32, name)) for name in listed_in_checklist(names))
+
+
 def write_checklist(staging: Staging, options: ConvertOptions, notes: Notes) -> None:
     """Write ``checklist.chk``, the MD5 of each file as ``md5sum`` prints it, in the order of Meta's."""
-    if not options.checklist:
-        return
-    ranks = sorted(staging.path.glob("consolidated.*.pth"))
-    others = [staging.path / name for name in ("params.json", "tokenizer.model")]
-    files = [*ranks, *(file for file in others if file.exists())]
+    files = [staging.path / name for name in listed_in_checklist([file.name for file in staging.files])]
     notes.observer.start(sum(file.stat().st_size for file in files), "checksummed")
 
     try:
         digests = md5_of_all(files, workers=options.workers, progress=notes.observer.advance)
     finally:
         notes.observer.finish()
-    lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
+    lines = [_LINE.format(digest, file.name) for digest, file in zip(digests, files, strict=True)]
     staging.write(CHECKLIST, "".join(lines).encode())

@@ -35,8 +35,8 @@ class Job:
     """Writes everything but the weights and what belongs to them."""
     small_bytes: int = 0
     """About what those take."""
-    finish: Callable[[Staging], object] = lambda _: None
-    """Writes what can be told only of the finished files."""
+    checklist: bool = False
+    """Whether ``checklist.chk`` is written, which needs the finished files."""
     source_digests: Mapping[str, str] = field(default_factory=dict)
     """XXH3-128 of weights by the names that the source has for them, as a manifest next to it says."""
 

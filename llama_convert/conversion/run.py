@@ -111,8 +111,26 @@ def _run(
     observer: Observer | None,
     executor: Executor | None,
 ) -> ConvertResult:
+    _refuse_contradictions(options, executor)
     with _saying_that_nothing_is_written(destination):
         return _prepared(prepare, source, destination, options, observer, executor)
+
+
+def _refuse_contradictions(options: ConvertOptions, executor: Executor | None) -> None:
+    """Refuse options of which one would do nothing.
+
+    Raises:
+        UsageError: two of them are given.
+    """
+    given = {
+        "--array-task": bool(options.array_task),
+        "--finish": options.finish,
+        "--scheduler": executor is not None,
+        "--no-resume": options.finish and not options.resume,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise UsageError("BAD_USAGE", f"{names[0]} and {names[1]} cannot be combined.")
 
 
 @contextmanager
@@ -148,10 +166,9 @@ def _prepared(
         job = prepare(here, there, options, notes)
         job.result.source = str(source) if is_url(source) else job.folder
         job.source_digests = read_source_digests(job, notes)
-        if options.dry_run:
-            job.result.warnings = notes.warnings
-            return job.result
         run = Run(job, options, notes)
+        if options.dry_run:
+            return replace(run.dry(), destination=str(destination) if is_url(destination) else there)
         order = partial(Order, prepare, _absolute(source), _absolute(destination), options)
         if store is None:
             return _on_disk(run, order, options, executor)

@@ -13,7 +13,6 @@ from llama_convert.conversion.carry_over import (
     small_files,
     tokenizer_back,
     tokenizer_sources,
-    write_checklist,
 )
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
@@ -71,7 +70,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         [*checkpoint.files, source / "config.json"],
         [*carried, *tokenizer_sources(source, options.tokenizer)],
         write_small_files,
-        finish=lambda staging: write_checklist(staging, options, notes),
+        checklist=options.checklist,
     )
 
 

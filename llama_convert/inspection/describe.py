@@ -16,7 +16,7 @@ from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.huggingface_plan import plan_huggingface
-from llama_convert.errors import LlamaConvertError
+from llama_convert.errors import LlamaConvertError, UsageError
 from llama_convert.inspection.counts import count_dtypes, count_parameters, kinds_of
 from llama_convert.inspection.folder import checksums_of, files_of
 from llama_convert.inspection.model import Conversion, Inspection, Release, Tensor, Tokenizer
@@ -66,6 +66,8 @@ def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Insp
     if tensors is None and not counting:
         return described
     chosen = [entry for entry in opened.entries if matches(entry, tensors or "*")]
+    if tensors and not chosen:
+        raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=path)
     listed = [_tensor(entry) for entry in chosen]
     if not counting:
         return replace(described, tensors=tuple(listed))
