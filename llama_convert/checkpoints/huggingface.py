@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from llama_convert.checkpoints.content import content_of
 from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
 from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
@@ -202,8 +203,9 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
             problems.append(InputError("INDEX_STALE", message, file=index_file, hint="remove one of them"))
         return [single], None
     if not os.path.lexists(index_file):
-        hint = "its weights are in pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else None
-        message = f"neither {SINGLE_FILE} nor {INDEX_FILE} is here"
+        content = content_of(folder)
+        message = f"no {SINGLE_FILE} or {INDEX_FILE}" + (f", but {content.what}" if content else "")
+        hint = content.hint if content else None
         problems.append(InputError("INPUT_NOT_FOUND", message, file=folder, hint=hint))
         return [], None
     try:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import xxhash
 
+from llama_convert.checkpoints.content import content_of_file
 from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.manifest import MANIFEST, recorded_version
 from llama_convert.checkpoints.params import Params, read_params
@@ -29,6 +30,9 @@ from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import EMBEDDING, HEAD, RECOMPUTED, Weight, model_weights, parse_meta_name
 
 Rank = dict[str, StoredTensor]
+
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
+"""What DistributedDataParallel, torch.compile, FSDP and trainers put before the names of tensors."""
 
 
 @dataclass(frozen=True)
@@ -181,14 +185,19 @@ def _expected(params: Params) -> Iterable[Weight]:
 
 def _unknown_name(file: Path, name: str, rank: Rank) -> InputError:
     if name.startswith("model.layers.") or name in ("lm_head.weight", "model.embed_tokens.weight"):
-        return InputError(
-            "TENSOR_UNKNOWN", "names are Hugging Face's already: nothing to convert", file=file, tensor=name
-        )
+        content = content_of_file(file)
+        message = "a Hugging Face name in a file of Meta's format"
+        hint = content.hint if content else None
+        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
+    if prefix := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None):
+        message = f'names begin with "{prefix}", which a wrapper of the model adds'
+        hint = "Remove it from the names, and save the state dict again with torch.save."
+        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
     if any(other.endswith(("scales", ".scale", "zeros")) for other in rank):
         return InputError(
             "UNSUPPORTED_MODEL", "quantised: convert the unquantised release", file=file, tensor=name
         )
-    hint = "merge adapters into the weights first" if "lora" in name else None
+    hint = "Merge the adapter into the weights first." if "lora" in name else None
     return InputError(
         "TENSOR_UNKNOWN", "is no weight of a Llama; nothing was dropped", file=file, tensor=name, hint=hint
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,19 +191,72 @@ def _read_whole(reader: Reader, most: int) -> bytes:
     raise InputError("INPUT_TOO_LARGE", message, file=reader.file)
 
 
-_OTHER_KINDS = (
-    (b"<", "an HTML page (expired link?)", "download it again"),
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run: git lfs pull"),
-    (b"\x1f\x8b", "gzip-compressed", "unpack it first"),
+@dataclass(frozen=True)
+class Kind:
+    """What a file is by its first bytes, and what to do with it where another kind is expected."""
+
+    name: str
+    hint: str
+
+
+HEAD_SIZE = 512
+"""Bytes that `kind_of` needs."""
+_SAVE = "Save its tensors with torch.save or as safetensors."
+_AGAIN = "Download it again."
+_UNPACK = "Unpack it first."
+TORCH = Kind("a PyTorch file", "Rename it to end in .pth or .bin, or save its tensors as safetensors.")
+LEGACY_TORCH = Kind(
+    "torch's format from before version 1.6", "Load it with torch.load and save it with torch.save."
 )
+SAFETENSORS = Kind(
+    "a safetensors file", "Rename it to end in .safetensors, or save its tensors with torch.save."
+)
+ZIP = Kind("a zip archive", _UNPACK)
+ZEROS = Kind("zeros at its beginning (download not finished?)", _AGAIN)
+JSON = Kind("a JSON file", _AGAIN)
+_KINDS: tuple[tuple[bytes, Kind], ...] = (
+    (rb".{5}\0{3}\s*\{\s*[\"}]", SAFETENSORS),  # before those that the length of a header may look like
+    (rb"(?:\xef\xbb\xbf)?\s*<", Kind("an HTML page (expired link?)", _AGAIN)),
+    (rb"\s*version https://git-lfs", Kind("a git-lfs pointer, not the file itself", "Run: git lfs pull")),
+    (rb"PK\x03\x04.{26}[^/]+/(?:data\.pkl|\.format_version|version|byteorder|\.data/)", TORCH),
+    (rb"PK\x03\x04.{26}[^/]+\.npy", Kind("a NumPy archive (.npz)", _SAVE)),
+    (rb"PK\x03\x04", ZIP),
+    (rb"\x80.(?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", LEGACY_TORCH),
+    (rb"L119547037146038801333356L\n", LEGACY_TORCH),
+    (
+        rb"GGUF",
+        Kind("GGUF, llama.cpp's format, which is not read", "Convert the checkpoint it was made from."),
+    ),
+    (
+        rb"lmgg|fmgg|tjgg",
+        Kind("GGML, llama.cpp's old format, which is not read", "Convert the checkpoint it was made from."),
+    ),
+    (rb"\x93NUMPY", Kind("a NumPy array (.npy)", _SAVE)),
+    (rb"\x89HDF\r\n", Kind("an HDF5 file", _SAVE)),
+    (rb"\x08[\x01-\x14]\x12", Kind("an ONNX model", "Convert the checkpoint it was made from.")),
+    (rb"\x80[\x02-\x05]|[\]}]q\0|\(?[dl]p\d+\n|c[a-zA-Z_][\w.]*\n\w+\n", Kind("a Python pickle", _SAVE)),
+    (rb"\x1f\x8b", Kind("gzip-compressed", _UNPACK)),
+    (rb"BZh[1-9]1AY&SY", Kind("bzip2-compressed", _UNPACK)),
+    (rb"\xfd7zXZ\0", Kind("xz-compressed", _UNPACK)),
+    (rb"\x28\xb5\x2f\xfd", Kind("zstd-compressed", _UNPACK)),
+    (rb"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", _UNPACK)),
+    (rb"Rar!\x1a\x07", Kind("a RAR archive", _UNPACK)),
+    (rb".{257}ustar", Kind("a tar archive", _UNPACK)),
+    (rb"\0{16}", ZEROS),
+    (rb"\s*\{", JSON),
+)
+_PATTERNS = tuple((re.compile(pattern, re.DOTALL), kind) for pattern, kind in _KINDS)
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """What the first `HEAD_SIZE` bytes of a file say it is; None if they do not tell."""
+    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), None)
 
 
 def other_kind(head: bytes) -> tuple[str, str] | None:
-    """What often lies in place of a file, when its first bytes tell: what it is, and what to do."""
-    for magic, kind, hint in _OTHER_KINDS:
-        if head.lstrip(b" \r\n\t").startswith(magic):
-            return kind, hint
-    return None
+    """What often takes the place of a text file, when its first bytes tell: what it is, and what to do."""
+    kind = kind_of(head)
+    return None if kind in (None, JSON) else (kind.name, kind.hint)
 
 
 def is_plain(name: str) -> bool:

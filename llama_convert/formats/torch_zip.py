@@ -46,7 +46,9 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
             )
         if not isinstance(value, TensorRecord):
             kind = "dict" if isinstance(value, Pairs) else type(value).__name__
-            raise InputError("INPUT_PICKLE", f"is a {kind}, expected a tensor", file=file, tensor=name)
+            hint = "If the model is in that dict, save it alone with torch.save." if kind == "dict" else None
+            message = f"is a {kind}, expected a tensor"
+            raise InputError("INPUT_PICKLE", message, file=file, tensor=name, hint=hint)
         tensors[name] = _locate(file, name, value, directory)
     if not tensors:
         raise InputError("INPUT_PICKLE", "the state dict is empty", file=file)
