@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, to_json
-from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.errors import InputError
 from llama_convert.formats.files import is_file_name, is_plain, read_at, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.strict_json import shown
@@ -96,14 +95,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not _is_table(files, dict) or not _is_table(tensors, str) or not all(map(is_file_name, files)):
         raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content
-
-
-def recorded_version(folder: Path) -> str | None:
-    """The version of the release that a conversion wrote down; None without a manifest that can be read."""
-    with suppress(LlamaConvertError):  # verification says what is wrong with it
-        version = (read_manifest(folder) or {}).get("version")
-        return version if isinstance(version, str) else None
-    return None
 
 
 def _is_table(value: Any, kind: type) -> bool:

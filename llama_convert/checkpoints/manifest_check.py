@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from llama_convert.errors import LlamaConvertError
 
 STALE = "The weights are newer than this manifest and the model card next to it: no checksum matches."
 SAMPLE_BYTES = 64 << 20
+GLANCE_BYTES = 1 << 20
+"""As much as may be read where only headers are otherwise."""
 _BLOCK = 4 << 20
 
 
@@ -104,3 +107,11 @@ def current_manifest(
         return None
     stale = agreement(folder, manifest, sample_digests(weights, most_bytes)).is_stale
     return None if stale else manifest
+
+
+def recorded_version(folder: Path, weights: Iterable[StoredWeight]) -> str | None:
+    """The version of the release in a folder's current manifest; None if there is none that can be read."""
+    with suppress(LlamaConvertError):  # verification says what is wrong with it
+        version = (current_manifest(folder, weights, GLANCE_BYTES) or {}).get("version")
+        return version if isinstance(version, str) else None
+    return None

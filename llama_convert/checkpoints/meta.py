@@ -16,7 +16,7 @@ import xxhash
 
 from llama_convert.checkpoints.content import content_of_file
 from llama_convert.checkpoints.locate import MetaFolder, locate
-from llama_convert.checkpoints.manifest import MANIFEST, recorded_version
+from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
@@ -109,15 +109,17 @@ def open_meta(
     )
     identity = identify(traits, version)
     if version is None:
-        identity = _as_recorded(identity, folder.path)
+        identity = _as_recorded(identity, folder.path, weights.values())
     config = _with_release(replace(config, tied=tied), params, identity)
     embedding_cut = cuts[Weight(EMBEDDING)]
     return MetaCheckpoint(folder, params, config, identity, dtype, weights, embedding_cut, repeats)
 
 
-def _as_recorded(identity: Identity, folder: Path) -> Identity:
-    """The reading that a conversion wrote down next to the files, if it is one that they allow."""
-    version = recorded_version(folder)
+def _as_recorded(identity: Identity, folder: Path, weights: Iterable[StoredWeight]) -> Identity:
+    """The reading that the conversion which wrote the files recorded, if it is one that they allow."""
+    from llama_convert.checkpoints.manifest_check import recorded_version  # numpy, which takes a moment
+
+    version = recorded_version(folder, weights) if identity.alternatives else None
     for release in identity.alternatives:
         if release.version == version:
             return identity.proved(release, identity.readings, f"{MANIFEST} says so")

@@ -139,9 +139,10 @@ def carry_over(files: Iterable[Path], staging: Staging) -> None:
 
 def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
     """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted."""
+    if chosen:
+        return [chosen]
     names = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
-    places = [chosen] if chosen else [source / name for name in names]
-    return [place for place in places if place.is_file()][:1]
+    return [place for name in names if (place := source / name).is_file()][:1]
 
 
 def tokenizer_back(source: Path, chosen: Path | None, rows: int, notes: Notes) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.json_object import read_json_object
-from llama_convert.checkpoints.manifest_check import current_manifest
+from llama_convert.checkpoints.manifest_check import GLANCE_BYTES, current_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.checkpoints.source_files import SourceFiles
@@ -32,8 +32,6 @@ from llama_convert.verification.report import Finding
 if TYPE_CHECKING:
     from llama_convert.inspection.stats import Stats
 
-_SAMPLE_BYTES = 1 << 20
-"""How much to read of the weights, to see whether the manifest is of them: a few norms."""
 _PEAK = 128 << 20
 _PEAK_WITH_CAST = 512 << 20
 """What conversions of any size stay below: `tests/test_memory.py`."""
@@ -123,7 +121,7 @@ def _release(opened: Opened, tokenizer: Tokenizer | None) -> Release | None:
     if checkpoint is None:
         return None
     try:
-        manifest = current_manifest(opened.folder, checkpoint.weights.values(), _SAMPLE_BYTES)
+        manifest = current_manifest(opened.folder, checkpoint.weights.values(), GLANCE_BYTES)
     except LlamaConvertError:
         manifest = None
     said = manifest.get("release") if manifest else None

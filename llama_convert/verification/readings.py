@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llama_convert.checkpoints.manifest import MANIFEST, recorded_version
+from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.manifest_check import recorded_version
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.llama.releases import Release
 from llama_convert.verification.context import config_file, declared_config
@@ -22,7 +23,8 @@ def agreed(output: Side, source: Side) -> tuple[Side, Side, list[str]]:
     Returns:
         The output, the source, and a note for each that the default reads differently.
     """
-    made_as = recorded_version(output.folder)
+    written = output.checkpoint.weights.values() if output.checkpoint else ()
+    made_as = recorded_version(output.folder, written)
     source, about_source = _as_made(source, output, made_as)
     output, about_output = _as_made(output, source, made_as)
     return output, source, [note for note in (about_source, about_output) if note]
