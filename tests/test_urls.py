@@ -418,6 +418,19 @@ class TestTargets:
         with pytest.raises(OutputError, match="are not written yet"):
             convert(local / "meta", "s3://bucket/hf", ConvertOptions(max_shard_size="20KB", finish=True))
 
+    def test_an_object_that_is_replaced(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
+        """Of the same size, at the same time: the store's version tells it from what was sent."""
+        one, two = (ConvertOptions(max_shard_size="20KB", array_task=f"{number}/2") for number in (1, 2))
+        convert(local / "meta", "s3://bucket/hf", one)
+        name = next(key for key in store.keys("hf") if key.startswith("hf/model"))
+        size = len((local / "hf" / Path(name).name).read_bytes())
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / Path(name).name).write_bytes(bytes(size))
+        store.put(tmp_path / "other", "hf")
+        assert not convert(local / "meta", "s3://bucket/hf", two).published
+        assert convert(local / "meta", "s3://bucket/hf", one).published
+        assert there(store, "hf", tmp_path) == read(local / "hf")
+
     def test_many_parts(self, store: ObjectStore, tmp_path: Path) -> None:
         """A file larger than what is sent at once."""
         shape = LLAMA2.but(dim=512, ffn_dim=2048, n_heads=8, n_kv_heads=8, vocab_size=20000, n_layers=1)

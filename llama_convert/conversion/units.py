@@ -95,7 +95,7 @@ def check_units(
                 "OUTPUT_CHECKSUM",
                 f"{difference[1]} is not what was written.",
                 file=folder / file,
-                hint="Run the array task that writes this file again; it rewrites only what is damaged.",
+                hint="Run the command or array task that wrote it again; it rewrites what is damaged.",
             )
 
 
