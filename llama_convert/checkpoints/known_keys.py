@@ -94,11 +94,8 @@ FEATURES: dict[str, Feature] = {
         "partial_rotary_factor rotary_pct rotary_percent rope_pct",
         neutral=(1,),
     ),
-    **_features(
-        "layers without RoPE",
-        "nope_layer_interval no_rope_layer_interval no_rope_layers",
-        neutral=(False, True),
-    ),
+    **_features("layers without RoPE", "nope_layer_interval no_rope_layer_interval"),
+    **_features("layers without RoPE", "no_rope_layers", neutral=(1,)),  # one number a layer: 1 has RoPE
     # Embedding, residual stream, logits.
     **_features(
         "multipliers, as in Granite",
@@ -121,11 +118,12 @@ FEATURES: dict[str, Feature] = {
         "norm_type layernorm_type",
         neutral=("rmsnorm", "rms_norm", "RMSNorm"),
     ),
+    **_features("a mixture of experts, as in Llama 4 and Mixtral", "moe moe_args"),
     **_features(
         "a mixture of experts, as in Llama 4 and Mixtral",
-        "moe moe_args num_experts num_local_experts n_routed_experts n_shared_experts",
-        "num_experts_per_tok moe_intermediate_size",
-        neutral=(False, True),
+        "num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok",
+        "moe_intermediate_size",
+        neutral=(0, 1),
         switch="moe",
     ),
     **_features("the feed-forward width of Llama 4", "ffn_exp"),
