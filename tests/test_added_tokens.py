@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
+from llama_convert.conversion.run import convert
 from llama_convert.errors import RefusedError, UsageError
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Finding, Level
@@ -227,14 +227,6 @@ def test_options_on_weights_where_none_are_written(tmp_path: Path) -> None:
     options = ConvertOptions(model_size="tokenizer_only", dtype="bf16", num_shards=8)
     warnings = convert(LLAMA3, tmp_path / "hf", options).warnings
     assert [warning.partition(" has")[0] for warning in warnings] == ["--dtype", "--num-shards"]
-
-
-def test_shard_copies_the_tokenizer_of_a_huggingface_folder(
-    converted: dict[str, Path], tmp_path: Path
-) -> None:
-    options = ConvertOptions(tokenizer=LLAMA2 / "tokenizer.model")
-    with pytest.raises(UsageError, match="--tokenizer only applies to Meta output"):
-        shard(converted["llama2-mp2"], tmp_path / "out", max_shard_size="1MB", options=options)
 
 
 def test_verify_compares_with_the_tokenizer_that_is_named(converted: dict[str, Path], tmp_path: Path) -> None:

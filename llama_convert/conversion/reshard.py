@@ -90,9 +90,6 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
         raise nothing_here(source, "huggingface", output=destination, otherwise=otherwise)
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
-    if options.tokenizer:
-        message = "--tokenizer only applies to Meta output; the tokenizer files of SRC are copied as they are"
-        raise UsageError("BAD_USAGE", message, hint="Remove --tokenizer.")
     checkpoint = open_huggingface(source)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
