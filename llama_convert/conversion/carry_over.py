@@ -192,18 +192,16 @@ def tokenizer_back(source: Path, chosen: Path | None, rows: int, notes: Notes) -
 
 def _lost_tokens(source: Path, tokenizer: Tokenizer, notes: Notes) -> list[str]:
     """The names of the source's tokens that Meta's code does not have, by their ids."""
-    tokens: dict[str, int | None] = {}
+    numbers: dict[str, set[int | None]] = {}
     for record in RECORDS:
         try:
-            found = added_tokens(source / record)
+            for name, number in added_tokens(source / record):
+                numbers.setdefault(name, set()).add(number)
         except InputError as error:
             notes.warn(f"{error}, so tokens that it adds are not checked.")
-            continue
-        for name, number in found.items():
-            if tokens.get(name) is None:
-                tokens[name] = number
-    lost = [name for name, number in tokens.items() if not tokenizer.holds(name, number)]
-    return sorted(lost, key=lambda name: (tokens[name] is None, tokens[name] or 0))
+    lost = [(n, name) for name, each in numbers.items() for n in each if not tokenizer.holds(name, n)]
+    lost.sort(key=lambda token: (token[0] is None, token[0] or 0))
+    return list(dict.fromkeys(name for _, name in lost))
 
 
 def listed_in_checklist(names: Collection[str]) -> list[str]:

@@ -18,14 +18,14 @@ _MAX_SIZE = 64 << 20
 _ROLE = re.compile(r".*_tokens?")
 
 
-def added_tokens(file: Path) -> dict[str, int | None]:
-    """The added tokens in one of the `RECORDS`, with their ids where it has them; none if it does not exist.
+def added_tokens(file: Path) -> list[tuple[str, int | None]]:
+    """The tokens in one of the `RECORDS`: names, with ids where the file has them; none if it does not exist.
 
     Raises:
         InputError: the file is not a JSON object.
     """
     if not file.exists():
-        return {}
+        return []
     try:
         content = json.loads(read_small(file, _MAX_SIZE))
     except (ValueError, RecursionError):
@@ -33,13 +33,12 @@ def added_tokens(file: Path) -> dict[str, int | None]:
     if not isinstance(content, dict):
         raise InputError("TOKENIZER_JSON", "is not a JSON object", file=file)
     if file.name == "added_tokens.json":
-        numbered = list(content.items())
+        tokens = list(content.items())
     else:
-        numbered = [*_listed(content.get("added_tokens")), *_described(content.get("added_tokens_decoder"))]
-    named = dict.fromkeys(
-        name for key, value in content.items() if _ROLE.fullmatch(key) for name in _names(value)
-    )
-    return {name: None for name in named if name} | {n: i for n, i in numbered if n and isinstance(i, int)}
+        tokens = [*_listed(content.get("added_tokens")), *_described(content.get("added_tokens_decoder"))]
+        roles = [value for key, value in content.items() if _ROLE.fullmatch(key)]
+        tokens += [(name, None) for value in roles for name in _names(value)]
+    return [(name, number) for name, number in tokens if name and (number is None or type(number) is int)]
 
 
 def _listed(tokens: Any) -> Iterator[tuple[str, Any]]:

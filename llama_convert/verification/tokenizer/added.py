@@ -29,42 +29,39 @@ def lost_tokens(original: Original, folder: Path, file: str) -> Iterator[Finding
             return False
         return name not in ids or number not in (None, ids[name])
 
-    lost = [
-        Wrong(repr(name) if number is None else f"{name!r} (id {number})")
-        for name, number in sorted(
-            _recorded(folder).items(), key=lambda token: (token[1] is None, token[1] or 0)
-        )
-        if is_lost(name, number)
-    ]
+    lost = sorted(
+        (number is None, number or 0, name) for name, number in _recorded(folder) if is_lost(name, number)
+    )
+    shown = dict.fromkeys(
+        repr(name) if unknown else f"{name!r} (id {number})" for unknown, number, name in lost
+    )
     hint = "Meta's form has no place for added tokens; their rows of the embedding are kept."
     for finding in group(
-        "TOKEN_MISSING", "added token", "of the source missing", lost, hint=hint, warning=True
+        "TOKEN_MISSING", "added token", "of the source missing", map(Wrong, shown), hint=hint, warning=True
     ):
         yield replace(finding, file=file)
 
 
-def _recorded(folder: Path) -> dict[str, int | None]:
-    """Names of added tokens, with ids where any file has them."""
-    found: dict[str, int | None] = {}
+def _recorded(folder: Path) -> set[tuple[str, int | None]]:
+    """Names and ids of added tokens; names alone if no file has their ids."""
+    named: list[Any] = []
     settings = [_read(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
     for key, value in (item for content in settings for item in content.items()):
         if key.endswith(("_token", "_tokens")):
-            for each in value if isinstance(value, list) else [value]:
-                name = each.get("content") if isinstance(each, dict) else each
-                if isinstance(name, str) and name:
-                    found[name] = None
+            named += value if isinstance(value, list) else [value]
+    names = [token.get("content") if isinstance(token, dict) else token for token in named]
     tokens: list[tuple[Any, Any]] = list(_read(folder / "added_tokens.json").items())
-    listed, described = (
-        _read(folder / "tokenizer.json").get("added_tokens"),
-        settings[0].get("added_tokens_decoder"),
-    )
+    listed = _read(folder / "tokenizer.json").get("added_tokens")
     for token in listed if isinstance(listed, list) else []:
         with suppress(AttributeError):
             tokens.append((token.get("content"), token.get("id")))
+    described = settings[0].get("added_tokens_decoder")
     for number, token in described.items() if isinstance(described, dict) else []:
         with suppress(AttributeError, ValueError):
             tokens.append((token.get("content"), int(number)))
-    return found | {name: n for name, n in tokens if name and isinstance(name, str) and isinstance(n, int)}
+    numbered = {(name, n) for name, n in tokens if name and isinstance(name, str) and type(n) is int}
+    known = {name for name, _ in numbered}
+    return numbered | {(name, None) for name in names if name and isinstance(name, str) and name not in known}
 
 
 def _read(path: Path) -> dict[str, Any]:
