@@ -24,7 +24,7 @@ from llama_convert.formats.files import MAX_TOKENIZER_JSON
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.units import format_size
 
-_MEMORY, _MEMORY_PER_BYTE = 512 << 20, 64
+_MEMORY, _MEMORY_PER_BYTE = 512 << 20, 40
 """Bytes of address space.  Checking Llama 3's tokenizer, 11 MB of files, takes 330 MB."""
 _SECONDS, _BYTES_PER_SECOND = 20, 100_000
 """Of CPU time, which does not depend on what else the machine does.  Llama 3's takes 4 s."""

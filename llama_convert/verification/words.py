@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.verification.isolated import run_isolated
 from llama_convert.verification.sides import Side
 from llama_convert.verification.tokenizer.original import open_original
+from llama_convert.verification.tokenizer.written import attempt
+
+T = TypeVar("T")
 
 
 class Words(Protocol):
@@ -46,7 +49,10 @@ class _Isolated:
 
 def encode(file: Path, text: str) -> list[int]:
     """As `Words.encode`, in this process."""
-    return _open(file).encode(text)
+    ids = _open(file).encode(text)
+    if not ids or min(ids) < 0:
+        raise InputError("TOKENIZER_IDS", "gives no ids for a text, or a negative one", file=file)
+    return ids
 
 
 def decode(file: Path, ids: Sequence[int]) -> str:
@@ -62,21 +68,25 @@ class _TokenizerJson:
     def __init__(self, file: Path) -> None:
         from tokenizers import Tokenizer
 
-        try:
-            self._tokenizer = Tokenizer.from_buffer(read_small(file, MAX_TOKENIZER_JSON))
-        except InputError:
-            raise
-        except Exception as error:  # the library raises nothing narrower
-            message = f"the tokenizers library cannot read it: {error}"
-            raise InputError("TOKENIZER_JSON", message, file=file) from None
+        self._file = file
+        content = read_small(file, MAX_TOKENIZER_JSON)
+        self._tokenizer = self._attempt("read it", lambda: Tokenizer.from_buffer(content))
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids: list[int] = self._attempt("encode a text", lambda: self._tokenizer.encode(text).ids)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self._attempt(
+            "decode ids", lambda: self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        )
         return text
+
+    def _attempt(self, what: str, call: Callable[[], T]) -> T:
+        result = attempt(call)
+        if result is None:
+            raise InputError("TOKENIZER_JSON", f"the tokenizers library cannot {what}", file=self._file)
+        return result
 
 
 class _Original:
