@@ -6,13 +6,38 @@ from typing import Annotated
 
 import typer
 
+
+def _topics(incomplete: str) -> list[str]:
+    """The topics that a shell offers."""
+    from llama_convert.cli.pages import pages
+
+    return [topic for topic in pages() if topic.startswith(incomplete)]
+
+
+def _codes(incomplete: str) -> list[str]:
+    """The error codes that a shell offers."""
+    from llama_convert.cli.pages import pages
+
+    return [code for code in pages()["error-codes"].headings if code.startswith(incomplete)]
+
+
 Topic = Annotated[
     str | None,
-    typer.Argument(metavar="TOPIC", show_default=False, help="The page to show. Lists all pages by default."),
+    typer.Argument(
+        metavar="TOPIC",
+        autocompletion=_topics,
+        show_default=False,
+        help="The page to show. Lists all pages by default.",
+    ),
 ]
 Code = Annotated[
     str,
-    typer.Argument(metavar="CODE", show_default=False, help="An error code, in upper or lower case."),
+    typer.Argument(
+        metavar="CODE",
+        autocompletion=_codes,
+        show_default=False,
+        help="An error code, in upper or lower case.",
+    ),
 ]
 
 
