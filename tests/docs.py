@@ -5,21 +5,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import typer
 
+from llama_convert import convert
 from llama_convert.cli.app import app
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import RELEASES, Release, Size
 from llama_convert.llama.weights import huggingface_weights
 from llama_convert.units import format_size
+from tests import plant
 from tests.peers import ROOT
+from tests.run import llama_convert
 
 README = ROOT / "README.md"
 PAGES = ROOT / "llama_convert" / "docs"
@@ -175,18 +183,31 @@ def sizes() -> Iterator[str]:
         yield f"| {label} | {total:,} | {format_size(2 * total)} | {format_size(4 * layer)} |"
 
 
+def failure() -> Iterator[str]:
+    """What `verify` prints about a conversion with three wrong tensors; times are fixed."""
+    source, output = "Llama-3.1-8B-Instruct", "llama-3.1-8b-hf"
+    with TemporaryDirectory() as folder, chdir(folder), mock.patch.dict(os.environ, COLUMNS="80"):
+        shutil.copytree(ROOT / "fixtures" / "llama3.1-mp2", source)
+        convert(source, output)
+        plant.rewrite(Path(output), plant.swapped((plant.gate(0), plant.up(0))))
+        plant.rewrite(Path(output), plant.each([plant.q(1)], lambda weight: plant.unpermuted(weight, 16)))
+        run = llama_convert("verify", output, "--source", source, "--level", "structure,weights")
+    assert run.exit_code == 1
+    fixed = re.sub(r" *\d+\.\d$", lambda time: "0.1".rjust(len(time[0])), run.stdout, flags=re.MULTILINE)
+    yield from ("```text", *fixed.splitlines(), "```")
+
+
 def parts() -> dict[str, Callable[[], Iterator[str]]]:
     """The computed parts, by the name in their marker."""
-    return {f"reference of {name}": partial(reference, name) for name in commands_of_the_app()} | {
-        "sizes": sizes
-    }
+    references = {f"reference of {name}": partial(reference, name) for name in commands_of_the_app()}
+    return references | {"sizes": sizes, "a failed verification": failure}
 
 
 def renewed(text: str) -> str:
     """The text with each computed part as it is now."""
     for name, compute in parts().items():
-        whole = _PART.format(name, "".join(f"{line}\n" for line in compute()))
-        text = re.sub(_PART.format(re.escape(name), _ANYTHING), lambda _, whole=whole: whole, text)  # type: ignore[misc]
+        for found in re.findall(_PART.format(re.escape(name), _ANYTHING), text):
+            text = text.replace(found, _PART.format(name, "".join(f"{line}\n" for line in compute())))
     return text
 
 

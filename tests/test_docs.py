@@ -227,20 +227,34 @@ def calls_in_the_source() -> Iterator[tuple[str, list[str]]]:
 def codes_in_the_source() -> tuple[set[str], set[str]]:
     """Error codes that are used, and codes that may be.
 
-    A code is a string of capitals with underscores, or of capitals alone as an argument of a call that makes
-    an error or a finding.  Reading a JSON file of some kind gives three codes, of which two may never occur.
+    A code is a string of capitals with underscores, but no key, no element of a list, and no name of an
+    environment variable; or of capitals alone as an argument of a call that makes an error or a finding.
+    Reading a JSON file of some kind gives three codes, of which two may never occur.
     """
     several = re.compile(r"[A-Z]{2,}(_[A-Z0-9]+)+")
     codes = {text for text in strings(nodes_in_the_source()) if several.fullmatch(text)}
-    codes -= {"OMP_WAIT_POLICY", "CHAT_TEMPLATES"}
+    codes -= set(strings(other_names_in_the_source()))
     perhaps = set()
     for name, texts in calls_in_the_source():
         if re.search(r"(Error|Finding|_odd|_fail)$", name):
-            codes |= {text for text in texts if re.fullmatch(r"[A-Z]{3,}", text)}
+            codes |= {text for text in texts if re.fullmatch(r"[A-Z]{3,}(_[A-Z0-9]+)*", text)}
         if name == "read_json_object":
             codes.add(f"{texts[0]}_JSON")
             perhaps |= {f"{texts[0]}_MISSING", f"{texts[0]}_VALUE"}
     return codes, perhaps
+
+
+def other_names_in_the_source() -> Iterator[ast.AST]:
+    """Keys, elements of lists, and what is asked of the environment."""
+    for node in nodes_in_the_source():
+        if isinstance(node, ast.Dict):
+            yield from filter(None, node.keys)
+        elif isinstance(node, ast.List):
+            yield from node.elts
+        elif isinstance(node, ast.Subscript):
+            yield node.slice
+        elif isinstance(node, ast.Call) and re.search("environ|getenv", ast.unparse(node.func)):
+            yield from node.args
 
 
 def exit_codes_in_the_source() -> Iterator[tuple[str, int]]:
