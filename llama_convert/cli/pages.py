@@ -14,7 +14,7 @@ KINDS = ("tutorial", "how-to guide", "reference", "explanation")
 _ALIASES = {"shard": "reshard", "diff": "inspect", "options": "cli"}
 """Topics without a page of their own."""
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
-_LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md[^)]*\)")
+_LOCAL_LINK = re.compile(r"\[([^\]]+)\]\((?:([\w-]+)\.md)?(?:#[\w-]+)?\)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Page:
     @property
     def related(self) -> list[str]:
         """Topics of the pages it links to, in order."""
-        return list(dict.fromkeys(topic for _, topic in _LINK_TO_PAGE.findall(self.text)))
+        return list(dict.fromkeys(topic for _, topic in _LOCAL_LINK.findall(self.text) if topic))
 
     def section(self, heading: str) -> str | None:
         """A third-level section with its heading; None if there is none."""
@@ -98,5 +98,5 @@ def render(markdown: str) -> None:
     from rich.markdown import Markdown
 
     console = Console(highlight=False)
-    text = _LINK_TO_PAGE.sub(r"\1", _COMMENT.sub("", markdown))
+    text = _LOCAL_LINK.sub(r"\1", _COMMENT.sub("", markdown))
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=console.is_terminal))
