@@ -22,6 +22,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.style
 
 bench: .venv/ready .peers/ready  ## ours, cp, the old script and transformers on the same bytes
 	$(BIN)/python -m tests.bench

@@ -15,7 +15,7 @@ class LlamaConvertError(Exception):
     """Base of all errors this package raises on purpose.
 
     Args:
-        code: stable word such as ``TENSOR_SHAPE``; see the README's table.
+        code: stable word such as ``TENSOR_SHAPE``; see ``docs/error-codes.md``.
         message: what was found and what was expected, without the file name.
         file: the file (or folder) at fault; its name leads the printed message.
         tensor: the tensor at fault, in the name the file gives it.

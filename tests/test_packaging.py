@@ -98,7 +98,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("typed", "offered"),
         [
-            ("llama-convert ", {"convert", "shard", "verify", "inspect"}),
+            ("llama-convert ", {"convert", "shard", "verify", "inspect", "help", "explain"}),
             ("llama-convert ver", {"verify"}),
             ("llama-convert --show", {"--show-completion"}),
             ("llama-convert convert --max", {"--max-shard-size"}),
@@ -111,6 +111,8 @@ class TestCompletion:
             ("llama-convert convert a b --to m", {"meta"}),
             ("llama-convert convert --llama-version G", {"Guard-1", "Guard-2", "Guard-3"}),
             ("llama-convert verify --level w", {"weights"}),
+            ("llama-convert help res", {"reshard", "resume"}),
+            ("llama-convert explain OUTPUT_SP", {"OUTPUT_SPACE"}),
         ],
     )
     def test_offers(self, typed: str, offered: set[str]) -> None:

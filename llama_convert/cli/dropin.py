@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-COMMANDS = ("convert", "shard", "verify", "inspect")
+COMMANDS = ("convert", "shard", "verify", "inspect", "help", "explain")
 _COMPLETION = ("--install-completion", "--show-completion")
 _GLOBAL = ("-h", "--help", "--version", *_COMPLETION)
-_ALSO = {"help": "--help", "version": "--version", "-V": "--version"}
+_ALSO = {"version": "--version", "-V": "--version"}
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
 
@@ -17,7 +17,7 @@ def modernise(arguments: list[str]) -> list[str]:
 
     Options may be written with underscores; ``convert`` is understood where no command is named; and the
     Hugging Face script's ``--safe_serialization`` and ``--instruct`` may be followed by True or False.
-    ``--tensors`` may stand alone: then all are meant.  ``help`` and ``version`` may be commands.
+    ``--tensors`` may stand alone: then all are meant.  ``version`` may be a command.
     """
     result = [dashes(argument) for argument in arguments]
     if "--" in arguments:
@@ -25,7 +25,7 @@ def modernise(arguments: list[str]) -> list[str]:
         result[end:] = arguments[end:]
     result = _all_tensors(_flags(result))
     if result and result[0] in _ALSO:
-        result = [*result[1:], _ALSO[result[0]]]  # `help convert` is `convert --help`
+        result[0] = _ALSO[result[0]]
     first = result[0] if result else "--help"
     is_command = first in COMMANDS or first.partition("=")[0] in _GLOBAL
     if not is_command and (first.startswith("-") or os.path.exists(first)):
