@@ -120,11 +120,11 @@ def test_a_share_twice(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
     before = {
-        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").rglob("model*.safetensors")
     }
     case.share(out, "1/2")
     after = {
-        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").rglob("model*.safetensors")
     }
     assert before == after
     assert case.share(out, "2/2").published
@@ -153,7 +153,7 @@ def test_one_process_goes_on_from_shares(cases: dict[str, Case], tmp_path: Path)
 def test_a_damaged_unit_is_written_again(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
-    file = next((out / ".llama-convert").glob("model*.safetensors"))
+    file = next((out / ".llama-convert").rglob("model*.safetensors"))
     file.write_bytes(bytes(file.stat().st_size))
     case.share(out, "1/2")
     case.share(out, "2/2")
@@ -309,7 +309,7 @@ def test_a_driver_that_stopped(cases: dict[str, Case], tmp_path: Path) -> None:
     with Stubborn(1) as executor, pytest.raises(KeyboardInterrupt):
         case.run(out, executor=executor)
     assert read_if_any(out) == {}
-    before = {file.name: file.stat().st_ino for file in (out / ".llama-convert").glob("model*.safetensors")}
+    before = {file.name: file.stat().st_ino for file in (out / ".llama-convert").rglob("model*.safetensors")}
     assert len(before) == 2
     with ThreadPoolExecutor(1) as executor:
         case.run(out, executor=executor)

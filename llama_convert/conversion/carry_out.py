@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from llama_convert.conversion.journal import fingerprint, plan_digest
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.output import on_disk
+from llama_convert.conversion.overlap import check_apart
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
@@ -48,11 +50,18 @@ class Run:
     the same command goes on from; `kept`, that in words; `left`, what has become of the output.
     """
 
-    def __init__(self, job: Job, options: ConvertOptions, notes: Notes) -> None:
+    def __init__(self, job: Job, options: ConvertOptions, notes: Notes, *, private: bool = False) -> None:
         """Look at the source files as they are now.
+
+        Args:
+            job: what is to be done.
+            options: how.
+            notes: is told of what is found.
+            private: whether the destination stands for a URL, so that no other run can find it.
 
         Raises:
             InputError: one of them is gone, or not what ``checklist.chk`` says.
+            UsageError: one of them, or the source, is in the output folder.
         """
         self.job = job
         self.options = options
@@ -67,6 +76,9 @@ class Run:
         self._identity = plan_digest(job.plan, job.settings(options))
         self._fingerprint = fingerprint(self._identity, self._before)
         self._stood = False
+        self._private = private
+        named = [path for path in (options.tokenizer, options.chat_template) if path]
+        check_apart(self._destination, [job.source, job.folder], [*self._before, *self._checklist, *named])
 
     def alone(self) -> ConvertResult:
         """Write everything in this process.
@@ -103,9 +115,10 @@ class Run:
             ConflictError: the destination holds something.
         """
         job, observer = self.job, self.notes.observer
-        if self._stands(trusted=True):
+        if self._stands():
             return
         with self._staging(shared=True) as staging:
+            staging.refuse_other_files()
             staging.resume(self._fingerprint, job.files)
             store.begin(staging)
             observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
@@ -123,7 +136,9 @@ class Run:
         weights = self.job.plan.sizes if self.job.plan else {}
         try:
             result = self._unless_it_stands(write)
-            if result.published and not self._stood:
+            if self._stood:
+                store.remove_traces(weights)
+            else:
                 store.publish(result.files, weights)
         except (InputError, RefusedError):
             store.clear(weights)
@@ -133,9 +148,10 @@ class Run:
     def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
         """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
-        if job.plan and self._stands(trusted=True):
-            return self.result
+        if job.plan and self._stands():
+            return self._finish_unless_locked()
         with self._staging(shared=True) as staging:
+            staging.refuse_other_files()
             staging.resume(self._fingerprint, job.files)
             observer = self.notes.observer
             observer.start(sum(job.plan.sizes[file] for file in files) if job.plan else 0)
@@ -149,6 +165,10 @@ class Run:
         if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
             self.notes.note("others are to be written yet; whoever writes the last one publishes")
             return self.result
+        return self._finish_unless_locked()
+
+    def _finish_unless_locked(self) -> ConvertResult:
+        """As `finish`; another run that is at work will do so itself."""
         try:
             return self.finish()
         except ConflictError as conflict:
@@ -164,9 +184,7 @@ class Run:
             OutputError: also if not all of it is written.
             ConflictError, RefusedError, InputError: as `alone`.
         """
-        if self._stands(trusted=True):
-            return self.result
-        return self._publish(self._gathered)
+        return self._unless_it_stands(self._gathered)
 
     def _gathered(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
         """What others have written."""
@@ -177,23 +195,23 @@ class Run:
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
             self._destination,
-            source=self.job.source,
             overwrite=self.options.overwrite,
             fsync=self.options.fsync,
             shared=shared,
+            private=self._private,
         )
 
     def _unless_it_stands(self, write: Write) -> ConvertResult:
-        return self.result if self._stands(trusted=self.options.finish) else self._publish(write)
+        """The result of an earlier run that has done all of it; only who holds the folder clears it up."""
+        left = os.path.lexists(self._destination / STAGING)
+        return self.result if not left and self._stands() else self._publish(write)
 
-    def _stands(self, *, trusted: bool = False) -> bool:
+    def _stands(self) -> bool:
         """Whether an earlier run has done all of it."""
         options, destination = self.options, self._destination
-        if not self.job.plan or not options.resume or options.overwrite or (destination / STAGING).exists():
+        if not self.job.plan or not options.resume or options.overwrite:
             return False
-        standing = what_stands(
-            destination, self._identity, self._before, options, self.notes, trusted=trusted
-        )
+        standing = what_stands(destination, self._identity, self._before, options, self.notes)
         if standing:
             self.result.files, self.result.published = standing, True
             self._stood = True
@@ -203,10 +221,14 @@ class Run:
         result, staging = self.result, self._staging()
         try:
             with staging:
-                self._resume(staging)
-                if not staging.is_published:
+                if staging.recover(self._fingerprint, restart=not self.options.resume):
+                    self.notes.note("The previous run finished the output, and was interrupted only then.")
+                elif not self._stands():
+                    staging.refuse_other_files()
+                    self._resume(staging)
                     self._stage(staging, write)
-                result.files = staging.publish()
+                if not self._stood:
+                    result.files = staging.publish()
         except OSError as error:
             told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
             self._say_what_is_kept(told, staging)
@@ -225,8 +247,6 @@ class Run:
         if journal.thrown_away:
             why = ", as it had other options or its files have changed" if resume else ""
             self.notes.note(f"{journal.thrown_away} weights of an earlier run are thrown away{why}")
-        if staging.is_published:
-            self.notes.note("an earlier run has published all of it, and was stopped before it could say so")
 
     def _stage(self, staging: Staging, write: Write) -> None:
         """Write all files of the output."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.publish import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, read_small, reading
+from llama_convert.formats.files import MAX_TOKENIZER, read_small, same_file
 from llama_convert.tokenizers import ranks_of_tokenizer_json, tokens_beyond
 
 _NEVER = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.gguf", ".*", "*.index.json", "*.chk", MANIFEST)
@@ -71,23 +69,24 @@ def carry_over(files: Iterable[Path], staging: Staging) -> None:
         OutputError: the machine could not read or write.
     """
     for file in files:
-        with reading(file):  # tells what is wrong with it
-            staging.write_with(file.name, partial(shutil.copyfile, file))
+        staging.write(file.name, read_small(file, _LARGEST))
 
 
-def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
-    """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted."""
+def tokenizer_sources(source: Path, chosen: Path | None, output: Path) -> list[Path]:
+    """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted.
+
+    An output folder in the source is no source, whatever an earlier run has written there.
+    """
     names = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
-    places = [chosen] if chosen else [source / name for name in names]
-    return [place for place in places if place.is_file()][:1]
+    own = [source / name for name in names if not same_file((source / name).parent, output)]
+    return [place for place in ([chosen] if chosen else own) if place.is_file()][:1]
 
 
-def carry_tokenizer_back(source: Path, chosen: Path | None, staging: Staging, notes: Notes) -> None:
-    """Write Meta's ``tokenizer.model``: a copy of the chosen or the source's, or made of ``tokenizer.json``.
+def carry_tokenizer_back(found: list[Path], source: Path, staging: Staging, notes: Notes) -> None:
+    """Write Meta's ``tokenizer.model``, of the `tokenizer_sources`: a copy, or made of ``tokenizer.json``.
 
     The ranks of Llama 3's tokenizer are the ids of its tokens; scores of sentencepiece's stand nowhere.
     """
-    found = tokenizer_sources(source, chosen)
     if not found:
         notes.warn(f"{source}: no tokenizer here, so none is carried over")
         return

@@ -125,7 +125,9 @@ class _Work:
         Not if its source's checksum is of other bytes too: they may not have been read.
         """
         itemsize = self.task.dtype.itemsize
-        return _has_own_checksums(self.task.source) and all(
+        if not (entry.is_of(len(self.task.places)) and _has_own_checksums(self.task.source)):
+            return False
+        return all(
             self.outputs[place.file].digest(place.offset, place.n_elements * itemsize, self.stop) == digest
             for place, digest in zip(self.task.places, entry.digests, strict=True)
         )

@@ -27,8 +27,6 @@ def what_stands(
     sources: States,
     options: ConvertOptions,
     notes: Notes,
-    *,
-    trusted: bool = False,
 ) -> dict[str, int] | None:
     """The files of an earlier run of the same conversion, if they still are what it wrote.
 
@@ -38,7 +36,6 @@ def what_stands(
         sources: the files that are read; one that is younger than the output makes it stale.
         options: how to read, and whether warnings count.
         notes: is told of what was found.
-        trusted: do not read the weights.
 
     Returns:
         Bytes of each file; None if something else stands there, or nothing.

@@ -58,10 +58,11 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
     carried = small_files(source, skip=("*.json", "*.jinja", "tokenizer.model"))
+    tokenizer = tokenizer_sources(source, options.tokenizer, destination)
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
-        carry_tokenizer_back(source, options.tokenizer, staging, notes)
+        carry_tokenizer_back(tokenizer, source, staging, notes)
         carry_over(carried, staging)
 
     return Job(
@@ -69,7 +70,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
         [*checkpoint.files, source / "config.json"],
-        [*carried, *tokenizer_sources(source, options.tokenizer)],
+        [*carried, *tokenizer],
         write_small_files,
         finish=lambda staging: write_checklist(staging, options, notes),
     )

@@ -51,7 +51,7 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
     Raises:
         OutputError: not all of them are complete.
     """
-    units = {file: _entries(staging.path, file, fingerprint) for file in plan.layouts}
+    units = {file: _entries(plan, staging.path, file, fingerprint) for file in plan.layouts}
     missing = [file for file, entries in units.items() if entries is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -62,17 +62,22 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
 
 def is_complete(plan: Plan, folder: Path, fingerprint: str) -> bool:
     """Whether every unit is."""
-    return all(_entries(folder, file, fingerprint) is not None for file in plan.layouts)
+    return all(_entries(plan, folder, file, fingerprint) is not None for file in plan.layouts)
 
 
-def _entries(folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
-    """What a unit's journal tells; None if there is none, or it is not complete."""
+def _entries(plan: Plan, folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
+    """What a unit's journal tells; None if there is none, or it is not complete.
+
+    Lines may be lost, and a journal may have lines that are of no weight in the file.
+    """
     path = folder / journal_of(file)
     if not path.is_file():
         return None
     journal = Journal(path, fingerprint)
     journal.close()
-    return journal.entries if journal.is_complete(folder / file) else None
+    names = {task.name for task in plan.tasks if any(place.file == file for place in task.places)}
+    entries = {name: entry for name, entry in journal.entries.items() if name in names and entry.is_of(1)}
+    return entries if journal.is_complete(folder / file) and entries.keys() == names else None
 
 
 def adopt(plan: Plan, staging: Staging, fingerprint: str) -> None:
@@ -80,6 +85,6 @@ def adopt(plan: Plan, staging: Staging, fingerprint: str) -> None:
     assert staging.journal
     places = {task.name: task.places for task in plan.tasks}
     for file in plan.layouts:
-        for name, entry in (_entries(staging.path, file, fingerprint) or {}).items():
+        for name, entry in (_entries(plan, staging.path, file, fingerprint) or {}).items():
             if len(places[name]) == 1 and name not in staging.journal.entries:
                 staging.journal.add(entry)

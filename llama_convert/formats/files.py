@@ -147,6 +147,14 @@ def read_small(path: Path, most: int) -> bytes:
         return read_at(reader, reader.size, 0)
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file or folder; not where one of them leads nowhere."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 _OTHER_KINDS = (
     (b"<", "an HTML page (expired link?)", "download it again"),
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run: git lfs pull"),
