@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_convert.redaction import redact
+
 _CALLED: dict[str, str] = {}
 
 
@@ -17,3 +19,8 @@ def as_called(text: str) -> str:
     for place, name in _CALLED.items():
         text = text.replace(place, name)
     return text
+
+
+def as_printed(text: str) -> str:
+    """As `as_called`, and without secrets: for everything that is printed, or written for people."""
+    return redact(as_called(text))

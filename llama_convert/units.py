@@ -36,3 +36,10 @@ def format_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def format_part(part: int, whole: int) -> str:
+    """``1500000000, 3000000000`` as ``1.5 of 3.0 GB``: both in the unit of the whole."""
+    number, unit = format_size(whole).split()
+    scale = 1000 ** ("B", "KB", "MB", "GB", "TB").index(unit)
+    return f"{part / scale:.{0 if unit == 'B' else 1}f} of {number} {unit}"

@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from typing import Any
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
 from llama_convert.cli import app, main, progress, result
 from llama_convert.conversion import publication, publish, reshard, to_huggingface, to_meta
+from tests.limits import HANG
 from tests.peers import ROOT
 
 IMPORTED = (app, progress, result, reshard, to_huggingface, to_meta)
@@ -38,8 +38,6 @@ OURS = {".journal", ".publishing", ".publishing-new", ".probe"}
 """What may be staged next to files of the output; besides, files with these prefixes:"""
 OURS_TOO = (".journal.", ".old-", ".taken-")
 MANIFEST = "llama-convert.json"
-LONGEST = 20.0
-"""Seconds after which a run is taken to hang; it then says where."""
 LOADERS = ("config.json", "params.json")
 """Without one of them, nothing takes a folder for a model."""
 
@@ -177,7 +175,6 @@ class Ended:
     """Negative: the signal that killed it."""
     stdout: str
     stderr: str
-    seconds: float
     calls: list[tuple[str, str]] = field(default_factory=list)
     """Name and path of each call, in order, where the run came to its end."""
 
@@ -278,7 +275,6 @@ class Child:
         self._stdout, self._stderr, self._log = (
             Path(self._folder.name, name) for name in ("stdout", "stderr", "log")
         )
-        self._began = time.monotonic()
         self._status: int | None = None
         self._child = os.fork()
         if not self._child:
@@ -302,7 +298,6 @@ class Child:
                 os.waitstatus_to_exitcode(self._status),
                 self._stdout.read_text(),
                 self._stderr.read_text(),
-                time.monotonic() - self._began,
                 [(name, path) for name, path in json.loads(self._log.read_text())]
                 if self._log.exists()
                 else [],
@@ -322,7 +317,7 @@ def _be_the_run(
         for number, file in zip((1, 2), files, strict=False):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-        faulthandler.dump_traceback_later(LONGEST, exit=True, file=2)
+        faulthandler.dump_traceback_later(HANG, exit=True, file=2)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from llama_convert import convert
 from llama_convert.dtypes import parse_weight_dtype
@@ -76,7 +78,7 @@ MET: dict[str, tuple[int, str, str]] = {
     "inspect hf/config.json": (3, "a file", "llama-convert inspect hf"),
     "convert hf/model.safetensors out": (3, "a file", "llama-convert convert hf out --to meta"),
     "shard hf/config.json out --mp 2": (3, "a file", "llama-convert convert hf out --to meta --mp 2"),
-    "convert gguf/model.gguf out": (3, "a file", "GGUF, llama.cpp's format, is not read"),
+    "convert gguf/model.gguf out": (3, "is GGUF", "Convert the checkpoint it was made from."),
     # Folders of folders.
     "convert models out": (3, "holds 2 checkpoints: 13B, 7B", "llama-convert convert models/13B out"),
     "verify models": (3, "holds 2 checkpoints", "llama-convert verify models/13B"),
@@ -94,10 +96,10 @@ MET: dict[str, tuple[int, str, str]] = {
     "shard jsons out --max-shard-size 1MB": (3, "here is config.json", "a checkpoint has config.json"),
     "convert bin out --to meta": (
         3,
-        "here is config.json, pytorch_model.bin",
+        "holds PyTorch weights of Hugging Face's format (pytorch_model.bin), not safetensors",
         "python -c 'from transformers",
     ),
-    "inspect gguf": (3, "here is model.gguf", "GGUF, llama.cpp's format, is not read"),
+    "inspect gguf": (3, "holds model.gguf: GGUF", "Convert the checkpoint it was made from."),
     # DST.
     "convert meta meta": (2, "meta: Is the input folder.", "Choose another output folder."),
     "convert meta jsons": (5, "jsons: holds config.json", "--overwrite"),
@@ -158,7 +160,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (world / name).mkdir()
     for name in ("jsons", "bin"):
         shutil.copy(world / "hf/config.json", world / name)
-    (world / "bin/pytorch_model.bin").write_bytes(b"PK")
+    torch.save(load_file(world / "hf/model.safetensors"), world / "bin/pytorch_model.bin")
     (world / "gguf/model.gguf").write_bytes(b"GGUF")
     return world
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from llama_convert import ConvertOptions, convert, shard, verify
-from llama_convert.checkpoints.manifest import read_manifest
+from llama_convert.checkpoints.manifest import read_manifest, write_manifest
 from llama_convert.conversion import card
 from llama_convert.llama.licences import LLAMA_1, LLAMA_3, LLAMA_3_1, licence_of
 from llama_convert.llama.releases import RELEASES, Size
@@ -48,16 +54,18 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 # What it says.
 
 
-def test_of_a_shape_of_its_own(tmp_path: Path) -> None:
-    """No licence is claimed that nobody may have given; but told what holds if it was made from Meta's."""
+def test_of_a_custom_size(tmp_path: Path) -> None:
+    """No license is claimed, because the weights may not be Meta's; a link says what holds if they are."""
     convert(LLAMA31, tmp_path / "out", ConvertOptions(instruct=True))
     data = ModelCard(text_of(tmp_path / "out")).data
     assert (data.license, data.library_name, data.pipeline_tag) == (None, "transformers", "text-generation")
     text = text_of(tmp_path / "out")
-    assert (tmp_path / "out/NOTICE").read_text().strip() in text
-    assert "Meta released no model of this shape" in text
-    assert "displays “Built with Llama”" in text
-    assert "**Built with Llama**" not in text
+    assert "\n# Llama 3.1 architecture (custom size)\n" in text
+    assert not (tmp_path / "out/NOTICE").exists()
+    assert "Meta released no model of this size" in text
+    assert "(https://www.llama.com/llama3_1/license/)" in text
+    assert "Built with Llama" not in text
+    assert "is licensed under" not in text
     assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text
     assert "Not verified yet" in text
 
@@ -103,7 +111,8 @@ def test_sources_and_their_checksums(tmp_path: Path) -> None:
         text, manifest = text_of(tmp_path / f"{compare}"), manifest_of(tmp_path / f"{compare}")
         for source in manifest["sources"]:
             assert (
-                f"| {source['name']} | {source['bytes']:,} | {source['md5']} | {source['xxh3_128']} |" in text
+                f"| `{source['name']}` | {source['bytes']:,} | {source['md5']} | {source['xxh3_128']} |"
+                in text
             )
         assert f"The files were {'' if compare else 'not '}compared with those MD5s" in text
     names = [source["name"] for source in manifest["sources"]]
@@ -128,12 +137,135 @@ def test_casts_are_counted(tmp_path: Path) -> None:
     assert "weights were cast to float16: 0 of their values overflowed" in text_of(tmp_path / "out")
 
 
-def test_names_can_hold_anything(tmp_path: Path) -> None:
+PUNCTUATION = string.punctuation
+MARKUP = [
+    "![x](https://evil.example/track.png)",
+    "[click](javascript:alert(1))",
+    "<img src=x onerror=alert(1)>",
+    "<https://evil.example>",
+    "https://evil.example/login",
+    "www.evil.example",
+    "me@evil.example",
+    "@everyone #1",
+    "# Heading",
+    "a|b|c\\|d\\\\|e",
+    "`code` ``more`` `",
+    "\\` \\[x](y)",
+    "&lt;script&gt; &#x3c;",
+    "**bold** _it_ ~~no~~ $x^2$",
+    "line\n\n# two\r\n---\n",
+    "\n---\nlicense: mit\n---\n",
+    "-->",
+    "\x1b[31m\u202e\udcff",
+    PUNCTUATION,
+]
+
+
+def rendered(manifest: dict[str, Any], files: list[str]) -> tuple[list[Token], str]:
+    """All that a renderer makes of a card's body, in a row; and the body."""
+    body = card.render(manifest, files).decode().split("---\n", 2)[2]
+    parsed = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+    return [inner for token in parsed for inner in (token, *(token.children or []))], body
+
+
+def shown(token: Token) -> str:
+    return "".join(child.content for child in token.children or [])
+
+
+def outline(tokens: list[Token]) -> list[tuple[str, str | int | float]]:
+    """Elements and where links lead; text and code count alike."""
+    plain = ("text", "text_special", "code_inline", "softbreak")
+    return [(token.type, token.attrs.get("href", "")) for token in tokens if token.type not in plain]
+
+
+def with_texts(manifest: dict[str, Any], text: str) -> dict[str, Any]:
+    """A manifest in which every text that is free says ``text``."""
+    rows = [{"level": text, "status": text, "summary": text}]
+    source = {"name": text, "bytes": 1, "md5": text, "xxh3_128": text}
+    return manifest | {
+        "tool": text,
+        "release": text,
+        "dtype": text,
+        "evidence": [text, text],
+        "alternatives": [text],
+        "sources": [source],
+        "casts": {text: {"overflowed": 0, "vanished": 0}},
+        "verification": {"ok": True, "against_source": True, "levels": rows},
+    }
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("manifest") / "out"
+    convert(LLAMA31, out)
+    return manifest_of(out)
+
+
+def shows_as_text(manifest: dict[str, Any], text: str) -> None:
+    expected, _ = rendered(with_texts(manifest, "x"), ["LICENSEx"])
+    tokens, body = rendered(with_texts(manifest, text), [f"LICENSE{text}"])
+    assert outline(tokens) == outline(expected)
+    title = next(token for token, before in zip(tokens[1:], tokens, strict=False) if before.tag == "h1")
+    visible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    in_code = re.sub(r"[`|\\]", lambda match: f"\\x{ord(match[0]):02x}", visible)
+    assert shown(title).strip() in (visible.strip(), in_code.strip())
+    assert all(c.isprintable() or c == "\n" for c in body)
+    assert not re.search(r"https?:|www\.|@", re.sub(r"`[^`\n]*`|\]\(https://\S+\)", "", body), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_texts_show_as_text(manifest: dict[str, Any], text: str) -> None:
+    """No image, link, element, heading, cell or front matter is made of them."""
+    shows_as_text(manifest, text)
+    assert card.render(with_texts(manifest, text), []).startswith(b"---\nlibrary_name: transformers\n")
+
+
+@given(text=st.text(st.sampled_from(PUNCTUATION + "aw1. \n\t\u202e\udcff") | st.characters(), min_size=1))
+def test_any_text_shows_as_text(manifest: dict[str, Any], text: str) -> None:
+    shows_as_text(manifest, text)
+
+
+def test_punctuation_reads_as_it_is(manifest: dict[str, Any]) -> None:
+    """Each character alone, as a reader sees it."""
+    for c in PUNCTUATION.replace("@", ""):  # that is in code
+        tokens, _ = rendered(manifest | {"release": f"a{c}b"}, [])
+        title = next(token for token, before in zip(tokens[1:], tokens, strict=False) if before.tag == "h1")
+        assert shown(title) == f"a{c}b"
+
+
+def test_names_are_code(manifest: dict[str, Any]) -> None:
+    source = {"name": "a|b`<x>\n\udcff.safetensors", "bytes": 1, "xxh3_128": "0"}
+    lines = card.render(manifest | {"sources": [source]}, []).decode().split("\n")
+    assert r"| `a\x7cb\x60<x>\n\udcff.safetensors` | 1 | 0 |" in lines
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("version", "9"),
+        ("version", ["3.1"]),
+        ("size", 8),
+        ("layout", "gguf"),
+        ("layout", {}),
+        ("instruct", "yes"),
+        ("evidence", None),
+        ("evidence", [1]),
+        ("sources", [{"bytes": 1}]),
+        ("sources", [{"name": "x", "md5": []}]),
+        ("casts", {"x": {}}),
+        ("tool", None),
+        ("files", None),
+        ("plan", "dropped"),
+    ],
+)
+def test_a_manifest_of_something_else(tmp_path: Path, key: str, value: Any) -> None:
+    """Sealed, but not by a conversion of ours: refused by name, or its entry is not needed."""
     convert(LLAMA31, tmp_path / "out")
-    manifest = manifest_of(tmp_path / "out")
-    manifest["sources"] = [{"name": "a|b`<x>\n\udcff.safetensors", "bytes": 1, "xxh3_128": "0"}]
-    row = next(line for line in card.render(manifest, []).decode().split("\n") if "&lt;x>" in line)
-    assert row == "| a\\|b'&lt;x>  .safetensors | 1 | 0 |"
+    content = manifest_of(tmp_path / "out") | {key: value}
+    (tmp_path / "out/llama-convert.json").write_bytes(write_manifest(content))
+    run = llama_convert("verify", tmp_path / "out", "--level", "structure", "--record", "--json")
+    assert run.exit_code == (0 if key == "plan" else 3), run.stderr
+    assert key == "plan" or run.json["code"] == "MANIFEST_VALUE"
 
 
 # The terms go along.
@@ -156,7 +288,7 @@ def test_terms_of_use(tmp_path: Path, source: str, terms: str) -> None:
     for name in ("LICENSE.txt", "USE_POLICY.md", "Notice.txt"):
         assert (tmp_path / "out" / name).read_text() == f"The {name}"
     assert not (tmp_path / "out/NOTICE").exists()
-    assert "The terms lie beside the weights: LICENSE.txt, Notice.txt, USE_POLICY.md." in text_of(
+    assert "The terms are next to the weights: `LICENSE.txt`, `Notice.txt`, `USE_POLICY.md`." in text_of(
         tmp_path / "out"
     )
     assert set(manifest_of(tmp_path / "out")["files"]) >= {"LICENSE.txt", "USE_POLICY.md", "Notice.txt"}
@@ -219,8 +351,8 @@ def test_ours_is_made_anew(tmp_path: Path) -> None:
     """A card that says how another folder was made is not carried over."""
     convert(LLAMA31, tmp_path / "hf")
     shard(tmp_path / "hf", tmp_path / "cut", max_shard_size="100KB")
-    assert "| model.safetensors |" in text_of(tmp_path / "cut")
-    assert "| model.safetensors |" not in text_of(tmp_path / "hf")
+    assert "| `model.safetensors` |" in text_of(tmp_path / "cut")
+    assert "| `model.safetensors` |" not in text_of(tmp_path / "hf")
     convert(LLAMA31, tmp_path / "hf", ConvertOptions(dtype="fp16", overwrite=True))
     assert "float16" in text_of(tmp_path / "hf")
 

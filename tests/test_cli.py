@@ -296,7 +296,9 @@ main()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 128 + getattr(signal, name)
-    assert run.stderr.splitlines()[-1] == f"llama-convert: error: stopped by {name}; nothing was published"
+    told = run.stderr.splitlines()[-1]
+    assert told.startswith("llama-convert: Interrupted. Saved ")
+    assert told.endswith(" KB. Run the same command to resume.")
     assert not list((tmp_path / "out").glob("*.json"))
     assert not list((tmp_path / "out").glob("*.safetensors"))
     assert llama_convert("convert", FIXTURE, tmp_path / "out").exit_code == 0

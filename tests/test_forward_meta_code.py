@@ -46,7 +46,7 @@ torch.distributed.init_process_group(
     store=torch.distributed.FileStore(meeting, n_processes),
     rank=number,
     world_size=n_processes,
-    timeout=timedelta(seconds=60),
+    timeout=timedelta(seconds=600),
 )
 try:
     initialize.initialize_model_parallel(n_processes)

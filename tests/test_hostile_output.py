@@ -116,7 +116,7 @@ def test_the_source_in_the_output(
     source: Path, tmp_path: Path, arrange: Callable[[Path, Path], object], more: list[str]
 ) -> None:
     out = tmp_path / "out"
-    arrange(source, out)
+    arrange(source, out)  # skips where nothing can be mounted
     try:
         before = contents(source), contents(out)
         refused = llama_convert("convert", source, out, "--overwrite", "--json", *more)
@@ -124,8 +124,8 @@ def test_the_source_in_the_output(
         assert refused.json["code"] == "OUTPUT_IS_INPUT"
         assert (contents(source), contents(out)) == before
     finally:
-        if os.path.ismount(out):
-            subprocess.run(["umount", out], check=True)
+        if arrange is bind:
+            subprocess.run(["umount", "--lazy", out], check=True)
 
 
 def test_named_files_in_the_output(source: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.invariant import (
     run,
     staged,
 )
+from tests.limits import HANG
 from tests.peers import ROOT
 
 NAMES = tuple(invariant.COMMANDS)
@@ -87,6 +88,29 @@ def test_each_call_fails(cases: dict[str, Case], tmp_path: Path, call: str) -> N
         call, 1
     )
     assert fail_everywhere(cases[name], tmp_path / "out", call, [FAULTS[name] for name in ERRORS], step)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(None, marks=pytest.mark.slow)])
+def test_each_call_of_an_array_task_fails(cases: dict[str, Case], tmp_path: Path, count: int | None) -> None:
+    """The last task, which also finishes the output: running it once more is enough."""
+    case, out, task = cases["convert two ranks"], tmp_path / "out", ("--array-task", "2/2")
+
+    def others_have_ended() -> None:
+        fresh_folder(out)
+        assert run(case.command(out, "--array-task", "1/2")).exit_code == 0
+
+    others_have_ended()
+    calls = [name for name, _ in run(case.command(out, *task), roots=[out]).calls if name in CHANGES]
+    for number in range(1, len(calls) + 1, len(calls) // count if count else 1):
+        others_have_ended()
+        name = calls[number - 1]
+        fault = FAULTS[ERRORS[number % len(ERRORS)]]
+        ended = run(case.command(out, *task), fail_at(calls[:number].count(name), name, fault), [out])
+        clean(ended, out, case)
+        ended = run(case.command(out, *task))
+        assert ended.exit_code == 0, (number, ended)
+        assert check(out, case) == "new"
+        assert not (out / STAGING).exists()
 
 
 @pytest.mark.slow
@@ -206,7 +230,7 @@ def test_two_at_once(cases: dict[str, Case], tmp_path: Path) -> None:
 def test_the_holder_is_named(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert two ranks"], tmp_path / "out"
     holder = start(case, out, "import os, time\nos.posix_fallocate = lambda *_: time.sleep(60)")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while not (staged(out) / ".journal").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

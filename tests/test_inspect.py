@@ -253,8 +253,8 @@ def test_tensors_may_stand_alone() -> None:
 def test_405b_in_16_ranks_takes_a_moment(tmp_path: Path) -> None:
     folder = large.make(tmp_path / "meta", official("3.1", "405B", 16, kv_repeats=2), fill=False)
     command = [sys.executable, "-m", "llama_convert", "inspect", str(folder)]
-    figure = min((measured(command) for _ in range(3)), key=lambda figure: figure.seconds)  # others work too
-    assert figure.seconds < 2
+    figure = measured(command)
+    assert figure.read < 32 << 20, "headers alone"
     assert figure.peak < 150 << 20
     assert peak_memory("inspect", folder, "--json") < 150 << 20
     result = inspect(folder)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from llama_convert.checkpoints import gather
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.inspection.describe import inspect
 from llama_convert.inspection.opened import open_any
@@ -125,3 +126,26 @@ def test_damage_is_found_on_the_way(tmp_path: Path) -> None:
 def test_memory_is_that_of_blocks(tmp_path: Path) -> None:
     large.make(tmp_path, large.SHAPES["3.2-1B"].but(n_layers=1), fill=False)
     assert peak_memory("inspect", tmp_path, "--stats") < 128 << 20
+
+
+def test_a_long_vector_is_read_in_blocks(tmp_path: Path) -> None:
+    """Sizes of a file without a config are not bounded by any model's."""
+    values = torch.arange(1000, dtype=torch.float32)
+    save_file({"a": values}, tmp_path / "x.safetensors")
+    sizes: list[int] = []
+    with SourceFiles() as files:
+        (entry,) = open_any(tmp_path / "x.safetensors").entries
+        check(tensor_stats(entry.stored, files, 64, progress=sizes.append), values)
+    assert max(sizes) == 64
+
+
+@pytest.mark.parametrize("spanned", [1, 24, 1 << 20])
+def test_elements_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spanned: int) -> None:
+    monkeypatch.setattr(gather, "_MOST_SPANNED", spanned)
+    values = torch.arange(10_000, dtype=torch.float32).as_strided((7, 9), (1000, 111), 3)
+    vector = torch.arange(10_000, dtype=torch.float32)[::999]
+    torch.save({"a": values, "b": vector, "c": torch.ones(1).expand(33)}, tmp_path / "x.pth")
+    with SourceFiles() as files:
+        entries = {entry.name: entry.stored for entry in open_any(tmp_path / "x.pth").entries}
+        for name, expected in {"a": values, "b": vector, "c": torch.ones(33)}.items():
+            check(tensor_stats(entries[name], files), expected)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llama_convert import convert, errors
+from llama_convert.verification.isolated import _ONE_THREAD
 from tests import plant, readme, synthetic
 from tests.peers import ROOT
 from tests.run import llama_convert
@@ -119,9 +120,14 @@ def test_codes() -> None:
         *re.findall(r"`([A-Z_]{3,})`", "\n".join(row.split(" | ")[0] for row in table.splitlines())),
     }
     words = re.compile(r"[A-Z]{2,}(_[A-Z0-9]+)+|STOPPED|INTERNAL|MEMORY|STRIDED|HUB")
-    used = {word for word in _strings() if words.fullmatch(word)} - {"OMP_WAIT_POLICY", "CHAT_TEMPLATES"}
+    used = {word for word in _strings() if words.fullmatch(word)} - {
+        "OMP_WAIT_POLICY",
+        "CHAT_TEMPLATES",
+        *_ONE_THREAD,
+    }
     kinds = ("PARAMS", "CONFIG", "INDEX", "MANIFEST")
     used |= {f"{kind}_{what}" for kind in kinds for what in ("MISSING", "JSON", "VALUE")}
+    used |= {f"{kind}_KEYS" for kind in ("PARAMS", "CONFIG")}
     assert listed == used
 
 

@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "params width": (params(multiple_of=256), ("feed_forward.w1", "96", "256")),
     "params more layers": (params(n_layers=3), ("n_layers 3", "layers.2")),
     "params fewer layers": (params(n_layers=1), ("layers.1", "n_layers 1")),
-    "quantised": (params(quantization_args={"group_size": 32}), ("quantised",)),
+    "quantised": (params(quantization_args={"group_size": 32}), ("quantization_args", "quantized")),
     "vision": (params(vision_chunk_size=448), ("Vision",)),
     "experts": (params(moe_args={}), ("Llama 4",)),
     "no weights": (lambda f: [file.unlink() for file in f.glob("*.pth")] and None, ("consolidated",)),
@@ -135,7 +135,7 @@ def both(change: Callable[[State], object]) -> Spoil:
 
 CASES |= {
     "missing everywhere": (both(lambda s: s.pop(W2)), (W2, "in no file")),
-    "head missing": (both(lambda s: s.pop("output.weight")), ("output.weight", "in no file")),
+    "head missing on one rank": (rank(1, lambda s: s.pop("output.weight")), ("output.weight", "missing")),
     "wrong shape": (both(lambda s: s.update({W2: s[W2][:, 1:]})), (W2, "[64, 47]", "[64, 48]")),
     "transposed": (both(lambda s: s.update({W1: s[W1].t().clone()})), (W1, "expected")),
     "three axes": (both(lambda s: s.update({W1: s[W1][None]})), (W1, "axes")),

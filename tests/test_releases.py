@@ -76,13 +76,19 @@ def test_every_release_can_be_had_by_its_flag(release: Release, size: Size) -> N
         (llama3(L1B), "Llama Guard 3 1B"),
         (llama3(L1B, names="my-llama-3.2-1b-untied"), "Llama 3.2 1B"),
         (traits(L8B, vocab=128264, theta=5e5, scaled=True), "Llama 3.1 8B"),  # words added
-        (traits((64, 2, 4, 2, 128), vocab=512, tokenizer="sentencepiece"), "Llama 2 (a shape of its own)"),
-        (traits((64, 2, 4, 2, 128), vocab=768, tokenizer="tiktoken"), "Llama 3 (a shape of its own)"),
+        (
+            traits((64, 2, 4, 2, 128), vocab=512, tokenizer="sentencepiece"),
+            "Llama 2 architecture (custom size)",
+        ),
+        (traits((64, 2, 4, 2, 128), vocab=768, tokenizer="tiktoken"), "Llama 3 architecture (custom size)"),
         (
             traits((64, 2, 4, 2, 128), vocab=768, tokenizer="tiktoken", scaled=True, tied=True),
-            "Llama 3.2 (a shape of its own)",
+            "Llama 3.2 architecture (custom size)",
         ),
-        (traits((64, 2, 4, 4, 128), vocab=512, eps=1e-6, dtype="float16"), "LLaMA 1 (a shape of its own)"),
+        (
+            traits((64, 2, 4, 4, 128), vocab=512, eps=1e-6, dtype="float16"),
+            "LLaMA 1 architecture (custom size)",
+        ),
     ],
 )
 def test_readings(files: Traits, title: str) -> None:

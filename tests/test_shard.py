@@ -327,11 +327,10 @@ def test_dry_run_and_json(tmp_path: Path, cut: str) -> None:
     sizes = {path.name: path.stat().st_size for path in out.iterdir()}
     assert (dry["command"], dry["dry_run"], done["dry_run"], done["ok"]) == ("shard", True, False, True)
     assert done["files"] == sizes
-    weights = {name: size for name, size in sizes.items() if name.endswith((".pth", ".safetensors"))}
-    assert dry["files"] == weights
+    assert dry["files"] == sizes
     lines = [line.split() for line in printed.stdout.splitlines()]
-    assert {name: int(size.replace(",", "")) for size, name in lines} == weights
-    assert dry["release"] == done["release"] == "Llama 3.1 (a shape of its own)"
+    assert {name: int(size.replace(",", "")) for size, name in lines} == sizes
+    assert dry["release"] == done["release"] == "Llama 3.1 architecture (custom size)"
 
 
 def test_verified_at_once(tmp_path: Path) -> None:

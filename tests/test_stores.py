@@ -22,6 +22,7 @@ import fsspec  # type: ignore[import-untyped]
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
+from tests.limits import HANG
 from tests.stores import Fault, FaultyProxy, Loopback, ObjectStore, RangeServer, fail
 
 MB = 1 << 20
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def s3(store: ObjectStore, proxy: FaultyProxy | None = None, *, attempts: int = 1) -> Any:
     """A file system on the store that makes so many attempts at each request"""
     options = store.options(proxy.url if proxy else None)
-    config = {"retries": {"mode": "standard", "total_max_attempts": attempts}, "read_timeout": 0.3}
+    config = {"retries": {"mode": "standard", "total_max_attempts": attempts}, "read_timeout": HANG}
     fs = fsspec.filesystem("s3", **options, config_kwargs=config, skip_instance_cache=True)
     fs.retries = 1
     return fs
@@ -58,7 +59,7 @@ def s3(store: ObjectStore, proxy: FaultyProxy | None = None, *, attempts: int = 
 def ask(
     server: Loopback, method: str, path: str, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG)
     try:
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
@@ -159,7 +160,7 @@ def test_an_aborted_upload_leaves_nothing(store: ObjectStore, proxy: FaultyProxy
 
 
 def test_a_body_in_chunks_is_passed_on(proxy: FaultyProxy, client: Any) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=HANG)
     for number in range(2):  # over one connection
         blocks = iter([b"one ", b"two " * 100_000, b"three"])
         connection.request("PUT", f"/bucket/chunks/{number}", body=blocks, encode_chunked=True)
@@ -275,7 +276,7 @@ def test_a_client_of_http_meets_each_fault(folder: Path, fault: Fault) -> None:
 def test_closing_ends_stalled_requests_and_kept_connections(folder: Path) -> None:
     server = RangeServer(folder, fail("stall", path="/a.bin"))
     port = server.port
-    connections = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
+    connections = [socket.create_connection(("127.0.0.1", port), timeout=HANG) for _ in range(2)]
     connections[0].sendall(b"GET /a.bin HTTP/1.1\r\nHost: a\r\n\r\n")
     while not server.log:
         pass
@@ -285,4 +286,4 @@ def test_closing_ends_stalled_requests_and_kept_connections(folder: Path) -> Non
             assert connection.recv(1) == b""
         connection.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+        socket.create_connection(("127.0.0.1", port), timeout=HANG)

@@ -602,21 +602,20 @@ def test_pieces_are_those_sentencepiece_reads(small_sentencepiece: Path) -> None
 # ------------------------------------------------------------------------------------------ its price
 
 FRUGAL = """
-import resource, sys, time
+import resource, sys
 from pathlib import Path
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer
 heavy = {"torch", "transformers", "sentencepiece", "tiktoken", "numpy"} & set(sys.modules)
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert_tokenizer(open_tokenizer(Path(sys.argv[1])), Path(sys.argv[2]))
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(grown / 1024, time.perf_counter() - start, *heavy)
+print(grown / 1024, *heavy)
 """
 
 
 def test_frugal(llama3_tokenizer_model: Path, tmp_path: Path) -> None:
-    """Llama 3's tokenizer takes 31 MiB and half a second on the slowest machine at hand."""
+    """Llama 3's tokenizer takes 31 MiB."""
     command = [sys.executable, "-c", FRUGAL, str(llama3_tokenizer_model), str(tmp_path)]
-    mebibytes, seconds, *heavy = subprocess.check_output(command, text=True).split()
+    mebibytes, *heavy = subprocess.check_output(command, text=True).split()
     assert float(mebibytes) < 40
-    assert float(seconds) < 10
     assert heavy == []

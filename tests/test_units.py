@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -30,6 +31,7 @@ from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import matrix_shape
 from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from tests import synthetic
+from tests.limits import HANG
 from tests.peers import ROOT
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3
@@ -146,7 +148,7 @@ def test_one_process_goes_on_from_shares(cases: dict[str, Case], tmp_path: Path)
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
     run = llama_convert(case.line[0], case.source, out, *case.line[1:])
-    assert "stood there from an earlier run, and were found good" in run.stderr
+    assert "Resumed: reused " in run.stderr
     assert read(out) == case.whole
 
 
@@ -157,6 +159,76 @@ def test_a_damaged_unit_is_written_again(cases: dict[str, Case], tmp_path: Path)
     file.write_bytes(bytes(file.stat().st_size))
     case.share(out, "1/2")
     case.share(out, "2/2")
+    assert read(out) == case.whole
+
+
+@pytest.mark.parametrize("where", ["weight", "header", "end"])
+@each_case
+def test_a_bit_that_flips_after_its_task(
+    cases: dict[str, Case], tmp_path: Path, name: str, where: str
+) -> None:
+    """Size and time are as they were; whoever finishes names the file, and its task's rerun mends it."""
+    case, out = cases[name], tmp_path / "out"
+    case.share(out, "1/2")
+    staged = (out / ".llama-convert/shared").iterdir()
+    files = sorted(path for path in staged if not path.name.startswith("."))
+    file = next(path for path in files if path.suffix in (".safetensors", ".pth"))
+    flip(file, {"weight": file.stat().st_size // 2, "header": 20, "end": file.stat().st_size - 20}[where])
+    for attempt in range(2):
+        with pytest.raises(OutputError, match=file.name) as damaged:
+            case.share(out, "2/2") if not attempt else case.run(out, finishing(case))
+        assert damaged.value.code == ("UNITS_MISSING" if attempt else "OUTPUT_CHECKSUM")
+        assert read_if_any(out) == {}
+    assert case.share(out, "1/2").published
+    assert read(out) == case.whole
+
+
+def finishing(case: Case) -> ConvertOptions:
+    return replace(case.arguments.get("options", ConvertOptions()), finish=True)
+
+
+def flip(file: Path, position: int) -> None:
+    """Change a bit, and leave size and time as they were."""
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[position] ^= 1
+    with file.open("r+b") as stream:
+        stream.write(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_bit_that_flips_under_an_executor(cases: dict[str, Case], tmp_path: Path) -> None:
+    """As a worker's machine may lose it; the same command mends it."""
+
+    class Rotting(ThreadPoolExecutor):
+        def submit(self, function: Any, order: Any, file: str) -> Any:  # type: ignore[override]
+            def rot() -> Any:
+                result = function(order, file)
+                path = order.staging / file
+                flip(path, path.stat().st_size - 20)
+                return result
+
+            return super().submit(rot)
+
+    case, out = cases["convert"], tmp_path / "out"
+    with Rotting(2) as executor, pytest.raises(OutputError) as damaged:
+        case.run(out, executor=executor)
+    assert damaged.value.code == "OUTPUT_CHECKSUM"
+    with ThreadPoolExecutor(2) as executor:
+        for _ in case.whole:  # each run finds one of them
+            with contextlib.suppress(OutputError):
+                case.run(out, executor=executor)
+    assert read(out) == case.whole
+
+
+def test_one_process_resumes_a_task_that_was_killed(cases: dict[str, Case], tmp_path: Path) -> None:
+    """Also what is written of a file that is not complete."""
+    case, out = cases["convert"], tmp_path / "out"
+    case.share(out, "1/2")
+    journal = next((out / ".llama-convert").rglob(".journal.*"))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]))
+    run = llama_convert(case.line[0], case.source, out, *case.line[1:])
+    assert "Resumed: reused " in run.stderr
     assert read(out) == case.whole
 
 
@@ -222,7 +294,7 @@ def start(case: Case, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait(process: subprocess.Popen[str]) -> int:
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=HANG)
     assert "Traceback" not in told, told
     return process.returncode
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_convert import ConvertOptions, convert, shard
 from llama_convert.errors import ConflictError, InputError, RefusedError
 from llama_convert.observer import Observer
 from tests import synthetic
+from tests.peers import ROOT
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3
 
@@ -57,7 +61,7 @@ def test_nothing_to_do(tmp_path: Path, ranks: int) -> None:
     convert(tmp_path / "meta", tmp_path / "hf")
     heard = Heard()
     assert once_more(tmp_path / "meta", tmp_path / "hf", ConvertOptions(workers=1, block_size=4096), heard)
-    assert heard.says("up to date")
+    assert heard.says("Already up to date: 6 files match the manifest.")
     back = ConvertOptions(to="meta", mp=ranks)
     convert(tmp_path / "hf", tmp_path / "back", back)
     assert once_more(tmp_path / "hf", tmp_path / "back", back)
@@ -88,8 +92,8 @@ def flip(file: Path, offset: int) -> None:
         stream.write(bytes([byte ^ 1]))
 
 
-def newer(file: Path) -> None:
-    os.utime(file)
+def append(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
 
 
 @pytest.mark.parametrize(
@@ -102,9 +106,8 @@ def newer(file: Path) -> None:
         lambda source, out: (out / "model.safetensors").unlink(),
         lambda source, out: (out / "llama-convert.json").unlink(),
         lambda source, out: flip(out / "llama-convert.json", 40),
-        lambda source, out: newer(source / "consolidated.01.pth"),
-        lambda source, out: newer(source / "params.json"),
         lambda source, out: synthetic.make(source, SHAPE, seed=1),
+        lambda source, out: append(source / "params.json"),
     ],
 )
 def test_spoilt(tmp_path: Path, spoil: Callable[[Path, Path], object]) -> None:
@@ -119,6 +122,166 @@ def test_spoilt(tmp_path: Path, spoil: Callable[[Path, Path], object]) -> None:
     assert states(out) == before
     convert(source, out, ConvertOptions(overwrite=True))
     assert once_more(source, out)
+
+
+def replace_keeping_times(source: Path, other: Path) -> None:
+    """Put another model of the same shape in place of the source's, its files older than the output."""
+    shutil.rmtree(source)
+    shutil.copytree(other, source)
+    for file in source.iterdir():
+        os.utime(file, (1, 1))
+
+
+HF = {
+    "to meta": lambda source, out, **more: convert(source, out, ConvertOptions(to="meta", mp=2, **more)),
+    "to meta, one rank": lambda source, out, **more: convert(source, out, ConvertOptions(to="meta", **more)),
+    "cast": lambda source, out, **more: convert(source, out, ConvertOptions(to="meta", dtype="fp16", **more)),
+    "files": lambda source, out, **more: shard(
+        source, out, max_shard_size="20KB", options=ConvertOptions(**more)
+    ),
+}
+
+
+@pytest.mark.parametrize("changed", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("name", HF)
+def test_another_model_of_the_same_shape(tmp_path: Path, name: str, changed: str) -> None:
+    """Nothing in the headers or times of safetensors files tells it; one value is enough."""
+    command, source, out = HF[name], tmp_path / "hf", tmp_path / "out"
+    state = synthetic.weights(SHAPE)
+    for folder, number in (("one", 1.0), ("two", 2.0)):
+        state[META_NAMES[changed]].view(-1)[-1] = number
+        synthetic.write(tmp_path / f"{folder} meta", SHAPE, synthetic.cut(SHAPE, state))
+        convert(tmp_path / f"{folder} meta", tmp_path / folder)
+    for folder in ("one", "two"):
+        for file in ("llama-convert.json", "README.md"):
+            (tmp_path / folder / file).unlink()
+    shutil.copytree(tmp_path / "one", source)
+    command(source, out)
+    before = states(out)
+    for touched in source.iterdir():
+        os.utime(touched)
+    command(source, out)
+    for task in ("1/2", "2/2"):
+        command(source, out, array_task=task)
+    command(source, out, finish=True)
+    assert states(out) == before
+    replace_keeping_times(source, tmp_path / "two")
+    for more in ({}, {"finish": True}):
+        with pytest.raises(ConflictError, match="holds"):
+            command(source, out, **more)
+    found = 0
+    for task in ("1/2", "2/2"):
+        try:
+            command(source, out, array_task=task)
+        except ConflictError:
+            found += 1
+    assert found > 0
+    assert states(out) == before
+    command(source, out, overwrite=True)
+    assert {name: content for name, (_, _, content) in states(out).items()} != {
+        name: content for name, (_, _, content) in before.items()
+    }
+    command(source, out)
+
+
+META_NAMES = {
+    "model.norm.weight": "norm.weight",
+    "model.layers.1.self_attn.q_proj.weight": "layers.1.attention.wq.weight",
+}
+
+
+def test_torch_files_without_checksums(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        for seed in (0, 1):
+            synthetic.make(tmp_path / str(seed), SHAPE, seed=seed)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    source, out = tmp_path / "meta", tmp_path / "out"
+    shutil.copytree(tmp_path / "0", source)
+    convert(source, out)
+    assert once_more(source, out)
+    replace_keeping_times(source, tmp_path / "1")
+    with pytest.raises(ConflictError):
+        convert(source, out)
+
+
+def test_touched(tmp_path: Path) -> None:
+    """Times decide nothing."""
+    source, out = tmp_path / "meta", tmp_path / "out"
+    synthetic.make(source, SHAPE)
+    convert(source, out)
+    for file in source.iterdir():
+        os.utime(file)
+    assert once_more(source, out)
+
+
+class TestWhatGoesAlong:
+    """Files that the output is made of, besides weights, count by their content."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        shutil.copytree(ROOT / "fixtures/llama3.1-mp2", tmp_path / "meta")
+        (tmp_path / "meta/tokenizer.model").rename(tmp_path / "tokenizer.model")
+        (tmp_path / "template").write_text("one")
+        (tmp_path / "meta/LICENSE").write_text("one")
+        return tmp_path / "meta"
+
+    def refused(self, source: Path, options: ConvertOptions | None = None) -> None:
+        before = states(source.parent / "out")
+        for share in (None, "1/1"):
+            with pytest.raises(ConflictError, match="holds"):
+                convert(source, source.parent / "out", replace(options or ConvertOptions(), array_task=share))
+        assert states(source.parent / "out") == before
+
+    def test_a_tokenizer_that_is_named_later(self, source: Path, tmp_path: Path) -> None:
+        shutil.move(tmp_path / "tokenizer.model", tmp_path / "meta.model")
+        convert(source, tmp_path / "out")
+        named = ConvertOptions(tokenizer=tmp_path / "meta.model")
+        self.refused(source, named)
+        convert(source, tmp_path / "out", replace(named, overwrite=True))
+        assert (tmp_path / "out/tokenizer.json").exists()
+        assert once_more(source, tmp_path / "out", named)
+        self.refused(source)
+
+    def test_an_edited_tokenizer(self, source: Path, tmp_path: Path) -> None:
+        named = ConvertOptions(tokenizer=tmp_path / "tokenizer.model")
+        convert(source, tmp_path / "out", named)
+        os.utime(tmp_path / "tokenizer.model")
+        assert once_more(source, tmp_path / "out", named)
+        first, second, *rest = (tmp_path / "tokenizer.model").read_bytes().splitlines(keepends=True)
+        swapped = [first.split()[0] + b" " + second.split()[1], second.split()[0] + b" " + first.split()[1]]
+        content = b"\n".join([*sorted(swapped, key=lambda line: int(line.split()[1])), b""])
+        (tmp_path / "tokenizer.model").write_bytes(content + b"".join(rest))
+        os.utime(tmp_path / "tokenizer.model", (1, 1))
+        self.refused(source, named)
+
+    def test_a_chat_template(self, source: Path, tmp_path: Path) -> None:
+        options = ConvertOptions(tokenizer=tmp_path / "tokenizer.model", chat_template=tmp_path / "template")
+        convert(source, tmp_path / "out", options)
+        assert once_more(source, tmp_path / "out", options)
+        self.refused(source, replace(options, chat_template=None))
+        (tmp_path / "template").write_text("two")
+        os.utime(tmp_path / "template", (1, 1))
+        self.refused(source, options)
+
+    @pytest.mark.parametrize("name", ["LICENSE", "USE_POLICY.md"])
+    def test_a_licence(self, source: Path, tmp_path: Path, name: str) -> None:
+        """Changed, or new."""
+        convert(source, tmp_path / "out")
+        (source / name).write_text("two")
+        os.utime(source / name, (1, 1))
+        self.refused(source)
+
+    def test_settings_that_are_carried(self, source: Path, tmp_path: Path) -> None:
+        """Of a Hugging Face folder that is sharded."""
+        convert(source, tmp_path / "hf")
+        shard(tmp_path / "hf", tmp_path / "out", max_shard_size="1MB")
+        file = tmp_path / "hf/generation_config.json"
+        file.write_bytes(file.read_bytes() + b"\n")
+        os.utime(file, (1, 1))
+        with pytest.raises(ConflictError):
+            shard(tmp_path / "hf", tmp_path / "out", max_shard_size="1MB")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +309,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     heard = Heard()
     with pytest.raises(ConflictError):
         convert(tmp_path / "meta", out, observer=heard)
-    assert heard.says("holds this very conversion, but not as it was written: model.norm.weight")
+    assert heard.says("Not up to date: model.safetensors: model.norm.weight differs")
 
 
 def test_the_same_wherever_it_lies(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class TestSources:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(filesystem, "_READ", 1)
+        monkeypatch.setattr(filesystem, "READ", 1)
         filesystem.open_filesystem.cache_clear()
         store.put(local / "meta", "meta")
         proxy.plan = fail("stall", count=1, method="GET", path="consolidated.01")
@@ -267,7 +267,10 @@ class TestWeb:
     def test_no_ranges(self, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Refused: it would send everything for each header."""
         monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.01)
-        with RangeServer(local / "meta", ranges=False) as server, pytest.raises(OutputError):
+        with (
+            RangeServer(local / "meta", ranges=False) as server,
+            pytest.raises(InputError, match="whole files"),
+        ):
             convert(server.url, tmp_path / "out")
 
     def test_it_cannot_be_written_to(self, local: Path) -> None:

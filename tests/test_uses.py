@@ -211,7 +211,7 @@ def test_four_bits(tmp_path: Path, users: Peer, name: str) -> None:
     assert answer["said"][0] == ids[start]
 
     shutil.copy(folder / "tokenizer.json", tmp_path / "saved")
-    with pytest.raises(InputError, match="quantised"):
+    with pytest.raises(InputError, match="quantized"):
         convert(tmp_path / "saved", tmp_path / "back", ConvertOptions(to="meta"))
 
 

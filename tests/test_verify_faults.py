@@ -299,7 +299,7 @@ WEIGHTS = {
                 "1 of 6,144 elements differ from the source's layers.1.feed_forward.w1.weight, "
                 "the first at [5, 7]",
             ),
-            Seen("values", "MANIFEST_DIFFERS", gate(1), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
         layer(1),  # 2^-8 of one of 6,144 elements: five times the limit
     ),
@@ -314,7 +314,7 @@ WEIGHTS = {
         weights(plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 5, 7, 0))),
         (
             differ(gate(1), "bit 0 (mantissa) of one element is flipped"),
-            Seen("values", "MANIFEST_DIFFERS", gate(1), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
         None,  # 2^-23 of one element: below what sums in another order do
     ),
@@ -482,7 +482,7 @@ FILES = {
         replace_shard,
         (
             differ(up(0), "a shard of another model"),
-            Seen("values", "MANIFEST_DIFFERS", up(0), "damaged or replaced since"),
+            Seen("values", "MANIFEST_DIFFERS", up(0), "Damaged, or trained or replaced"),
         ),
         layer(0),
     ),
@@ -491,7 +491,7 @@ FILES = {
         lambda out, right: [shutil.copy(file, out) for file in plant.shards(right / "other-out")],
         (
             differ(q(0), "of another model"),
-            Seen("values", "MANIFEST_STALE", MANIFEST, "the manifest is stale"),
+            Seen("values", "MANIFEST_STALE", MANIFEST, "weights are newer than this manifest"),
         ),
         layer(0, 1, 2),
     ),
@@ -661,13 +661,27 @@ FILES = {
     "file changed since": Fault(
         "gqa",
         lambda out, _: (out / "generation_config.json").write_text("{}"),
-        (Seen("values", "MANIFEST_DIFFERS", "generation_config.json", "changed since the conversion"),),
+        (
+            Seen(
+                "values",
+                "MANIFEST_DIFFERS",
+                "generation_config.json",
+                "Checksum does not match llama-convert.json",
+            ),
+        ),
         None,  # nothing is computed from it
     ),
     "file lost since": Fault(
         "gqa",
         lambda out, _: (out / "generation_config.json").unlink(),
-        (Seen("values", "MANIFEST_DIFFERS", "generation_config.json", "was written, and is not here"),),
+        (
+            Seen(
+                "values",
+                "MANIFEST_DIFFERS",
+                "generation_config.json",
+                "Listed in llama-convert.json, but missing",
+            ),
+        ),
         None,  # nothing is computed from it
     ),
 }
@@ -782,9 +796,9 @@ CONFIGS = {
         config(tie_word_embeddings=True),
         (
             Seen("structure", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs: it says True"),
-            Seen("values", "CONFIG_TENSORS_DISAGREE", HEAD, "should it be false?"),
+            Seen("structure", "CONFIG_TENSORS_DISAGREE", HEAD, 'Set "tie_word_embeddings" to false'),
         ),
-        Seen("logits", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs"),
+        Seen("logits", "CONFIG_TENSORS_DISAGREE", HEAD, "differs from model.embed_tokens.weight"),
     ),
     "not tied, and is": Fault(
         "tied",
@@ -801,11 +815,11 @@ CONFIGS = {
         (Seen("structure", "CONFIG_TENSORS_DISAGREE", CONFIG, '"torch_dtype" is float16, the weights are'),),
         None,  # both sides compute in what they are told to
     ),
-    "hidden_act": refused({"hidden_act": "gelu"}, "\"hidden_act\" is 'gelu', a Llama's is 'silu'"),
+    "hidden_act": refused({"hidden_act": "gelu"}, "\"hidden_act\" is 'gelu' (another activation"),
     "attention_bias": refused({"attention_bias": True}, '"attention_bias" is True'),
     "mlp_bias": refused({"mlp_bias": True}, '"mlp_bias" is True'),
     "model_type": refused({"model_type": "mistral"}, "\"model_type\" is 'mistral'"),
-    "quantised": refused({"quantization_config": {"bits": 4}}, "quantised"),
+    "quantised": refused({"quantization_config": {"bits": 4}}, "quantized"),
     "rope_type": refused({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
     "odd head_dim": refused({"head_dim": 7}, "cannot be turned in pairs", "CONFIG_VALUE"),
 }

@@ -386,10 +386,10 @@ def test_faults_in_real_ones(
 # -------------------------------------------------------------------------------- faults of whole files
 
 BROKEN = {
-    "cut short": (lambda data: data[: len(data) // 2], "TOKENIZER_UNREADABLE", "not JSON"),
-    "empty": (lambda data: b"", "TOKENIZER_UNREADABLE", "not JSON"),
-    "not JSON": (lambda data: b"\x00\xff", "TOKENIZER_UNREADABLE", "not JSON"),
-    "nested": (lambda data: b"[" * 100_000, "TOKENIZER_UNREADABLE", "not JSON"),
+    "cut short": (lambda data: data[: len(data) // 2], "TOKENIZER_UNREADABLE", "not valid JSON"),
+    "empty": (lambda data: b"", "TOKENIZER_UNREADABLE", "not valid JSON"),
+    "not text": (lambda data: b"\x00\xff", "TOKENIZER_UNREADABLE", "not UTF-8"),
+    "nested": (lambda data: b"[" * 100_000, "TOKENIZER_UNREADABLE", "nested"),
     "a list": (lambda data: b"[]", "TOKENIZER_FORM", "BPE"),
     "odd merges": (lambda data: data.replace(b'"h e"', b"7"), "TOKENIZER_FORM", "BPE"),
     "odd ids": (lambda data: data.replace(b'"he": ', b'"he": "7", "x7": '), "TOKENIZER_FORM", "BPE"),
@@ -589,7 +589,7 @@ def test_faults_of_originals(name: str, tmp_path: Path) -> None:
 
 
 def test_no_original(tmp_path: Path) -> None:
-    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "No such file", "x")
+    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "not found", "x")
 
 
 def test_size_of_an_original() -> None:

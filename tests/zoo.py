@@ -254,6 +254,29 @@ def entry(suffix: str, change: Callable[[bytes], bytes]) -> Spoil:
     return entries(lambda all_: [(n, change(c) if n.endswith(suffix) else c) for n, c in all_])
 
 
+def data_offset(content: bytes, info: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin."""
+    name, extra = struct.unpack_from("<2H", content, info.header_offset + 26)
+    return info.header_offset + 30 + int(name) + int(extra)
+
+
+def filled_in_afterwards(folder: Path) -> None:
+    """As `torch.serialization.skip_data` leaves files, with the storages' bytes written later."""
+    for file in rank_files(folder):
+        state = torch.load(file, weights_only=True)
+        storages = {name: content for name, content in entries_of(file) if "/data/" in name}
+        with torch.serialization.skip_data():
+            torch.save(state, file)
+        data = bytearray(file.read_bytes())
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if content := storages.get(info.filename):
+                    assert info.CRC == 0
+                    start = data_offset(data, info)
+                    data[start : start + len(content)] = content
+        file.write_bytes(data)
+
+
 _DIRECTORY = struct.Struct("<4s6H3I5H2I")
 _FIELDS = (
     "signature", "made", "needed", "flags", "method", "time", "date", "crc", "packed", "size", "name_length",
@@ -358,6 +381,14 @@ HEAD, UNICODE = b"\x80\x02", struct.Struct("<cI")
 
 def text(value: str) -> bytes:
     return UNICODE.pack(b"X", len(value.encode())) + value.encode()
+
+
+def expanded_vectors(count: int) -> Spoil:
+    """A rank file of vectors of 2**20 elements, all of them the same float."""
+    one = pickled((0, (1 << 20,), (0,)))
+    value = one[one.index(b"ctorch") : -2]
+    names = (text(str(n)) for n in range(count))
+    return with_pickle(HEAD + b"}(" + b"".join(name + value for name in names) + b"u.")
 
 
 DOUBLED_TUPLE = HEAD + b"}" + b")" + b"q\x00h\x00\x86" * 200 + b"K\x01s."
@@ -566,6 +597,24 @@ _CONTAINER: dict[str, Case] = {
         (TWO, "damaged"),
         structure=False,
     ),
+    "a flipped bit in a storage, another without a checksum": Case(
+        several(
+            directory("data/9", crc=0),
+            change_bytes(TWO, lambda c: c[:20_000] + bytes([c[20_000] ^ 1]) + c[20_001:]),
+        ),
+        (TWO, "damaged"),
+        structure=False,
+    ),
+    "a flipped bit in the pickle, storages filled in afterwards": Case(
+        several(filled_in_afterwards, change_bytes(TWO, lambda c: c.replace(b"wq", b"wk", 1))),
+        (TWO, "data.pkl", "damaged"),
+    ),
+    "a changed pickle without a checksum": Case(
+        several(
+            change_bytes(TWO, lambda c: c.replace(b"wq", b"wk", 1)), directory("data.pkl", crc=0)
+        ),
+        (TWO, "data.pkl", "damaged"),
+    ),
     "a hole": Case(
         change_bytes(TWO, lambda c: c[:30_000] + bytes(2000) + c[32_000:]), (TWO,), structure=False
     ),
@@ -636,6 +685,9 @@ _PICKLES: dict[str, Case] = {
     "an expanded weight": Case(
         everywhere(lambda s: s.update({WQ: s[WQ][:1].clone().expand(*s[WQ].shape)})), (ONE, WQ, "share")
     ),
+    "an expanded vector longer than any": Case(tensor(0, (2**20 + 1,), (0,)), (TWO, "a", "share")),
+    "an expanded matrix of a vector's size": Case(tensor(0, (16, 4), (0, 1)), (TWO, "share")),
+    "many expanded vectors": Case(expanded_vectors(300), (TWO, "describe 1,258,291,200 bytes", "share 64")),
     "an expanded vocabulary": Case(
         several(
             params(vocab_size=-1),
@@ -684,7 +736,7 @@ _HUGGINGFACE: dict[str, Case] = {
         "theta of 400 digits": (config(rope_theta=10**400), ("rope_theta",), "hf"),
         "another model": (config(model_type="mistral"), ("config.json", "mistral"), "hf"),
         "another model, nested": (config(model_type=[{"a": ["x" * 999]}]), ("config.json",), "hf"),
-        "quantised": (config(quantization_config={}), ("quantised",), "hf"),
+        "quantised": (config(quantization_config={}), ("quantized",), "hf"),
         "rope a list": (config(rope_parameters=[1]), ("rope_parameters",), "hf"),
         "weights a pipe": (instead(SINGLE, os.mkfifo), (SINGLE, "regular"), "hf"),
         "weights a folder": (instead(SINGLE, Path.mkdir), (SINGLE, "regular"), "hf"),
@@ -717,6 +769,13 @@ _HUGGINGFACE: dict[str, Case] = {
             header(lambda c: b'{%s,"z":1,"z":2}' % b",".join(b'"%d":0' % n for n in range(200_000))),
             (SINGLE, "z", "twice"), "hf",
         ),
+        **{
+            f"metadata {value}": (
+                header_json(lambda h, value=value: h.update(__metadata__=json.loads(value))),
+                (SINGLE, "__metadata__"), "hf",
+            )
+            for value in ("[]", "0", "false", '""', '{"a": 1}', '{"a": null}', '[["a", "b"]]')
+        },
         "a name of many lines": (
             header_json(lambda h: h.update({"a\nllama-convert: done": h.pop("lm_head.weight")})),
             (SINGLE, "name"), "hf",
@@ -952,6 +1011,9 @@ ACCEPTED: dict[str, Case] = {
     "an entry more": Case(entries(lambda e: [*e, (e[0][0].replace("data.pkl", "notes"), b"hello")])),
     "no byteorder": Case(entries(lambda e: [x for x in e if not x[0].endswith("byteorder")])),
     "without checksums": Case(without_checksums),
+    "storages filled in afterwards": Case(filled_in_afterwards),
+    "one storage without a checksum": Case(directory("data/3", crc=0)),
+    "expanded norms": Case(everywhere(lambda s: s.update({NORM: s[NORM][:1].clone().expand(SHAPE.dim)}))),
     "attributes of a folder": Case(directory("data/3", attributes=0x10), torch_reads=False),
     "another root": Case(entries(lambda e: [(n.replace("consolidated.01", "süß ☃"), c) for n, c in e])),
     "params in another order": Case(reordered),
@@ -979,6 +1041,7 @@ ACCEPTED_HUGGINGFACE: dict[str, Case] = {
     "metadata of any kind": Case(
         header_json(lambda h: h.update(__metadata__={"format": "pt", "a": "ünïcode\n"})), base="hf"
     ),
+    "metadata null": Case(header_json(lambda h: h.update(__metadata__=None)), base="hf"),
     "no metadata": Case(header_json(lambda h: h.pop("__metadata__", None)), base="hf"),
     "index without a total": Case(index(lambda c: c.pop("metadata")), base="indexed"),
     "index with more": Case(index(lambda c: c.update(more=[1, {"a": 2}])), base="indexed"),
@@ -997,6 +1060,15 @@ ACCEPTED_HUGGINGFACE: dict[str, Case] = {
 
 WARNED: dict[str, Case] = {
     "no tokenizer": Case(lambda _: None, ("no tokenizer.model",)),
+    "storages filled in afterwards": Case(filled_in_afterwards, (ONE, "(and 1 more)", "21 of 21 storages")),
+    "one storage without a checksum": Case(directory("data/3", crc=0), (TWO, "1 of 21 storages")),
+    "no output head": Case(
+        several(
+            everywhere(lambda s: s.update({OUTPUT: s["tok_embeddings.weight"]})),
+            everywhere(lambda s: void(s.pop(OUTPUT))),
+        ),
+        ("output.weight", "tied"),
+    ),
     "norms that differ by rounding": Case(
         rank(1, lambda s: s.update({NORM: s[NORM] * (1 + 2**-8)})), ("post_attention_layernorm", "rounding")
     ),

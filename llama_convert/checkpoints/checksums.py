@@ -6,6 +6,7 @@ nothing is read twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -29,6 +30,29 @@ class Checksums:
         self._stretches: dict[Storage, list[_Stretch]] = {}
         self._lock = Lock()
 
+    @classmethod
+    def of(cls, storages: Sequence[Storage], known: Sequence[Sequence[int]]) -> Checksums:
+        """What `known` returned for the same storages."""
+        checksums = cls()
+        for storage in storages:
+            checksums.note(storage)
+        for index, start, end, crc in known:
+            checksums._stretches[storages[index]].append(_Stretch(start, end, crc))
+        return checksums
+
+    def known(self, storages: Sequence[Storage]) -> Iterator[tuple[int, int, int, int]]:
+        """The stretches read of these storages: index of the storage, start and end in it, CRC-32."""
+        for storage in self._stretches:
+            for stretch in self._stretches[storage]:
+                yield storages.index(storage), stretch.start, stretch.end, stretch.crc
+
+    def include(self, other: Checksums, tensor: str) -> None:
+        """Add all that another has read; raises as `add`."""
+        for storage, stretches in other._stretches.items():
+            self.note(storage)
+            for stretch in stretches:
+                self._add(storage, stretch, tensor)
+
     def add(self, storage: Storage, offset: int, data: memoryview, tensor: str) -> None:
         """Take note of bytes read at ``offset`` of the file; they are compared once their storage is whole.
 
@@ -38,7 +62,9 @@ class Checksums:
         if storage.crc32 is None:
             return
         start = offset - storage.offset
-        new = _Stretch(start, start + len(data), isal_zlib.crc32(data))
+        self._add(storage, _Stretch(start, start + len(data), isal_zlib.crc32(data)), tensor)
+
+    def _add(self, storage: Storage, new: _Stretch, tensor: str) -> None:
         with self._lock:
             known = self._stretches.setdefault(storage, [])
             for stretch in list(known):

@@ -10,6 +10,7 @@ from pathlib import Path
 from llama_convert.checkpoints.shards import INDEX_FILE
 
 RANK_FILE = re.compile(r"consolidated(?:\.(\d+))?\.pth")
+ADAPTER_FILE = re.compile(r"adapter_model.*\.(?:safetensors|bin)")
 SAYS_NOTHING = re.compile(r"original|mp\d+|\d+Bf?|snapshots|[0-9a-f]{40}")
 """Folders within a download, and within the Hub's cache: the model's name stands above them."""
 _DEEPEST = 5
@@ -19,19 +20,24 @@ Holds = Callable[[Path], bool]
 
 def is_meta(folder: Path) -> bool:
     """Whether a folder holds rank files, or says that it should."""
-    return (folder / "params.json").exists() or any(
-        RANK_FILE.fullmatch(file.name) for file in folder.iterdir()
-    )
+    return (folder / "params.json").exists() or has_rank_files(folder)
+
+
+def has_rank_files(folder: Path) -> bool:
+    """Whether a folder holds rank files."""
+    return any(RANK_FILE.fullmatch(file.name) for file in folder.iterdir())
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Whether a folder holds safetensors, or says that it should."""
-    return (folder / INDEX_FILE).exists() or any(folder.glob("*.safetensors"))
+    """Whether a folder holds a model's safetensors, not only an adapter's, or says that it should."""
+    return (folder / INDEX_FILE).exists() or any(
+        not ADAPTER_FILE.fullmatch(file.name) for file in folder.glob("*.safetensors")
+    )
 
 
 def is_either(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint in either layout."""
-    return is_huggingface(folder) or is_meta(folder)
+    """Whether a folder holds the files of a checkpoint in either layout."""
+    return is_huggingface(folder) or has_rank_files(folder)
 
 
 def below(path: Path, holds: Holds, *, names: int = 1, deepest: int = _DEEPEST) -> Iterator[Path]:

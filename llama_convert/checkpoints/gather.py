@@ -15,16 +15,26 @@ from llama_convert.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 
+_MOST_SPANNED = 1 << 20
+"""Bytes read at a time where the elements that are wanted lie apart."""
+
+_COMPARED = 1 << 20
+"""Bytes of each weight that are compared at a time."""
 _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
 """How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
 
 
-def row_blocks(weight: StoredWeight, block_size: int, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows."""
+def row_blocks(
+    weight: StoredWeight, block_size: int, multiple_of: int = 1, first: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows.
+
+    They begin at row ``first``.
+    """
     rows, columns = matrix_shape(weight.shape)
     fit = block_size // max(1, columns * weight.dtype.itemsize)
     step = max(1, fit // multiple_of) * multiple_of
-    for start in range(0, rows, step):
+    for start in range(first, rows, step):
         yield start, min(start + step, rows)
 
 
@@ -81,6 +91,25 @@ def digest_of(
     return digest.hexdigest()
 
 
+def same_numbers(files: SourceFiles, one: StoredWeight, other: StoredWeight) -> bool:
+    """Whether two weights of one shape hold the same numbers; reads up to the first block that differs.
+
+    Numbers of one dtype are the same if their bits are, numbers of two dtypes if they widen to one float32.
+
+    Raises:
+        InputError, OutputError: as `read_rows`.
+    """
+    if one.pieces == other.pieces and one.dtype == other.dtype:
+        return True
+    for rows in row_blocks(one, _COMPARED):
+        blocks = [(rows_of(files, weight, *rows), weight.dtype) for weight in (one, other)]
+        if one.dtype != other.dtype:
+            blocks = [(as_float32(block, dtype).view(np.uint8), FLOAT32) for block, dtype in blocks]
+        if not np.array_equal(blocks[0][0], blocks[1][0]):
+            return False
+    return True
+
+
 def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, name: str) -> None:
     """All of a slab, into a target whose rows may lie apart."""
     row_bytes = slab.columns * itemsize
@@ -100,19 +129,20 @@ def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, nam
 
 
 def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
-    """A slab without contiguous rows: one read along the shorter stride for each line of the other axis."""
+    """A slab without contiguous rows: along the shorter stride, bytes in one read with the gaps between."""
     elements = np.empty((slab.rows, slab.columns, itemsize), np.uint8)
     by_columns = slab.row_stride < slab.column_stride
     lines = elements.swapaxes(0, 1) if by_columns else elements
     step, stride = (
         (slab.column_stride, slab.row_stride) if by_columns else (slab.row_stride, slab.column_stride)
     )
-    count = lines.shape[1]
-    span = np.empty((count - 1) * stride + itemsize, np.uint8)
-    strided = np.lib.stride_tricks.as_strided(span, (count, itemsize), (stride, 1))
+    every = max(1, _MOST_SPANNED // max(stride, 1))
     for index in range(lines.shape[0]):
-        files.read_scattered(slab.storage, slab.offset + index * step, span.data)
-        lines[index] = strided
+        for start in range(0, lines.shape[1], every):
+            part = lines[index, start : start + every]
+            span = np.empty((len(part) - 1) * stride + itemsize, np.uint8)
+            files.read_scattered(slab.storage, slab.offset + index * step + start * stride, span.data)
+            part[:] = np.lib.stride_tricks.as_strided(span, part.shape, (stride, 1))
     target[:] = elements.reshape(target.shape)
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from llama_convert.checkpoints.content import content_of
 from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read_config
-from llama_convert.checkpoints.json_object import read_json_object, shown
+from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
+from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
-from llama_convert.formats.files import is_plain, quoted
+from llama_convert.formats.files import is_file_name, is_plain, quoted
 from llama_convert.formats.safetensors import read_safetensors_file
+from llama_convert.formats.strict_json import shown
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import Identity, Release, TokenizerKind, Traits, identify
 from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import (
+    EMBEDDING,
     HEAD,
     RECOMPUTED,
     Weight,
@@ -41,13 +44,18 @@ class HuggingFaceCheckpoint:
     """A checkpoint in Hugging Face's layout, its headers read."""
 
     folder: Path
+    settings: HuggingFaceConfig
+    """``config.json`` as it was read."""
     config: LlamaConfig
+    """The hyper-parameters that config.json and the tensors give together."""
     files: tuple[Path, ...]
     """Those that transformers reads the tensors from."""
     dtype: Dtype
     """What most of its weights are stored in."""
     weights: dict[Weight, StoredWeight]
     """In the order of the model.  A tied LM head is not among them, unless the files hold one."""
+    warnings: tuple[LlamaConvertError, ...]
+    """What was decided although the files contradict each other or say something unknown."""
     layout: ClassVar[CheckpointLayout] = "huggingface"
 
     @cached_property
@@ -69,7 +77,7 @@ class HuggingFaceCheckpoint:
         """
         traits = self.traits(tokenizer)
         identity = identify(traits, version)
-        readings = (identity.release, *identity.alternatives)
+        readings = identity.readings
         factor = self.config.rope_scaling.factor if self.config.rope_scaling else None
         settings = (self.config.context_length, factor)
         fitting = [row for row in readings if (row.context_length, row.rope_factor) == settings]
@@ -81,7 +89,7 @@ class HuggingFaceCheckpoint:
         def unlikely(row: Release) -> tuple[bool, bool]:
             return row is not identity.release, not re.search(row.name_pattern, traits.names)
 
-        return proved(identity, min(fitting, key=unlikely), fitting, *signs)
+        return identity.proved(min(fitting, key=unlikely), fitting, *signs)
 
     def traits(self, tokenizer: TokenizerKind | None = None) -> Traits:
         """What bears on the release and is said in either layout."""
@@ -98,14 +106,6 @@ class HuggingFaceCheckpoint:
             tokenizer=tokenizer,
             names=self.folder.resolve().name.lower(),
         )
-
-
-def proved(identity: Identity, release: Release, readings: Iterable[Release], *signs: str) -> Identity:
-    """The identity once ``signs``, stronger than a guess or a name, speak for one of the readings."""
-    guesses = ("the most common of the possible releases", "the folder's name says so")
-    proof = [sign for sign in identity.evidence if sign not in guesses and "with norm_eps" not in sign]
-    others = tuple(row for row in readings if row is not release)
-    return replace(identity, release=release, evidence=(*proof, *signs), alternatives=others)
 
 
 def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
@@ -147,6 +147,14 @@ def _survey(folder: Path, problems: list[LlamaConvertError]) -> HuggingFaceCheck
     weights = _fitting(config, tensors, problems)
     if not weights:
         return None
+    llama = config.llama
+    warnings: list[LlamaConvertError] = [*config.warnings]
+    try:
+        if llama.tied and _has_another_head(weights):
+            llama = replace(llama, tied=False)
+            warnings.append(_contradicted_tie(config))
+    except InputError as error:
+        problems.append(error)
     sizes: Counter[Dtype] = Counter()
     for weight in weights.values():
         sizes[weight.dtype] += weight.nbytes
@@ -161,7 +169,29 @@ def _survey(folder: Path, problems: list[LlamaConvertError]) -> HuggingFaceCheck
                 found=config.dtype,
             )
         )
-    return HuggingFaceCheckpoint(folder, config.llama, tuple(files), dtype, weights)
+    return HuggingFaceCheckpoint(folder, config, llama, tuple(files), dtype, weights, tuple(warnings))
+
+
+def _has_another_head(weights: dict[Weight, StoredWeight]) -> bool:
+    """Whether the files hold an LM head that differs from the embedding."""
+    from llama_convert.checkpoints.gather import same_numbers  # numpy, which takes a moment
+
+    head, embedding = weights.get(Weight(HEAD)), weights.get(Weight(EMBEDDING))
+    if head is None or embedding is None:
+        return False
+    with SourceFiles() as files:
+        return not same_numbers(files, head, embedding)
+
+
+def _contradicted_tie(config: HuggingFaceConfig) -> InputError:
+    return InputError(
+        "CONFIG_TENSORS_DISAGREE",
+        f'"tie_word_embeddings" is true, but this LM head differs from {EMBEDDING.huggingface}; '
+        "the stored LM head is used",
+        file=config.file,
+        tensor=HEAD.huggingface,
+        hint='Set "tie_word_embeddings" to false. transformers 4 loads only one of the two tensors.',
+    )
 
 
 def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path], dict[str, str] | None]:
@@ -173,8 +203,9 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
             problems.append(InputError("INDEX_STALE", message, file=index_file, hint="remove one of them"))
         return [single], None
     if not os.path.lexists(index_file):
-        hint = "its weights are in pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else None
-        message = f"neither {SINGLE_FILE} nor {INDEX_FILE} is here"
+        content = content_of(folder)
+        message = f"no {SINGLE_FILE} or {INDEX_FILE}" + (f", but {content.what}" if content else "")
+        hint = content.hint if content else None
         problems.append(InputError("INPUT_NOT_FOUND", message, file=folder, hint=hint))
         return [], None
     try:
@@ -186,7 +217,7 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
         for name, file in weight_map.items():
             if not is_plain(name):
                 raise index.refuse(f"names a tensor {quoted(name)}")
-            if not isinstance(file, str) or not is_plain(file) or Path(file).name != file or file == "..":
+            if not isinstance(file, str) or not is_file_name(file):
                 message = f"{quoted(name)} is said to be in {shown(file)}, which is no name of a file here"
                 raise index.refuse(message)
     except LlamaConvertError as error:
@@ -259,6 +290,8 @@ def _fitting(
             if weight is not None:
                 message += f": config.json says num_hidden_layers {config.llama.n_layers}"
             problems.append(InputError("TENSOR_UNKNOWN", message, file=tensor.file, tensor=name))
+    if config.llama.tied and Weight(EMBEDDING) not in found and Weight(HEAD) in found:
+        found[Weight(EMBEDDING)] = found.pop(Weight(HEAD))  # one matrix, saved under its other name
     problems += [_missing(config, weight) for weight in expected if weight not in found]
     misfits: dict[WeightKind, list[StoredTensor]] = defaultdict(list)
     fitting: dict[Weight, StoredWeight] = {}

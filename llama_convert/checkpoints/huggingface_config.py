@@ -6,20 +6,30 @@ versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.json_object import (
     MAX_LAYERS,
+    MAX_SETTINGS,
     MAX_WIDTH,
     JsonObject,
     read_json_object,
-    shown,
     to_json,
+)
+from llama_convert.checkpoints.known_keys import (
+    CONFIG_FEATURES,
+    CONFIG_HARMLESS,
+    CONFIG_USED,
+    check_keys,
 )
 from llama_convert.dtypes import BY_NAME, Dtype
 from llama_convert.errors import InputError
+from llama_convert.formats.files import read_small
+from llama_convert.formats.strict_json import shown
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release
 
@@ -108,14 +118,26 @@ class HuggingFaceConfig:
     dtype: Dtype | None
     """What it says the weights are stored in."""
     raw: dict[str, Any]
+    warnings: tuple[InputError, ...]
+    """Keys whose meaning is unknown."""
 
 
-_REQUIRED_VALUES: tuple[tuple[str, Any], ...] = (
-    ("model_type", "llama"),
-    ("hidden_act", "silu"),
-    ("attention_bias", False),
-    ("mlp_bias", False),
-)
+def with_tied(config: HuggingFaceConfig, tied: bool) -> bytes:
+    """The file with ``tie_word_embeddings`` set to ``tied``, and every other byte as it is.
+
+    Raises:
+        InputError, OutputError: it cannot be read again.
+    """
+    text = read_small(config.file, MAX_SETTINGS)
+    if config.llama.tied == tied:
+        return text
+    words = {True: b"true", False: b"false"}
+    changed = {**config.raw, "tie_word_embeddings": tied}
+    for match in re.finditer(rb'"tie_word_embeddings"\s*:\s*(?=' + words[not tied] + b")", text):
+        edited = text[: match.end()] + words[tied] + text[match.end() + len(words[not tied]) :]
+        if json.loads(edited) == changed:  # and not the key of another object, or words within a string
+            return edited
+    return to_json(changed, sort_keys=False)
 
 
 def read_config(file: Path) -> HuggingFaceConfig:
@@ -126,13 +148,7 @@ def read_config(file: Path) -> HuggingFaceConfig:
             with full-precision weights.
     """
     config = read_json_object(file, "CONFIG", belongs="it belongs beside model.safetensors")
-    for key, value in _REQUIRED_VALUES:
-        found = config.content.get(key, value)
-        if found != value:
-            message = f'"{key}" is {shown(found)}, a Llama\'s is {value!r}'
-            raise InputError("UNSUPPORTED_MODEL", message, file=file)
-    if config.content.get("quantization_config") is not None:
-        raise InputError("UNSUPPORTED_MODEL", "quantised: its weights are not the model's own", file=file)
+    warnings = check_keys(config, CONFIG_FEATURES, CONFIG_USED, CONFIG_HARMLESS)
     dim = config.integer("hidden_size", MAX_WIDTH)
     n_heads = config.integer("num_attention_heads", MAX_WIDTH)
     n_kv_heads = config.optional_integer("num_key_value_heads", MAX_WIDTH) or n_heads
@@ -144,7 +160,7 @@ def read_config(file: Path) -> HuggingFaceConfig:
         raise config.refuse(f"heads of {head_dim} elements cannot be turned in pairs")
     if n_heads % n_kv_heads:
         raise config.refuse(f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}")
-    rope = config.below("rope_parameters") or config
+    rope_theta, rope_scaling = _read_rope(config)
     dtype = config.content.get("torch_dtype") or config.content.get("dtype")
     llama = LlamaConfig(
         dim=dim,
@@ -155,17 +171,39 @@ def read_config(file: Path) -> HuggingFaceConfig:
         ffn_dim=config.integer("intermediate_size", MAX_WIDTH),
         vocab_size=config.integer("vocab_size", MAX_WIDTH),
         norm_eps=config.optional_number("rms_norm_eps") or 1e-6,
-        rope_theta=rope.optional_number("rope_theta") or 10000.0,
-        rope_scaling=_read_rope_scaling(config.below("rope_parameters") or config.below("rope_scaling")),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
         context_length=config.optional_integer("max_position_embeddings", 1 << 40) or 2048,
         tied=config.flag("tie_word_embeddings"),
     )
-    return HuggingFaceConfig(file, llama, BY_NAME.get(str(dtype)), config.content)
+    return HuggingFaceConfig(file, llama, BY_NAME.get(str(dtype)), config.content, warnings)
 
 
-def _read_rope_scaling(rope: JsonObject | None) -> RopeScaling | None:
-    kind = "default" if rope is None else rope.content.get("rope_type", rope.content.get("type", "default"))
-    if rope is None or kind == "default":
+def _read_rope(config: JsonObject) -> tuple[float, RopeScaling | None]:
+    """The base and the scaling of RoPE, by the keys of transformers 4 or by those of transformers 5.
+
+    A file may have both.  Each version prefers other ones, so they must agree.
+
+    Raises:
+        InputError: they do not, or one of the values is impossible.
+    """
+    places = [config.below(key) for key in ("rope_scaling", "rope_parameters")]
+    settings = [place for place in places if place and place.content]
+    for place in settings:
+        check_keys(place, CONFIG_FEATURES, place.content, ())
+    thetas = {theta for place in (*settings, config) if (theta := place.optional_number("rope_theta"))}
+    scalings = {_read_rope_scaling(place) for place in settings}
+    if len(thetas) > 1 or len(scalings) > 1:
+        raise config.refuse(
+            '"rope_theta", "rope_scaling" and "rope_parameters" contradict each other; '
+            "transformers 4 and 5 compute different models from them"
+        )
+    return next(iter(thetas), 10000.0), next(iter(scalings), None)
+
+
+def _read_rope_scaling(rope: JsonObject) -> RopeScaling | None:
+    kind = rope.content.get("rope_type", rope.content.get("type", "default"))
+    if kind == "default":
         return None
     if kind != "llama3":
         raise InputError(

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import other_kind, quoted, read_small
+from llama_convert.formats.files import read_small
+from llama_convert.formats.strict_json import MOST_LISTS, JsonError, parse_json, shown
 
 MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 24
-_MAX_BYTES = 1 << 20
-_MAX_DEPTH = 100
-_MOST_BRACKETS = 20_000
-"""Each costs far more to parse than its byte."""
+MAX_SETTINGS = 1 << 20
+"""Bytes of settings such as config.json and params.json."""
 _MAX_NUMBER = 1e18
 
 
@@ -81,16 +80,9 @@ class JsonObject:
         return JsonObject(self.file, self.kind, value)
 
 
-def shown(value: Any) -> str:
-    """A value of a JSON file for messages: a word or number cut short, or that it is a list or an object."""
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return f"{value!r:.40}"
-
-
-def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _MAX_BYTES) -> JsonObject:
+def read_json_object(
+    file: Path, kind: str, *, belongs: str, max_bytes: int = MAX_SETTINGS, most_lists: int = MOST_LISTS
+) -> JsonObject:
     """The JSON object in ``file``.
 
     Args:
@@ -98,6 +90,7 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
         kind: begins the codes of errors, as in ``PARAMS_MISSING``.
         belongs: said of a file that is missing.
         max_bytes: more than any such file has.
+        most_lists: lists and objects that it may hold.
 
     Raises:
         InputError: missing, too large, not JSON, or no object.
@@ -107,49 +100,16 @@ def read_json_object(file: Path, kind: str, *, belongs: str, max_bytes: int = _M
         return InputError(f"{kind}_{code}", message, file=file, hint=hint)
 
     try:
-        text = read_small(file, max_bytes)
+        content = parse_json(read_small(file, max_bytes), most_lists=most_lists)
     except InputError as error:
         if error.code == "INPUT_NOT_FOUND":
             raise refuse("MISSING", error.message, belongs) from None
         raise
-    if other := other_kind(text[:100]):
-        raise refuse("JSON", f"{other[0]}, not JSON", other[1])
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in items:
-            if key in result:
-                raise refuse(
-                    "JSON", f"{json.dumps(key[:60])} appears twice ({shown(result[key])} and {shown(value)})"
-                )
-            result[key] = value
-        return result
-
-    if text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
-        raise refuse("JSON", "JSON nested deeply, or of more lists than any settings or weight_map")
-    try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
-    except UnicodeDecodeError:
-        raise refuse("JSON", "not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise refuse("JSON", f"not valid JSON at {where}: {error.msg}", "download it again") from None
-    except (RecursionError, ValueError):
-        raise refuse("JSON", "not valid JSON: nested too deeply, or a number too long") from None
-    if _nested_deeper(content, _MAX_DEPTH):
-        raise refuse("JSON", "not valid JSON: nested too deeply")
+    except JsonError as error:
+        raise refuse("JSON", str(error), error.hint) from None
     if not isinstance(content, dict):
         raise refuse("JSON", f"expected a JSON object, found a {type(content).__name__}")
     return JsonObject(file, kind, content)
-
-
-def _nested_deeper(content: Any, most: int) -> bool:
-    """Whether lists and objects stand in each other more than so many times."""
-    level = [content]
-    for _ in range(most):
-        within = [value for value in level if isinstance(value, list | dict)]
-        level = [v for value in within for v in (value.values() if isinstance(value, dict) else value)]
-    return bool(level)
 
 
 def to_json(content: dict[str, Any], *, sort_keys: bool = True) -> bytes:

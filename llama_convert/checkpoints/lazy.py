@@ -6,6 +6,7 @@ the row order of the layout asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,40 @@ class LazyWeight:
         dtype: torch.dtype = getattr(torch, self.dtype.name)
         return torch.from_numpy(block.reshape(-1)).view(dtype).reshape(shape)
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """The whole weight, as `numpy` returns it; converted to ``dtype`` if that is given.
+
+        Raises:
+            ValueError: ``copy`` is False, but the weight is not in memory.
+        """
+        if copy is False:
+            raise ValueError(f"{self.name} is read from a file, so it cannot be an array without a copy")
+        return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        """Along the first axis, as numpy iterates; one row is read at a time."""
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         """As numpy indexes; only the rows that the first index spans are read."""
-        first, *rest = index if isinstance(index, tuple) else (index,)
+        first, *rest = index if isinstance(index, tuple) and index else (index,)
         if isinstance(first, slice) and first.step in (None, 1):
             index = (slice(None), *rest)
             return self.numpy(first)[index]  # type: ignore[no-any-return]
-        if isinstance(first, int | np.integer):
+        if isinstance(first, int | np.integer) and not isinstance(first, bool):
             place, index = range(self.shape[0])[first], (0, *rest)
             return self.numpy(slice(place, place + 1))[index]  # type: ignore[no-any-return]
         return self.numpy()[index]  # type: ignore[no-any-return]
@@ -136,6 +164,11 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
     def layout(self) -> CheckpointLayout:
         """The layout of the files: ``meta`` or ``huggingface``."""
         return self._checkpoint.layout
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was decided although the files contradict each other or say something unknown."""
+        return tuple(map(str, self._checkpoint.warnings))
 
     @property
     def release(self) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from llama_convert.checkpoints.content import content_of
 from llama_convert.checkpoints.folders import RANK_FILE, SAYS_NOTHING, below, is_meta
-from llama_convert.checkpoints.meant import Otherwise, nothing_here
+from llama_convert.checkpoints.meant import Otherwise, no_checkpoint, nothing_here
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small, same_file
 
@@ -99,7 +100,9 @@ def _rank_files(folder: Path) -> tuple[Path, ...]:
             )
         ranks[rank] = entry
     if not ranks:
-        raise InputError("INPUT_NOT_FOUND", "no consolidated.*.pth beside params.json", file=folder)
+        if content := content_of(folder):
+            raise no_checkpoint(folder, content)
+        raise InputError("INPUT_NOT_FOUND", "no consolidated.*.pth next to params.json", file=folder)
     if max(ranks) >= len(ranks):
         missing = (rank for rank in range(len(ranks)) if rank not in ranks)
         names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in islice(missing, 5))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.json_object import read_json_object, shown, to_json
-from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, reading
+from llama_convert.checkpoints.json_object import read_json_object, to_json
+from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.formats.files import is_file_name, is_plain, read_at, reading
 from llama_convert.formats.safetensors import read_header
+from llama_convert.formats.strict_json import shown
 from llama_convert.formats.zip_directory import read_directory
 
 MANIFEST = "llama-convert.json"
@@ -24,6 +26,7 @@ CARD = "README.md"
 """What people may write on: what the manifest says of it is no promise."""
 SCHEMA = 1
 _MAX_BYTES = 4 << 20
+_BLOCK = 1 << 20
 _SEAL = "seal"
 
 
@@ -51,7 +54,12 @@ def _file_digest(file: Path) -> str:
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     if file.suffix == ".pth":
         return xxhash.xxh3_128_hexdigest(repr(_entries(file)).encode())
-    return xxhash.xxh3_128_hexdigest(file.read_bytes())
+    digest, position = xxhash.xxh3_128(), 0
+    with reading(file) as reader:
+        while block := read_at(reader, _BLOCK, position):
+            digest.update(block)
+            position += len(block)
+    return digest.hexdigest()
 
 
 def _entries(file: Path) -> list[tuple[str, int, int, int]]:
@@ -84,10 +92,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if seal != _seal(content):
         message = "its seal is broken: it was changed after it was written"
         raise InputError("MANIFEST_VALUE", message, file=file)
-    files, tensors = content.get("files", {}), content.get("tensors", {})
-    if not _is_table(files, dict) or not _is_table(tensors, str) or any(Path(n).name != n for n in files):
+    files, tensors = content.setdefault("files", {}), content.setdefault("tensors", {})
+    if not _is_table(files, dict) or not _is_table(tensors, str) or not all(map(is_file_name, files)):
         raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
     return content
+
+
+def recorded_version(folder: Path) -> str | None:
+    """The version of the release that a conversion wrote down; None without a manifest that can be read."""
+    with suppress(LlamaConvertError):  # verification says what is wrong with it
+        version = (read_manifest(folder) or {}).get("version")
+        return version if isinstance(version, str) else None
+    return None
 
 
 def _is_table(value: Any, kind: type) -> bool:

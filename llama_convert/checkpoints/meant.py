@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from llama_convert.checkpoints.folders import Holds, below, is_either, is_huggingface, is_meta
+from llama_convert.checkpoints.content import Content, content_of, content_of_file
+from llama_convert.checkpoints.folders import Holds, below, has_rank_files, is_either, is_huggingface
 from llama_convert.errors import InputError
 from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.redaction import redact_url
 
 Otherwise = Callable[[Path], str]
 """The command to type for a folder in the other layout."""
 
 _OF_LAYOUT: dict[CheckpointLayout | None, tuple[Holds, str, str]] = {
-    "meta": (is_meta, "consolidated.*.pth", "params.json and consolidated.00.pth"),
+    "meta": (has_rank_files, "consolidated.*.pth", "params.json and consolidated.00.pth"),
     "huggingface": (is_huggingface, "safetensors", "config.json and model.safetensors"),
     None: (
         is_either,
@@ -25,10 +26,6 @@ _OF_LAYOUT: dict[CheckpointLayout | None, tuple[Holds, str, str]] = {
     ),
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SAVE_ANEW = (
-    "from transformers import AutoModelForCausalLM as Model; "
-    'Model.from_pretrained({}, torch_dtype="auto").save_pretrained({})'
-)
 
 
 class OtherMeantError(InputError):
@@ -50,8 +47,8 @@ class OtherMeantError(InputError):
 
 
 def command(*words: object) -> str:
-    """A command to type."""
-    return shlex.join(["llama-convert", *map(str, words)])
+    """A command to type; URLs are without their secrets."""
+    return shlex.join(["llama-convert", *(redact_url(str(word)) for word in words)])
 
 
 def nothing_here(
@@ -113,24 +110,28 @@ def _a_file(path: Path, layout: CheckpointLayout | None, otherwise: Otherwise | 
     holds, _, _ = _OF_LAYOUT[layout]
     if holds(folder):
         return OtherMeantError(message, file=path, instead={str(path): str(folder)})
-    known = otherwise(folder) if otherwise and is_either(folder) else None
-    hint = known or _other_content(folder, layout).hint
-    return InputError("INPUT_NOT_FOUND", message, file=path, hint=hint)
+    if otherwise and is_either(folder):
+        return InputError("INPUT_NOT_FOUND", message, file=path, hint=otherwise(folder))
+    if content := content_of_file(path):
+        message = f"is {content.what}; expected a folder with a checkpoint"
+        return InputError("INPUT_NOT_FOUND", message, file=path, hint=content.hint)
+    return InputError("INPUT_NOT_FOUND", message, file=path, hint=_other_content(folder, layout).hint)
 
 
 def _other_content(path: Path, layout: CheckpointLayout | None) -> InputError:
-    """What lies in a folder that holds no checkpoint."""
+    """What a folder holds that has no checkpoint."""
+    if content := content_of(path):
+        return no_checkpoint(path, content)
     names = sorted(entry.name for entry in path.iterdir())
     here = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     _, expected, files = _OF_LAYOUT[layout]
     message = f"holds no {expected}; here is {here}" if names else "is empty"
-    hint = f"a checkpoint has {files}"
-    if any(name.endswith(".gguf") for name in names):
-        hint = "GGUF, llama.cpp's format, is not read: take the checkpoint it was made from"
-    elif any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
-        code = _SAVE_ANEW.format(json.dumps(str(path)), json.dumps(f"{path}-safetensors"))
-        hint = f"only safetensors are read; to save it anew: {shlex.join(['python', '-c', code])}"
-    return InputError("INPUT_NOT_FOUND", message, file=path, hint=hint)
+    return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"a checkpoint has {files}")
+
+
+def no_checkpoint(path: Path, content: Content) -> InputError:
+    """Why a folder is refused that holds something else."""
+    return InputError("INPUT_NOT_FOUND", f"holds {content.what}", file=path, hint=content.hint)
 
 
 def tokenizer_named(path: Path) -> Path:

@@ -14,20 +14,25 @@ from typing import ClassVar
 
 import xxhash
 
+from llama_convert.checkpoints.content import content_of_file
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.manifest import MANIFEST, recorded_version
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
-from llama_convert.errors import InputError
+from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Identity, TokenizerKind, Traits, identify, released_kv_heads
+from llama_convert.llama.releases import Identity, Release, TokenizerKind, Traits, identify, released_kv_heads
 from llama_convert.llama.rotary import CheckpointLayout
 from llama_convert.llama.weights import EMBEDDING, HEAD, RECOMPUTED, Weight, model_weights, parse_meta_name
 
 Rank = dict[str, StoredTensor]
+
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
+"""What DistributedDataParallel, torch.compile, FSDP and trainers put before the names of tensors."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,22 @@ class MetaCheckpoint:
     dtype: Dtype
     """What most of its weights are stored in."""
     weights: dict[Weight, StoredWeight]
+    """In the order of the model.  A tied LM head is not among them, unless the files hold one."""
     embedding_cut: int | None
     """The axis on which ranks cut the embedding; None for a single rank."""
     kv_repeats: int
     """How many neighbouring ranks hold the same KV head."""
     layout: ClassVar[CheckpointLayout] = "meta"
+
+    @property
+    def warnings(self) -> tuple[LlamaConvertError, ...]:
+        """What ``params.json`` says that is unknown."""
+        return self.params.warnings
+
+    def as_release(self, release: Release, sign: str) -> MetaCheckpoint:
+        """The same files as those of another release that they allow; ``sign`` says why."""
+        identity = self.identity.proved(release, self.identity.readings, sign)
+        return replace(self, identity=identity, config=_with_release(self.config, self.params, identity))
 
 
 def open_meta(
@@ -77,7 +93,7 @@ def open_meta(
             weight: _assemble(weight, config, [rank[weight.meta_name] for rank in ranks], cut, repeats)
             for weight, cut in cuts.items()
         }
-        tied = _is_tied(files, weights)
+        tied = Weight(HEAD) not in weights or _is_tied(files, weights)
     dtype = _main_dtype(weights.values())
     traits = Traits(
         shape=(config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.ffn_dim),
@@ -92,9 +108,20 @@ def open_meta(
         names="/".join(folder.names).lower(),
     )
     identity = identify(traits, version)
+    if version is None:
+        identity = _as_recorded(identity, folder.path)
     config = _with_release(replace(config, tied=tied), params, identity)
     embedding_cut = cuts[Weight(EMBEDDING)]
     return MetaCheckpoint(folder, params, config, identity, dtype, weights, embedding_cut, repeats)
+
+
+def _as_recorded(identity: Identity, folder: Path) -> Identity:
+    """The reading that a conversion wrote down next to the files, if it is one that they allow."""
+    version = recorded_version(folder)
+    for release in identity.alternatives:
+        if release.version == version:
+            return identity.proved(release, identity.readings, f"{MANIFEST} says so")
+    return identity
 
 
 def _check_ranks_alike(files: tuple[Path, ...], ranks: list[Rank]) -> None:
@@ -134,9 +161,6 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
             raise InputError("TENSOR_SHAPE", message, file=file, tensor=name)
         if 0 in tensor.shape:
             raise InputError("TENSOR_SHAPE", f"is {list(tensor.shape)}: empty", file=file, tensor=name)
-        if tensor.nbytes > tensor.storage.size:
-            message = f"is {list(tensor.shape)}, but its elements share {tensor.storage.size:,} bytes"
-            raise InputError("INPUT_VIEW", message, file=file, tensor=name)
         found[weight] = tensor
     layers = {weight.layer for weight in found if weight.layer is not None}
     beyond = sorted(layer for layer in layers if layer >= params.n_layers)
@@ -146,7 +170,8 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
     if params.n_layers > len(layers) and layers == set(range(len(layers))):
         message = f"says n_layers {params.n_layers}; layers.{len(layers)} is in no file"
         raise InputError("PARAMS_TENSORS_DISAGREE", message, file=params.file)
-    missing = [weight.meta_name for weight in _expected(params) if weight not in found]
+    needed = (weight for weight in _expected(params) if not weight.kind.dropped_when_tied)
+    missing = [weight.meta_name for weight in needed if weight not in found]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError("TENSOR_MISSING", f"in no file{more}", file=file, tensor=missing[0])
@@ -160,14 +185,19 @@ def _expected(params: Params) -> Iterable[Weight]:
 
 def _unknown_name(file: Path, name: str, rank: Rank) -> InputError:
     if name.startswith("model.layers.") or name in ("lm_head.weight", "model.embed_tokens.weight"):
-        return InputError(
-            "TENSOR_UNKNOWN", "names are Hugging Face's already: nothing to convert", file=file, tensor=name
-        )
+        content = content_of_file(file)
+        message = "a Hugging Face name in a file of Meta's format"
+        hint = content.hint if content else None
+        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
+    if prefix := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None):
+        message = f'names begin with "{prefix}", which a wrapper of the model adds'
+        hint = "Remove it from the names, and save the state dict again with torch.save."
+        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
     if any(other.endswith(("scales", ".scale", "zeros")) for other in rank):
         return InputError(
             "UNSUPPORTED_MODEL", "quantised: convert the unquantised release", file=file, tensor=name
         )
-    hint = "merge adapters into the weights first" if "lora" in name else None
+    hint = "Merge the adapter into the weights first." if "lora" in name else None
     return InputError(
         "TENSOR_UNKNOWN", "is no weight of a Llama; nothing was dropped", file=file, tensor=name, hint=hint
     )
@@ -193,18 +223,21 @@ def _joined_shapes(params: Params, names: dict[Weight, StoredTensor], n_ranks: i
     q_rows = rows("layers.{layer}.attention.wq.weight")
     if q_rows != params.dim:
         raise _wrong_rank_count(params, wq, q_rows, n_ranks)
+    vocabulary = "output.weight"
+    if vocabulary not in by_kind:  # the embedding is the head, and may be cut on either axis
+        vocabulary = "tok_embeddings.weight"
+    cut = by_kind[vocabulary].shape[1] == params.dim
     joined = _Joined(
         q_rows, rows("layers.{layer}.attention.wk.weight"), rows("layers.{layer}.feed_forward.w1.weight"),
-        rows("output.weight"),
+        rows(vocabulary) if cut else by_kind[vocabulary].shape[0],
     )  # fmt: skip
     if params.vocab_size not in (None, joined.vocab_size):
         message = f"has {joined.vocab_size} rows in all, params.json says vocab_size {params.vocab_size}"
-        raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor="output.weight")
+        raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor=vocabulary)
     if params.ffn_dim not in (None, joined.ffn_dim):
-        message = (
-            f"has {joined.ffn_dim} rows in all, params.json gives {params.ffn_dim} "
-            f"(multiple_of {params.multiple_of}, ffn_dim_multiplier {params.ffn_dim_multiplier})"
-        )
+        settings = f"multiple_of {params.multiple_of}, ffn_dim_multiplier {params.ffn_dim_multiplier}"
+        settings = "hidden_dim" if params.hidden_dim else settings
+        message = f"has {joined.ffn_dim} rows in all, params.json gives {params.ffn_dim} ({settings})"
         tensor = "layers.0.feed_forward.w1.weight"
         raise InputError("PARAMS_TENSORS_DISAGREE", message, file=wq.file, tensor=tensor)
     return joined
@@ -315,13 +348,14 @@ def _with_release(config: LlamaConfig, params: Params, identity: Identity) -> Ll
     release = identity.release
     theta = params.rope_theta or release.rope_theta
     scaled = params.use_scaled_rope or release.scaling_unsaid
+    factor = params.rope_factor or release.rope_factor or RopeScaling.factor
     context_length = release.context_length
     if release.version == "code" and theta <= 10000:
         context_length = 4096  # 70B Python and Instruct were not trained for long contexts
     return replace(
         config,
         rope_theta=theta,
-        rope_scaling=RopeScaling(factor=release.rope_factor or RopeScaling.factor) if scaled else None,
+        rope_scaling=RopeScaling(factor=factor) if scaled else None,
         context_length=context_length,
     )
 
@@ -332,6 +366,8 @@ def _cuts(
     """The axis on which ranks cut each weight, from its shapes; None: each rank has all of it."""
     cuts: dict[Weight, int | None] = {}
     for weight in model_weights(config):
+        if weight not in names:  # a tied LM head
+            continue
         tensor, whole = names[weight], list(weight.shape(config))
         if "kv" in weight.kind.axes:
             whole[0] *= repeats

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.json_object import MAX_LAYERS, MAX_WIDTH, JsonObject, read_json_object
+from llama_convert.checkpoints.json_object import (
+    MAX_LAYERS,
+    MAX_SETTINGS,
+    MAX_WIDTH,
+    JsonObject,
+    read_json_object,
+)
+from llama_convert.checkpoints.known_keys import (
+    PARAMS_FEATURES,
+    PARAMS_HARMLESS,
+    PARAMS_USED,
+    check_keys,
+)
 from llama_convert.errors import InputError
+from llama_convert.formats.files import read_small
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import TokenizerKind
-
-_UNSUPPORTED = {
-    "quantization_args": "a quantised release",
-    "lora_args": "a release with LoRA adapters",
-    "moe_args": "Llama 4 (mixture of experts)",
-    "vision_args": "Llama 4 (vision)",
-    "vision_chunk_size": "Llama 3.2 Vision",
-}
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,24 @@ class Params:
     vocab_size: int | None
     multiple_of: int | None
     ffn_dim_multiplier: float | None
+    hidden_dim: int | None
+    """The feed-forward width itself, which llama2.c, executorch and Mistral write."""
     norm_eps: float
     rope_theta: float | None
     use_scaled_rope: bool
+    rope_factor: float | None
+    """What RoPE is scaled by; no release of Meta's says so."""
     nested: bool
     """Everything stood under a key ``model``, as in Llama Guard 1."""
     raw: dict[str, Any] = field(compare=False)
+    warnings: tuple[InputError, ...] = field(default=(), compare=False)
+    """Keys whose meaning is unknown."""
 
     @property
     def ffn_dim(self) -> int | None:
         """The feed-forward width that these values give."""
-        if self.multiple_of is None:
-            return None
+        if self.hidden_dim is not None or self.multiple_of is None:
+            return self.hidden_dim
         return ffn_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
 
@@ -66,11 +78,8 @@ def read_params(file: Path) -> Params:
     outer = read_json_object(file, "PARAMS", belongs="it belongs beside consolidated.00.pth")
     inner = outer.below("model") if isinstance(outer.content.get("model"), dict) else None
     params = inner or outer
-    for key, release in _UNSUPPORTED.items():
-        if params.content.get(key) is not None:
-            message = f'"{key}" marks {release}; only dense text Llamas are converted'
-            raise InputError("UNSUPPORTED_MODEL", message, file=file)
-    return _check(params, nested=inner is not None)
+    warnings = check_keys(params, PARAMS_FEATURES, PARAMS_USED, PARAMS_HARMLESS)
+    return replace(_check(params, nested=inner is not None), warnings=warnings)
 
 
 def _check(params: JsonObject, *, nested: bool) -> Params:
@@ -79,6 +88,12 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
     n_kv_heads = params.optional_integer("n_kv_heads", MAX_WIDTH)
     if dim % n_heads or (dim // n_heads) % 2:
         raise params.refuse(f"n_heads {n_heads} does not divide dim {dim} into heads of an even width")
+    head_dim = params.optional_integer("head_dim", MAX_WIDTH)
+    if head_dim not in (None, dim // n_heads):
+        message = (
+            f"head_dim {head_dim} is not dim {dim} / n_heads {n_heads}, which Meta's code takes it to be"
+        )
+        raise InputError("UNSUPPORTED_MODEL", message, file=params.file)
     if n_kv_heads is not None and n_heads % n_kv_heads:
         raise params.refuse(f"n_kv_heads {n_kv_heads} does not divide n_heads {n_heads}")
     vocab_size = params.content.get("vocab_size")
@@ -96,12 +111,23 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
         vocab_size=None if vocab_size == -1 else vocab_size,
         multiple_of=params.optional_integer("multiple_of", MAX_WIDTH),
         ffn_dim_multiplier=params.optional_number("ffn_dim_multiplier"),
+        hidden_dim=params.optional_integer("hidden_dim", MAX_WIDTH),
         norm_eps=norm_eps,
-        rope_theta=params.optional_number("rope_theta"),
+        rope_theta=_one_of(params, "rope_theta", "rope_freq_base"),
+        rope_factor=_one_of(params, "rope_scaling_factor", "rope_scale_factor"),
         use_scaled_rope=params.flag("use_scaled_rope"),
         nested=nested,
         raw=params.content,
     )
+
+
+def _one_of(params: JsonObject, *keys: str) -> float | None:
+    """A number that tools call by several names."""
+    said = {key: value for key in keys if (value := params.optional_number(key)) is not None}
+    if len(set(said.values())) > 1:
+        values = " and ".join(f"{key} {value:g}" for key, value in said.items())
+        raise params.refuse(f"{values} contradict each other")
+    return next(iter(said.values()), None)
 
 
 # The way back.
@@ -180,9 +206,9 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
 
 def with_kv_heads(params: Params, stored_kv_heads: int) -> bytes:
     """The same ``params.json`` for another number of KV heads in all rank files together."""
-    original = params.file.read_bytes()
+    original = read_small(params.file, MAX_SETTINGS)
     if stored_kv_heads == (params.n_kv_heads or params.n_heads):
         return original
-    content = json.loads(original)
+    content = parse_json(original)
     (content["model"] if params.nested else content)["n_kv_heads"] = stored_kv_heads
     return json.dumps(content).encode()

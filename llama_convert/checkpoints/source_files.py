@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from threading import Lock
 
@@ -28,6 +29,20 @@ class SourceFiles:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
+
+    def counting(self, checksums: Checksums) -> SourceFiles:
+        """The same open files; what is read counts towards other checksums, until they are `include`d."""
+        files = copy(self)
+        files._checksums = checksums
+        return files
+
+    def include(self, checksums: Checksums, tensor: str) -> None:
+        """Count what was read towards other checksums.
+
+        Raises:
+            InputError: a storage is now read whole, and damaged.
+        """
+        self._checksums.include(checksums, tensor)
 
     def read_into(self, file: Path, offset: int, target: memoryview) -> None:
         """Fill ``target``, bytes in a row, with the file's bytes from ``offset`` on.

@@ -7,6 +7,7 @@ matrix of one row.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,15 @@ class StoredWeight:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def files_without_crc(weights: Iterable[StoredWeight]) -> list[Path]:
-    """Files that hold weights, and no CRC-32 of them."""
-    return sorted({slab.file for weight in weights for slab in weight.slabs if slab.storage.crc32 is None})
+def storages_without_crc(weights: Iterable[StoredWeight]) -> dict[Path, tuple[int, int]]:
+    """Of each file with storages that have no CRC-32: how many, and how many storages are read from it."""
+    storages: dict[Path, set[Storage]] = defaultdict(set)
+    for weight in weights:
+        for slab in weight.slabs:
+            if slab.storage.size:
+                storages[slab.file].add(slab.storage)
+    counts = {
+        file: (sum(storage.crc32 is None for storage in of_file), len(of_file))
+        for file, of_file in sorted(storages.items())
+    }
+    return {file: (without, every) for file, (without, every) in counts.items() if without}

@@ -169,10 +169,12 @@ def _missing(source: str | None, to: str) -> UsageError:
     """What to tell of a folder that was not given."""
     from llama_convert.checkpoints.meant import command
     from llama_convert.errors import UsageError
+    from llama_convert.redaction import redact_url
 
     if source is None:
         hint = "llama-convert convert SRC DST; see llama-convert convert --help"
         return UsageError("BAD_USAGE", "SRC is missing", hint=hint)
     said = ("--to", to) if to != "hf" else ()
-    hint = command("convert", source, f"{Path(source).expanduser().resolve().name}-{to}", *said)
+    name = Path(redact_url(source)).expanduser().resolve().name
+    hint = command("convert", source, f"{name}-{to}", *said)
     return UsageError("BAD_USAGE", "DST is missing", hint=hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 COMMANDS = ("convert", "shard", "verify", "inspect")
 _COMPLETION = ("--install-completion", "--show-completion")
@@ -28,7 +28,7 @@ def modernise(arguments: list[str]) -> list[str]:
         result = [*result[1:], _ALSO[result[0]]]  # `help convert` is `convert --help`
     first = result[0] if result else "--help"
     is_command = first in COMMANDS or first.partition("=")[0] in _GLOBAL
-    if not is_command and (first.startswith("-") or Path(first).exists()):
+    if not is_command and (first.startswith("-") or os.path.exists(first)):
         result.insert(0, "convert")
     return result
 
@@ -70,6 +70,6 @@ def _all_tensors(arguments: list[str]) -> list[str]:
     """``--tensors`` with its pattern; ``*`` where none follows, but another option, a path or nothing."""
     result: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        alone = not following or following.startswith("-") or Path(following).exists()
+        alone = not following or following.startswith("-") or os.path.exists(following)
         result.append("--tensors=*" if argument == "--tensors" and alone else argument)
     return result

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, shown, title
+from llama_convert.cli.terminal import lines, styled
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 
 _HEADS = ("what", "name", "A", "B")
@@ -18,7 +19,7 @@ _SHOWN = 20
 def comparison_parts(it: Comparison) -> Iterator[Table | Text]:
     """Both sides, every difference, and the verdict."""
     for letter, side in (("A", it.a), ("B", it.b)):
-        yield Text(f"{letter}  {side.path}: {title(side)}, {LAYOUTS[side.layout]} layout", style="bold")
+        yield styled(f"{letter}  {side.path}: {title(side)}, {LAYOUTS[side.layout]} layout", style="bold")
         yield from finding_lines(finding for finding in side.findings if not finding.warning)
     yield from finding_lines(it.findings)
     settings = [*_rows("config", it.config), *_rows("tokenizer", it.tokenizer)]
@@ -27,12 +28,12 @@ def comparison_parts(it: Comparison) -> Iterator[Table | Text]:
     for heads, rows in ((_HEADS, settings), (_HEADS, tensors), (_HEADS[:2], names)):
         if rows:
             yield _table(heads, rows)
-            yield Text("")
+            yield styled()
     if it.values:
         heads = ("values of", "elements\nthat differ", "largest\ndifference", "relative")
         yield _table(heads, _values(it.values))
-        yield Text("")
-    yield Text(_verdict(it), style="bold green" if it.ok else "bold red")
+        yield styled()
+    yield styled(_verdict(it), style="bold green" if it.ok else "bold red")
 
 
 def _rows(what: str, found: tuple[Differing, ...]) -> Iterator[tuple[str, ...]]:
@@ -59,9 +60,9 @@ def _values(values: tuple[ValueDifference, ...]) -> Iterator[tuple[str, ...]]:
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for head in heads:
-        table.add_column(head, overflow="fold")
+        table.add_column(lines(head.split("\n")), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 

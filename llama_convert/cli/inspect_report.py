@@ -12,6 +12,7 @@ from rich.text import Text
 from llama_convert.cli.inspect_tensors import tensor_list
 from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, settings, shown, title
 from llama_convert.cli.report import page, print_page
+from llama_convert.cli.terminal import styled
 from llama_convert.inspection.model import File, Inspection, Kind, Parameters, Release
 from llama_convert.units import format_size
 
@@ -35,13 +36,13 @@ def print_result(result: Inspection | Comparison) -> None:
 
 
 def _inspection(it: Inspection, width: int, *, plain: bool) -> Iterator[Table | Text]:
-    yield Text(f"{it.path}: {title(it)}", style="bold")
+    yield styled(f"{it.path}: {title(it)}", style="bold")
     yield _facts(_told(it))
     if it.tensors:
-        yield Text("")
+        yield styled()
         yield tensor_list(it.tensors, width, plain=plain)
     elif it.kinds:
-        yield Text("")
+        yield styled()
         yield _kinds(it.kinds, it.ranks)
     yield from finding_lines(it.findings)
 
@@ -51,7 +52,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(name, Text(value))
+        table.add_row(name, value)
     return table
 
 
@@ -134,7 +135,7 @@ def _kinds(kinds: Sequence[Kind], ranks: int | None) -> Table:
         table.add_column("on the ranks" if ranks else "", overflow="fold")
     for kind, cut in zip(kinds, cuts, strict=True):
         cells = [str(kind.count), shown(kind.shape), *([kind.dtype] if several else [])]
-        table.add_row(Text(_short(kind.name)), *cells, *([cut] if any(cuts) else []))
+        table.add_row(_short(kind.name), *cells, *([cut] if any(cuts) else []))
     return table
 
 

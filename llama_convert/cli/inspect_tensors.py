@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
+from llama_convert.cli.terminal import styled
 from llama_convert.inspection.model import Tensor
 from llama_convert.units import format_size
 
@@ -47,7 +47,7 @@ def _plain(tensors: Sequence[Tensor]) -> Table:
         table.add_column("in", overflow="fold")
     for one in tensors:
         cells = [*([one.dtype] if len(dtypes) > 1 else []), *([_files(one)] if len(files) > 1 else [])]
-        table.add_row(Text(one.name), _shape(one), format_size(one.bytes), *cells)
+        table.add_row(one.name, _shape(one), format_size(one.bytes), *cells)
     return table
 
 
@@ -61,7 +61,7 @@ def _wide(tensors: Sequence[Tensor], bars: str) -> Table:
     table.add_column("histogram", no_wrap=True)
     table.add_column("NaN, Inf", no_wrap=True)
     for one in tensors:
-        table.add_row(Text(one.name), _shape(one), one.dtype, *_figures(one.stats, bars))
+        table.add_row(one.name, _shape(one), one.dtype, *_figures(one.stats, bars))
     return table
 
 
@@ -70,10 +70,10 @@ def _narrow(tensors: Sequence[Tensor], bars: str) -> Table:
     table.add_column(overflow="fold")
     for one in tensors:
         low, high, mean, std, zeros, histogram, bad = _figures(one.stats, bars)
-        table.add_row(Text.assemble((one.name, "bold"), f"  {_shape(one)} {one.dtype}"))
+        table.add_row(styled((one.name, "bold"), f"  {_shape(one)} {one.dtype}"))
         if one.stats:
             figures = f"{low} to {high}, mean {mean}, std {std}, {zeros} zeros"
-            table.add_row(Text(f"  {histogram}  {figures}" + (f", {bad}" if bad else "")))
+            table.add_row(styled(f"  {histogram}  {figures}" + (f", {bad}" if bad else "")))
     return table
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
+from llama_convert.cli.terminal import styled
 from llama_convert.inspection.model import Inspection
 from llama_convert.verification.report import Finding
 
@@ -40,8 +41,5 @@ def finding_lines(findings: Iterable[Finding]) -> Iterator[Text]:
     for warning, word, style in ((False, "wrong", "bold red"), (True, "odd", "yellow")):
         for finding in (one for one in findings if one.warning is warning):
             place = ": ".join(part for part in (finding.file, finding.tensor) if part)
-            text = Text(f"{word}: ", style=style)
-            text.append(f"{place}: {finding.message}" if place else finding.message, "not bold default")
-            if finding.hint:
-                text.append(f" ({finding.hint})", "not bold default")
-            yield text
+            message = f"{place}: {finding.message}" if place else finding.message
+            yield styled((f"{word}: ", style), message + (f" ({finding.hint})" if finding.hint else ""))

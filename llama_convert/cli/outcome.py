@@ -13,24 +13,19 @@ from math import isfinite
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.names import as_called
+from llama_convert.names import as_called, as_printed
+from llama_convert.redaction import redact
 
 SCHEMA = 1
 """Version of the JSON envelope; it changes when a field's meaning does."""
 
 
-def talk() -> Console:
+def talk() -> Terminal:
     """Where everything for people goes: stderr, so that stdout stays data."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def one_line(text: str) -> str:
-    """Escapes for what would break the line or command a terminal: paths can hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_called(text))
+    return Terminal(stderr=True, soft_wrap=True)
 
 
 def print_json(envelope: dict[str, Any]) -> None:
@@ -40,7 +35,7 @@ def print_json(envelope: dict[str, Any]) -> None:
         OutputError: nobody can read it: stdout is closed, or full.
     """
     content = _sayable({"schema": SCHEMA, **envelope})
-    text = as_called(json.dumps(content, indent=2, default=str, allow_nan=False)) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"  # ASCII: everything else is escaped
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
@@ -52,12 +47,16 @@ def print_json(envelope: dict[str, Any]) -> None:
 
 
 def _sayable(value: Any) -> Any:
-    """JSON knows no infinities, nor what is no number: null."""
+    """Plain data: null for numbers that JSON does not have, and the names that places are called by."""
     if isinstance(value, dict):
-        return {key: _sayable(each) for key, each in value.items()}
+        return {_sayable(key): _sayable(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_sayable(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return as_printed(value if isinstance(value, str) else str(value))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -88,9 +87,7 @@ def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
     except KeyboardInterrupt as error:
         number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
-        left = getattr(error, "left", None)
-        message = f"stopped by {number.name}" + (f"; {left}" if left else "")
-        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message=message)
+        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message="Interrupted.")
     except MemoryError as error:
         _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
     except OSError as error:
@@ -128,7 +125,7 @@ def _fail(
     known: LlamaConvertError | None = None,
 ) -> None:
     if debug:
-        talk().print(Text("".join(traceback.format_exception(error)).rstrip()))
+        talk().print(lines("".join(traceback.format_exception(error)).rstrip().split("\n")))
     _tell(exit_code, code, error, as_json=as_json, message=message, known=known)
     raise typer.Exit(exit_code) from None
 
@@ -145,12 +142,16 @@ def _tell(
     console = talk()
     message, kept = message or str(known or error), getattr(error, "kept", None)
     hint = _hint(known) if known else None
-    if kept:
-        console.print(Text(f"llama-convert: {one_line(kept)}"))
-    told = Text(f"llama-convert: error: {one_line(message)}", style="bold red")
+    resume = kept or ("Nothing to resume." if hasattr(error, "kept") else "")
+    if isinstance(error, KeyboardInterrupt):
+        told = styled(f"llama-convert: {message} {resume}".rstrip())
+    else:
+        if resume:
+            console.print(f"llama-convert: {resume}")
+        told = styled(f"llama-convert: error: {message}", style="bold red")
     console.print(told, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
     if hint:
-        console.print(Text(f"llama-convert: hint: {one_line(hint)}"))  # as one line, so that it can be copied
+        console.print(f"llama-convert: hint: {hint}")  # as one line, so that it can be copied
     if as_json:
         envelope = {
             "ok": False,
@@ -181,5 +182,5 @@ def _save_traceback() -> str:
     with tempfile.NamedTemporaryFile(
         "w", prefix="llama-convert-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
-        traceback.print_exc(file=file)
+        file.write(redact(traceback.format_exc()))
     return file.name

@@ -17,9 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.text import Text
 
-from llama_convert.cli.outcome import one_line
+from llama_convert.cli.terminal import Part, styled
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
@@ -42,15 +41,15 @@ class ConsoleObserver(Observer):
     def note(self, text: str) -> None:
         """Print what was decided."""
         if not self._quiet:
-            self._print(one_line(text))
+            self._print(text)
 
     def warning(self, text: str) -> None:
         """Print what should be looked at."""
-        self._print(("warning: ", "bold yellow"), one_line(text))
+        self._print(("warning: ", "bold yellow"), text)
 
-    def _print(self, *parts: str | tuple[str, str]) -> None:
+    def _print(self, *parts: Part) -> None:
         """One line; between words a terminal may break it, a log may not."""
-        text = Text.assemble("llama-convert: ", *parts)
+        text = styled("llama-convert: ", *parts)
         self._console.print(text, soft_wrap=not self._console.file.isatty())
 
     def start(self, total: int, verb: str = "written") -> None:
@@ -64,7 +63,7 @@ class ConsoleObserver(Observer):
         columns: list[ProgressColumn] = [
             BarColumn(max(4, min(40, self._console.width - beside))),
             DownloadColumn(),
-            *([TextColumn(verb)] if roomy else []),
+            *([TextColumn(verb, markup=False)] if roomy else []),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             *([TextColumn("left, {task.fields[memory]}")] if roomy else []),

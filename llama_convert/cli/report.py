@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.inspect_words import LAYOUTS
+from llama_convert.cli.terminal import Part, Terminal, lines, styled
 from llama_convert.verification.report import Finding, LevelReport, Status, VerifyReport
 
 _PIPE_WIDTH = 160
@@ -21,20 +22,20 @@ _SHORT = 20
 _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: ""}
 
 
-def page() -> Console:
+def page() -> Terminal:
     """Stdout as a page: as wide as the terminal."""
     watched = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if watched else _PIPE_WIDTH)
+    return Terminal(width=None if watched else _PIPE_WIDTH)
 
 
-def print_page(console: Console, parts: Iterable[RenderableType]) -> None:
+def print_page(console: Terminal, parts: Iterable[RenderableType]) -> None:
     """Print one below the other; without the blanks at the ends of lines where it is no terminal."""
     if console.is_terminal:
         console.print(*parts, sep="\n")
         return
     with console.capture() as text:
         console.print(*parts, sep="\n")
-    console.out("\n".join(line.rstrip() for line in text.get().splitlines()), highlight=False)
+    console.print(lines(line.rstrip() for line in text.get().split("\n")[:-1]), soft_wrap=True)
 
 
 def print_report(report: VerifyReport, *, quiet: bool = False) -> None:
@@ -46,8 +47,8 @@ def _parts(report: VerifyReport, quiet: bool) -> Iterator[RenderableType]:
     if not quiet:
         yield _title(report)
         yield _levels(report)
-        yield from (Text(f"{identity.file}: {identity.message}") for identity in report.files)
-        yield from (Text(f"{side} goes on: {text!r}") for side, text in report.continuations.items())
+        yield from (styled(f"{identity.file}: {identity.message}") for identity in report.files)
+        yield from (styled(f"{side} goes on: {text!r}") for side, text in report.continuations.items())
     if any(level.findings for level in report.levels):
         yield _findings(report)
     yield _verdict(report)
@@ -60,7 +61,7 @@ def _title(report: VerifyReport) -> Text:
         text += f" against {report.source} ({LAYOUTS.get(layout, layout)} layout)"
     if report.release:
         text += f": {report.release}"
-    return Text(text, style="bold")
+    return styled(text, style="bold")
 
 
 def _levels(report: VerifyReport) -> Table:
@@ -71,8 +72,8 @@ def _levels(report: VerifyReport) -> Table:
     table.add_column("seconds", justify="right", no_wrap=True)
     for level in report.levels:
         seconds = f"{level.seconds:.1f}" if level.status is not Status.NOT_RUN else ""
-        status = Text(level.status.value, style=_STYLES[level.status])
-        table.add_row(level.level.value, status, Text(level.summary), seconds)
+        status = styled(level.status.value, style=_STYLES[level.status])
+        table.add_row(level.level.value, status, level.summary, seconds)
     return table
 
 
@@ -82,23 +83,23 @@ def _findings(report: VerifyReport) -> Table:
     table.add_column("what is wrong", overflow="fold", ratio=1)
     for level, finding in _in_order(report):
         name, style = level.level.value, "yellow" if finding.warning else "red"
-        table.add_row(Text(f"{name}\nwarning" if finding.warning else name, style=style), _finding(finding))
+        table.add_row(lines([name, "warning"] if finding.warning else [name], style), _finding(finding))
     return table
 
 
 def _finding(finding: Finding) -> Text:
     """Where, what, expected and found, likely cause: a line each, as far as they are known."""
     place = " in ".join(part for part in (finding.tensor, finding.file) if part)
-    text = Text(f"{place}\n" if place else "", style="bold")
-    text.append(finding.message, style="not bold")
+    parts: list[Part] = [(place, "bold")] if place else []
+    parts.append(finding.message)
     if finding.expected or finding.found:
         expected, found = finding.expected or "none", finding.found or "none"
         short = len(expected) <= _SHORT and len(found) <= _SHORT
-        both = f"expected {expected}, found {found}" if short else f"expected {expected}\n   found {found}"
-        text.append(f"\n{both}", "not bold")
+        both = [f"expected {expected}", f"   found {found}"]
+        parts += [f"expected {expected}, found {found}"] if short else both
     if finding.hint:
-        text.append(f"\nhint: {finding.hint}", "not bold italic")
-    return text
+        parts.append((f"hint: {finding.hint}", "italic"))
+    return lines(parts)
 
 
 def _in_order(report: VerifyReport) -> Iterator[tuple[LevelReport, Finding]]:
@@ -111,7 +112,7 @@ def _in_order(report: VerifyReport) -> Iterator[tuple[LevelReport, Finding]]:
 def _verdict(report: VerifyReport) -> Text:
     if not report.ok:
         failed = ", ".join(level.level.value for level in report.levels if level.status is Status.FAIL)
-        return Text(f"FAIL: {failed}", style="bold red")
+        return styled(f"FAIL: {failed}", style="bold red")
     missing = [level.level.value for level in report.levels if level.status is Status.NOT_RUN]
     text = f"pass (not run: {', '.join(missing)})" if missing else "pass"
-    return Text(text, style="bold green")
+    return styled(text, style="bold green")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 
 import typer
-from rich.text import Text
 
-from llama_convert.cli.outcome import one_line, print_json, talk
+from llama_convert.cli.outcome import print_json, talk
+from llama_convert.cli.report import page, print_report
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
@@ -38,9 +38,8 @@ def show_result(
     if options.dry_run:
         if not as_json:
             for name, size in result.files.items():
-                typer.echo(f"{size:>15,}  {name}")
+                page().print(f"{size:>15,}  {name}", soft_wrap=True)
     elif verify and result.published:
-        from llama_convert.cli.report import print_report
         from llama_convert.conversion.record import record_verification
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.run import verify as run_verify
@@ -62,13 +61,15 @@ def show_result(
             words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
-            following = Text(f"llama-convert: verify it with: {one_line(shlex.join(words))}")
-            talk().print(following)  # as one line, however long, so that it can be copied
+            talk().print(
+                f"llama-convert: verify it with: {shlex.join(words)}"
+            )  # as one line, however long, so that it can be copied
 
 
 def _summary(result: ConvertResult, options: ConvertOptions) -> str:
     count = len(result.warnings)
     warned = f", with {count} warning{'s' * (count > 1)}" if count else ""
     if options.dry_run:
-        return f"dry run{warned}: {format_size(sum(result.files.values()))} of weights would be written"
+        total = format_size(sum(result.files.values()))
+        return f"Dry run{warned}: {len(result.files)} files, about {total}, would be written."
     return f"done{warned}" + (f": {result.destination}" if result.published else ", and not published yet")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from llama_convert.cli import options as cli
+
+if TYPE_CHECKING:
+    from llama_convert.verification.options import VerifyOptions
 
 
 def verify_command(
@@ -56,6 +61,7 @@ def verify_command(
     console = talk()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.meant import tokenizer_named
+        from llama_convert.cli.page_file import check_page_file, write_page
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report import print_report
         from llama_convert.conversion.record import record_verification, require_manifest
@@ -77,18 +83,27 @@ def verify_command(
             llama_version=llama_version,
             tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
-        if report and not report.expanduser().parent.is_dir():
-            raise UsageError("BAD_REPORT", f"--report {report}: there is no such folder")
+        _check_used(
+            options,
+            {
+                "--device": device != VerifyOptions.device,
+                "--dtype": dtype != VerifyOptions.dtype,
+                "--positions": positions != VerifyOptions.n_positions,
+                "--prompt": prompt is not None,
+                "--max-new-tokens": max_new_tokens != VerifyOptions.max_new_tokens,
+            },
+        )
+        page = report and report.expanduser()
+        if page:
+            check_page_file(page)
         if record:
             require_manifest(path)
         observer = ConsoleObserver(console, quiet=quiet or as_json)
         result = verify(path, source, options, observer)
         if record:
             record_verification(path, result.abstract)
-        if report:
-            from llama_convert.verification.page import write_page
-
-            write_page(result, report.expanduser())
+        if page:
+            write_page(result, page)
         if as_json:
             exit_code = 0 if result.ok else 1
             print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})
@@ -96,3 +111,19 @@ def verify_command(
             print_report(result, quiet=quiet)
         if not result.ok:
             raise typer.Exit(1)
+
+
+def _check_used(options: VerifyOptions, given: dict[str, bool]) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UsageError: one of those given is of the forward passes, which are not run, or lacks its prompt.
+    """
+    from llama_convert.errors import UsageError
+    from llama_convert.verification.report import Level
+
+    names = [name for name, is_given in given.items() if is_given]
+    if names and Level.LOGITS not in options.levels:
+        raise UsageError("BAD_USAGE", f"{names[0]} only applies to the logits. Add --level logits.")
+    if given["--max-new-tokens"] and options.prompt is None:
+        raise UsageError("BAD_USAGE", "--max-new-tokens only applies with --prompt TEXT.")

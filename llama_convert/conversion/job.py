@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import xxhash
 
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.formats.files import read_small
+
+LARGEST_CARRIED = 64 << 20
+"""Bytes of a file that is carried along; larger ones are left behind."""
 
 
 @dataclass
@@ -29,8 +35,10 @@ class Job:
     """Writes everything but the weights and what belongs to them."""
     small_bytes: int = 0
     """About what those take."""
-    finish: Callable[[Staging], object] = lambda _: None
-    """Writes what can be told only of the finished files."""
+    checklist: bool = False
+    """Whether ``checklist.chk`` is written, which needs the finished files."""
+    source_digests: Mapping[str, str] = field(default_factory=dict)
+    """XXH3-128 of weights by the names that the source has for them, as a manifest next to it says."""
 
     @property
     def folder(self) -> Path:
@@ -43,8 +51,16 @@ class Job:
         return list(self.plan.layouts) if self.plan else []
 
     def settings(self, options: ConvertOptions) -> str:
-        """All that decides the output besides the plan."""
-        return repr((options.decisive, self.result.release, self.result.instruct))
+        """All that decides the output besides the plan: options, and files that are carried along by content.
+
+        Raises:
+            InputError, OutputError: one of these files cannot be read.
+        """
+        files = [*self.carried, *([options.chat_template] if options.chat_template else [])]
+        contents = [
+            (file.name, xxhash.xxh3_128_hexdigest(read_small(file, LARGEST_CARRIED))) for file in files
+        ]
+        return repr((options.decisive, self.result.release, self.result.instruct, contents))
 
 
 Prepare = Callable[[Path, Path, ConvertOptions, Notes], Job]

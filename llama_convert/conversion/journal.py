@@ -1,8 +1,9 @@
-"""What a run has finished, so that the next one goes on from there.
+"""What a run has written, so that the next one resumes there.
 
-A line for each weight, with the digests of its bytes at all its places, and before it a digest of the line.
-A line says what was written, not that it is on disk: the next run believes the digests of what stands there,
-so a torn line, a lost page or a file that somebody touched costs no more than that weight's work.
+A line for each weight that is written, and for each so many bytes of a large one, with the hashes of its
+bytes at all its places, and before it a hash of the line; of several lines of a weight the last counts.  A
+line says what was written, not that it is on disk: the next run hashes what is in the files, so a torn line,
+a lost page or an edited file costs no more than that weight's work.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure, open_own
 from llama_convert.conversion.typed import from_json
+from llama_convert.errors import InputError
+from llama_convert.formats.files import elsewhere, read_descriptor
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import as_called
 
 JOURNAL = ".journal"
+MAX_JOURNAL = 256 << 20
 
 
 def journal_of(file: str) -> str:
@@ -36,29 +41,41 @@ def journal_of(file: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a weight that was written whole."""
+    """What is known of a weight that was written, or of its first rows."""
 
     name: str
+    rows: int
+    """Rows that are written, from the first on; all of them where the weight is complete."""
     digests: tuple[str, ...]
-    """XXH3-128 of the bytes at each place, in the order of the plan."""
+    """XXH3-128 of these rows' bytes at each place, in the order of the plan."""
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
     cast: CastCounts
     oddities: Oddities
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
+    read: tuple[tuple[int, int, int, int], ...] = ()
+    """`Checksums.known` of what was read of the source's storages."""
 
     def __post_init__(self) -> None:
         if not all(0 <= checksum < 1 << 32 for checksum in self.checksums):
             raise ValueError("not a CRC-32")
 
-    def is_of(self, n_places: int) -> bool:
-        """Whether it can be of a weight that is written to so many places."""
-        return len(self.digests) == len(self.checksums) == n_places
+
+class Record:
+    """What `execute` has written of the weights of one plan, as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        """By the weight's name."""
+
+    def add(self, entry: Entry) -> None:
+        """Record what is written of a weight."""
+        self.entries[entry.name] = entry
 
 
-class Journal:
-    """The finished weights of one plan.  Safe to share between threads."""
+class Journal(Record):
+    """What is written of the weights of one plan.  Safe to share between threads."""
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
         """Read what a run of the same plan has left; anything else, or all with `restart`, is thrown away.
@@ -66,12 +83,11 @@ class Journal:
         Raises:
             OutputError: the file cannot be read or written.
         """
+        super().__init__()
         self._path = path
         self._lock = Lock()
-        self.entries: dict[str, Entry] = {}
-        """By the weight's name."""
         self.thrown_away = 0
-        """How many weights an earlier run had finished, of which nothing is kept."""
+        """How many weights an earlier run had begun, of which nothing is kept."""
         self._complete: object = None
         self.is_resumed = False
         """Whether an earlier run of the same plan has left something."""
@@ -82,12 +98,14 @@ class Journal:
             raise failure("cannot be opened", error, path) from error
 
     def _read(self, head: dict[str, str], restart: bool) -> None:
-        with os.fdopen(self._descriptor, "rb", closefd=False) as file:
-            content = file.read()
+        try:
+            content = read_descriptor(self._descriptor, self._path, MAX_JOURNAL)
+        except InputError:  # too large to be one
+            content = b""
         first, *rest = list(unsealed(content)) or [{}]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
-            self.thrown_away = len(rest)
+            self.thrown_away = len({line["name"] for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
             self._append(sealed(head))
             return
@@ -104,7 +122,7 @@ class Journal:
         os.close(self._descriptor)
 
     def add(self, entry: Entry) -> None:
-        """Take note of a weight.
+        """Record what is written of a weight.
 
         Raises:
             OutputError: the file cannot be written.
@@ -114,7 +132,7 @@ class Journal:
                 self._append(sealed(asdict(entry)))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
-            self.entries[entry.name] = entry
+            super().add(entry)
 
     def complete(self, file: Path) -> None:
         """Take note that all of the one file that this journal is of is on disk.
@@ -126,6 +144,19 @@ class Journal:
             try:
                 self._complete = _state(file)
                 self._append(sealed({"complete": self._complete}))
+            except OSError as error:
+                raise failure("cannot be written", error, self._path) from error
+
+    def reopen(self) -> None:
+        """Record that the file is not complete after all: the next run reads it back.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        with self._lock:
+            try:
+                self._complete = None
+                self._append(sealed({"complete": None}))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
 
@@ -166,7 +197,10 @@ def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> st
     return digest.hexdigest()
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path) -> list[int] | str:
+    """What changes when the file does; of an upload, which is complete or absent, the store's version."""
+    if file in elsewhere:
+        return elsewhere[file].version()
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -182,8 +216,8 @@ def unsealed(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.splitlines():
         digest, _, text = line.partition(b" ")
         if digest == xxhash.xxh3_64_hexdigest(text).encode():
-            with suppress(ValueError, RecursionError):
-                value = json.loads(text)
+            with suppress(ValueError):
+                value = parse_json(text)
                 if isinstance(value, dict):
                     yield value
 

@@ -94,6 +94,7 @@ class Lock:
         self._descriptor = -1
 
     def _is_named(self) -> bool:
-        """Whether the file still names this run."""
-        with self._path.open("rb") as file:
-            return file.read(len(self._name) + 1) == self._name
+        """Whether the file is still the one that was locked, and names this run."""
+        if not os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
+            return False
+        return os.pread(self._descriptor, len(self._name) + 1, 0) == self._name

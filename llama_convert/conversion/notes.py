@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llama_convert.observer import Observer
 
 
@@ -16,6 +18,11 @@ class Notes:
         """Something that may be wrong."""
         self.warnings.append(text)
         self.observer.warning(text)
+
+    def warn_of_each(self, findings: Iterable[object]) -> None:
+        """Warn of what was found when a checkpoint was opened."""
+        for finding in findings:
+            self.warn(str(finding))
 
     def note(self, text: str) -> None:
         """Something that was decided."""

@@ -13,6 +13,7 @@ from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
 from llama_convert.llama.releases import Identity
 from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.redaction import redact_url
 
 
 def parse_layout(word: str) -> CheckpointLayout:
@@ -127,4 +128,5 @@ class ConvertResult:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self) | {"destination": str(self.destination), "source": str(self.source)}
+        places = {"destination": self.destination, "source": self.source}
+        return asdict(self) | {name: redact_url(str(place)) for name, place in places.items()}

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
-import xxhash
 
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.conversion.plan import Plan
@@ -33,8 +32,8 @@ class Output(Protocol):
     def open(self) -> None:
         """Open it, unless that is done."""
 
-    def digest(self, offset: int, size: int, stop: Event) -> str:
-        """XXH3-128 of bytes that stand in it, or of fewer if told to stop."""
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Bytes that are in it, in blocks; fewer where it ends or cannot be read back."""
 
     def write(self, block: Bytes, offset: int) -> None:
         """All of the contiguous ``block``, at ``offset``."""
@@ -105,20 +104,18 @@ class LocalOutput:
                 except OSError as error:
                     raise failure("cannot be opened", error, self.path) from error
 
-    def digest(self, offset: int, size: int, stop: Event) -> str:
-        """XXH3-128 of bytes that stand in the file, or of fewer if told to stop."""
-        digest = xxhash.xxh3_128()
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Bytes that are in the file, in blocks; fewer where it ends."""
         end = offset + size
-        while offset < end and not stop.is_set():
+        while offset < end:
             try:
                 block = os.pread(self._descriptor, min(_BLOCK, end - offset), offset)
             except OSError as error:
                 raise failure(f"cannot be read at byte {offset:,}", error, self.path) from error
             if not block:
-                break
-            digest.update(block)
+                return
+            yield block
             offset += len(block)
-        return digest.hexdigest()
 
     def tensor_done(self, name: str, crc32: int) -> None:
         """One more tensor is written; after the last, add the rest, wait until all is on disk, and close."""
@@ -153,6 +150,35 @@ class LocalOutput:
                 raise failure(f"cannot be written at byte {offset + done:,}", error, self.path) from error
             done += count
         self._disk.wrote(self._descriptor, done)
+
+
+class Discarded:
+    """A file that is not written, to learn what would be."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def reserve(self) -> None:
+        """Nothing."""
+
+    def open(self) -> None:
+        """Nothing."""
+
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Nothing."""
+        return iter(())
+
+    def write(self, block: Bytes, offset: int) -> None:
+        """Nothing."""
+
+    def tensor_done(self, name: str, crc32: int) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -53,11 +53,24 @@ class Task:
         """Bytes of the whole weight in its new dtype, each counted once."""
         return math.prod(self.source.shape) * self.dtype.itemsize
 
+    def bytes_of(self, rows: int) -> int:
+        """Bytes of so many of its rows in the new dtype."""
+        return rows * matrix_shape(self.source.shape)[1] * self.dtype.itemsize
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the weight, seen as a matrix."""
+        return matrix_shape(self.source.shape)[0]
+
+    @property
+    def rows_in_a_run(self) -> int:
+        """Rows that are reordered among themselves: a block holds all of them or none."""
+        return self.reorder.run if self.reorder else 1
+
     def only(self, place: Place) -> Task:
         """What of it makes one of its places."""
-        run = self.reorder.run if self.reorder else 1
-        (first, last), (rows, _) = place.rows, matrix_shape(self.source.shape)
-        top, bottom = first // run * run, min(rows, -(-last // run) * run)
+        run, (first, last) = self.rows_in_a_run, place.rows
+        top, bottom = first // run * run, min(self.n_rows, -(-last // run) * run)
         columns = place.columns[1] - place.columns[0]
         there = replace(place, rows=(first - top, last - top), columns=(0, columns))
         return replace(self, source=self.source.part((top, bottom), place.columns), places=(there,))

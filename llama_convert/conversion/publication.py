@@ -21,9 +21,10 @@ from llama_convert.conversion.journal import sealed, unsealed
 from llama_convert.conversion.sync import discard, write_new
 from llama_convert.conversion.typed import from_json
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import read_small
 
 PUBLISHING = ".publishing"
-_MAX_LIST = 16 << 20
+_MAX_BYTES = 4 << 20
 _LAST = (
     "generation_config.json",
     CHECKLIST,
@@ -75,10 +76,9 @@ class Publication:
     def read(cls, staging: Path) -> Publication:
         """The one that was interrupted; without files if there is none."""
         try:
-            with open(staging / PUBLISHING, "rb") as file:
-                (content,) = unsealed(file.read(_MAX_LIST))
+            (content,) = unsealed(read_small(staging / PUBLISHING, _MAX_BYTES))
             publication: Publication = from_json(cls, content)
-        except (OSError, ValueError):
+        except (InputError, OutputError, ValueError):
             return cls()
         return publication if all(map(is_name, [*publication.files, *publication.older])) else cls()
 

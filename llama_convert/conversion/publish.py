@@ -29,7 +29,7 @@ STAGING = ".llama-convert"
 SHARED = "shared"
 """The folder in the staging folder where array tasks work."""
 _PROBE = f"{STAGING}-probe"
-_FOR_GOOD = (InputError, UsageError, RefusedError)
+FOR_GOOD = (InputError, UsageError, RefusedError)
 """Errors that running again does not help: nothing is kept for it."""
 
 
@@ -222,7 +222,7 @@ class Staging:
 
     def keeps(self, error: BaseException) -> bool:
         """Whether something is finished that the next run can go on from, after this error."""
-        return self._has_begun and not isinstance(error, _FOR_GOOD)
+        return self._has_begun and not isinstance(error, FOR_GOOD)
 
     @property
     def _has_begun(self) -> bool:
@@ -230,14 +230,6 @@ class Staging:
         return bool(
             self.journal and (self.journal.entries or any(units) or Publication.read(self.path).files)
         )
-
-    @property
-    def state(self) -> str:
-        """What has become of the output."""
-        if self.is_published:
-            return "the output is whole"
-        begun = any((self.destination / name).exists() for name in Publication.read(self.path).files)
-        return "the files are being moved into place" if begun else "nothing was published"
 
     def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
         untouched = self.journal is None  # by this run

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
-from llama_convert.conversion.card import is_ours, render
-from llama_convert.conversion.sync import discard, failure, sync
-from llama_convert.errors import UsageError
+from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_digests
+from llama_convert.checkpoints.open import open_checkpoint
+from llama_convert.conversion.atomic_file import write_atomically
+from llama_convert.conversion.card import is_complete, is_ours, render
+from llama_convert.conversion.sync import failure
+from llama_convert.errors import InputError, UsageError
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import standing_for
 
@@ -28,7 +30,7 @@ def record_verification(location: Path | str, verification: Mapping[str, Any]) -
 
     Raises:
         UsageError: there is no manifest.
-        InputError: the manifest is damaged.
+        InputError: the manifest is damaged, or describes other weights.
         OutputError: it cannot be written.
     """
     with standing_for(location) as folder:
@@ -49,17 +51,37 @@ def require_manifest(location: Path | str) -> None:
 
     Raises:
         UsageError: there is no manifest.
-        InputError: it is damaged.
+        InputError: it is damaged, or describes other weights.
     """
     if not is_url(location):
         _manifest_of(Path(location).expanduser())
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest, if a result can be written into it.
+
+    Raises:
+        UsageError: there is none.
+        InputError: it is damaged, or describes other weights.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UsageError("BAD_USAGE", f"--record: there is no {MANIFEST} to write the result into")
+    if not is_complete(manifest):
+        message = "Does not describe a conversion: entries are missing or of the wrong type."
+        raise InputError("MANIFEST_VALUE", message, file=folder / MANIFEST)
+    if _is_stale(folder, manifest):
+        hint = "Remove it, README.md and NOTICE, or leave out --record."
+        raise InputError("MANIFEST_STALE", STALE, file=folder / MANIFEST, hint=hint)
     return manifest
+
+
+def _is_stale(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    try:
+        digests = sample_digests(open_checkpoint(folder).weights.values())
+    except InputError:  # what is wrong with the weights is the result to be written
+        return False
+    return agreement(folder, manifest, digests).is_stale
 
 
 def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
@@ -75,13 +97,7 @@ def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
-    file = folder / name
-    new = file.with_name(f".{file.name}.new")
     try:
-        new.write_bytes(content)
-        sync(new)
-        os.replace(new, file)
-        sync(file.parent)
+        write_atomically(folder / name, content)
     except OSError as error:
-        discard(new)
-        raise failure("cannot be written", error, file) from error
+        raise failure("cannot be written", error, folder / name) from error

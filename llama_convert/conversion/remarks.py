@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llama_convert.checkpoints.stored import StoredWeight, files_without_crc
+from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.stored import StoredWeight, storages_without_crc
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.report import Report
-from llama_convert.units import format_size
+from llama_convert.llama.weights import HEAD, Weight
+from llama_convert.units import format_part
 
 _MOST = 10
 """Weights of which one thing is said, before the rest are only counted."""
@@ -18,8 +20,8 @@ def remark_on(report: Report, plan: Plan, notes: Notes) -> None:
     """Say all that was noticed on the way."""
     _checksums(plan, notes)
     if report.kept_bytes:
-        kept, total = format_size(report.kept_bytes), format_size(plan.payload_bytes)
-        notes.note(f"{kept} of {total} stood there from an earlier run, and were found good")
+        kept = format_part(report.kept_bytes, plan.payload_bytes)
+        notes.note(f"Resumed: reused {kept} from the previous run (checksums match).")
     for name, file in report.rounded.items():
         notes.warn(f"{file}: {name}: differs from the first rank's by rounding; the first rank's is kept")
     sources = {task.name: task.source for task in plan.tasks}
@@ -30,12 +32,25 @@ def remark_on(report: Report, plan: Plan, notes: Notes) -> None:
         notes.note(f"{vanished} values were too small for the new dtype and became zero")
 
 
+def warn_of_head(checkpoint: MetaCheckpoint, notes: Notes) -> None:
+    """Warn of rank files without an output head, unless the release is one whose head is the embedding."""
+    if Weight(HEAD) not in checkpoint.weights and not checkpoint.identity.release.tied:
+        notes.warn(
+            f"{checkpoint.folder.path}: no rank file has output.weight, "
+            "so the embedding is used as the output head (tied)"
+        )
+
+
 def _checksums(plan: Plan, notes: Notes) -> None:
-    """A torch file may do without; safetensors never has any."""
-    files = [file for file in files_without_crc(task.source for task in plan.tasks) if file.suffix == ".pth"]
+    """Warn of torch files with storages that no checksum covers; safetensors files never have any."""
+    without = storages_without_crc(task.source for task in plan.tasks)
+    files = [file for file in without if file.suffix == ".pth"]
     if files:
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        notes.warn(f"{files[0]}{more}: no CRC-32s are recorded, so damage would not be seen")
+        first, every = without[files[0]]
+        more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        notes.warn(
+            f"{files[0]}{more}: {first} of {every} storages have no CRC-32, so damage to them goes undetected"
+        )
 
 
 def _odd(report: Report, sources: dict[str, StoredWeight]) -> Iterable[str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
+from llama_convert.checkpoints.huggingface_config import with_tied
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint
 from llama_convert.checkpoints.params import with_kv_heads
-from llama_convert.conversion.carry_over import carry_over, small_files, write_checklist
+from llama_convert.conversion.carry_over import carry_over, small_files
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
@@ -19,8 +20,10 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.remarks import warn_of_head
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
+from llama_convert.llama.releases import Identity
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
 
@@ -45,11 +48,13 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
     tokenizer = options.tokenizer or folder.tokenizer
     kind = open_tokenizer(tokenizer).kind if tokenizer else None
     checkpoint = open_meta(folder, kind, options.llama_version)
+    notes.warn_of_each(checkpoint.warnings)
     axis = options.embedding_axis
     if axis is None:
         axis = checkpoint.embedding_cut
     if axis is None:
         axis = 0 if checkpoint.identity.release.tokenizer == "tiktoken" else 1
+    warn_of_head(checkpoint, notes)
     cut = Cut(checkpoint.config, options.mp, axis)
     plan = plan_meta(checkpoint, None, cut)
     notes.note(
@@ -57,7 +62,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
         f"dim {axis}" + (f", each KV head stored {cut.kv_repeats} times" if cut.kv_repeats > 1 else "")
     )
 
-    carried = small_files(folder.path, skip=("params.json", "tokenizer.model"))
+    carried = small_files(folder.path, folder.rank_files, notes, skip=("params.json", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", with_kv_heads(checkpoint.params, cut.stored_kv_heads))
@@ -66,9 +71,10 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
             staging.write("tokenizer.model", read_small(tokenizer, MAX_TOKENIZER))
 
     read = [*folder.rank_files, checkpoint.params.file]
-    job = _job(source, destination, checkpoint, plan, read, [*carried, *([tokenizer] if tokenizer else [])])
+    along = [*carried, *([tokenizer] if tokenizer else [])]
+    job = _job(source, destination, checkpoint, checkpoint.identity, plan, read, along)
     job.write_small_files = write_small_files
-    job.finish = lambda staging: write_checklist(staging, options, notes)
+    job.checklist = options.checklist
     return job
 
 
@@ -90,12 +96,25 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
         raise nothing_here(source, "huggingface", output=destination, otherwise=otherwise)
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
+    if options.tokenizer:
+        raise UsageError(
+            "BAD_USAGE", "--tokenizer only applies to --mp; --max-shard-size copies SRC's tokenizer."
+        )
     checkpoint = open_huggingface(source)
+    notes.warn_of_each(checkpoint.warnings)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
-    notes.note(f"{checkpoint.identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
-    carried = small_files(source)
-    job = _job(source, destination, checkpoint, plan, [*checkpoint.files, source / "config.json"], carried)
-    job.write_small_files = lambda staging: carry_over(carried, staging)
+    identity = checkpoint.identified(options.llama_version)
+    notes.note(f"{identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
+    settings, tied = checkpoint.settings, checkpoint.config.tied
+    carried = small_files(source, checkpoint.files, notes, skip=(settings.file.name,))
+
+    def write_small_files(staging: Staging) -> None:
+        staging.write(settings.file.name, with_tied(settings, tied))
+        carry_over(carried, staging)
+
+    read = [*checkpoint.files, settings.file]
+    job = _job(source, destination, checkpoint, identity, plan, read, carried)
+    job.write_small_files = write_small_files
     return job
 
 
@@ -103,10 +122,10 @@ def _job(
     source: Path,
     destination: Path,
     checkpoint: Checkpoint,
+    identity: Identity,
     plan: Plan,
     read: list[Path],
     carried: list[Path],
 ) -> Job:
-    identity, dtype = checkpoint.identity, checkpoint.dtype.name
-    result = ConvertResult.of(destination, identity, plan.sizes, dtype=dtype)
+    result = ConvertResult.of(destination, identity, plan.sizes, dtype=checkpoint.dtype.name)
     return Job(source, plan, result, read, carried, lambda _: None)

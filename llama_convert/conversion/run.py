@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,8 @@ from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
 from llama_convert.conversion.job import Prepare
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.conversion.publish import STAGING
+from llama_convert.conversion.source_manifest import read_source_digests
 from llama_convert.conversion.units import Share
 from llama_convert.conversion.workers import Order
 from llama_convert.errors import OutputError, UsageError
@@ -109,6 +111,51 @@ def _run(
     observer: Observer | None,
     executor: Executor | None,
 ) -> ConvertResult:
+    _refuse_contradictions(options, executor)
+    with _saying_that_nothing_is_written(destination):
+        return _prepared(prepare, source, destination, options, observer, executor)
+
+
+def _refuse_contradictions(options: ConvertOptions, executor: Executor | None) -> None:
+    """Refuse options of which one would do nothing.
+
+    Raises:
+        UsageError: two of them are given.
+    """
+    given = {
+        "--array-task": bool(options.array_task),
+        "--finish": options.finish,
+        "--scheduler": executor is not None,
+        "--no-resume": options.finish and not options.resume,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise UsageError("BAD_USAGE", f"{names[0]} and {names[1]} cannot be combined.")
+
+
+@contextmanager
+def _saying_that_nothing_is_written(destination: Path | str) -> Iterator[None]:
+    """Add to an interruption that comes before the first write what an earlier run has saved."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not hasattr(interrupt, "kept"):
+            earlier = not is_url(destination) and (Path(destination).expanduser() / STAGING).exists()
+            kept = (
+                "What earlier runs saved is unchanged. Run the same command to resume." if earlier else None
+            )
+            vars(interrupt).update(resumable=earlier, kept=kept)
+        raise
+
+
+def _prepared(
+    prepare: Prepare,
+    source: Path | str,
+    destination: Path | str,
+    options: ConvertOptions,
+    observer: Observer | None,
+    executor: Executor | None,
+) -> ConvertResult:
     if is_url(source) and options.block_size == DEFAULT_BLOCK_SIZE:
         options = replace(options, block_size=_FAR_BLOCK_SIZE, workers=max(options.workers, _FAR_WORKERS))
     if is_url(source) and is_url(destination) and same_place(str(source), str(destination)):
@@ -121,10 +168,10 @@ def _run(
         store = _store(str(destination), there) if is_url(destination) else None
         job = prepare(here, there, options, notes)
         job.result.source = str(source) if is_url(source) else job.folder
-        if options.dry_run:
-            job.result.warnings = notes.warnings
-            return job.result
+        job.source_digests = read_source_digests(job, notes)
         run = Run(job, options, notes, private=store is not None)
+        if options.dry_run:
+            return replace(run.dry(), destination=str(destination) if is_url(destination) else there)
         order = partial(Order, prepare, _absolute(source), _absolute(destination), options)
         if store is None:
             return _on_disk(run, order, options, executor)

@@ -1,108 +1,136 @@
-"""What stands in the output folder already: nothing to do, if it is this conversion's and good."""
+"""Whether the output folder already holds what a conversion writes, so that there is nothing to do."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-from llama_convert.checkpoints.folders import is_huggingface
-from llama_convert.checkpoints.gather import digest_of
-from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
-from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.source_files import SourceFiles
+from llama_convert.conversion.execute import execute
+from llama_convert.conversion.journal import Record
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.sources import States
+from llama_convert.conversion.output import Discarded
+from llama_convert.conversion.plan import Plan, Task
+from llama_convert.conversion.read_back import first_difference
 from llama_convert.errors import InputError, RefusedError
-from llama_convert.units import format_size
+
+_IDENTIFYING = ("name", "bytes", "xxh3_128")
+"""What a manifest says of a source file and of nothing but its content."""
 
 
 def what_stands(
     destination: Path,
+    plan: Plan,
     identity: str,
-    sources: States,
+    sources: Sequence[Mapping[str, Any]],
     options: ConvertOptions,
     notes: Notes,
+    *,
+    only: Sequence[str] | None = None,
 ) -> dict[str, int] | None:
-    """The files of an earlier run of the same conversion, if they still are what it wrote.
+    """The files of the output, if all of them are what this conversion writes.
+
+    The times of files decide nothing.  Of sources with CRC-32s the plan's identity pins the bytes, and the
+    manifest has the hashes of what they became; others are read and converted again, and only not written.
 
     Args:
         destination: the output folder.
+        plan: what is written of the weights.
         identity: the `plan_digest`.
-        sources: the files that are read; one that is younger than the output makes it stale.
+        sources: `describe_file` of each source file, and its name.
         options: how to read, and whether warnings count.
-        notes: is told of what was found.
+        notes: is told what was found.
+        only: the files whose weights are compared; None: all.
 
     Returns:
-        Bytes of each file; None if something else stands there, or nothing.
+        Bytes of each file; None if something else is there, or nothing.
 
     Raises:
-        RefusedError: `strict`, and that run had warnings.
+        RefusedError: `strict`, and the run that wrote it had warnings.
+        InputError: a source file is damaged.
         OutputError: the machine could not read.
     """
-    manifest = _manifest_of(destination, identity, sources)
+    try:
+        manifest = read_manifest(destination)
+    except InputError:
+        return None
     if manifest is None:
         return None
-    if options.strict and manifest.get("warnings"):
-        message = f"--strict, and the conversion that stands here had {manifest['warnings']} warnings"
-        raise RefusedError("STRICT_WARNINGS", message, file=destination)
-    try:
-        other = next(
-            (n for n, said in promised_files(manifest).items() if not file_matches(destination / n, said)),
-            None,
-        ) or _other_tensor(destination, manifest["tensors"], options, notes)
-    except (InputError, FileNotFoundError) as error:
-        other = str(error)
-    if other:
-        notes.note(f"{destination}: holds this very conversion, but not as it was written: {other}")
+    if manifest.get("plan") != identity:
+        notes.note(f"{destination}: Not up to date: it was written with other options or from other files.")
         return None
+    other = _other_source(manifest, sources) or _other_file(destination, manifest)
+    for part in [plan] if only is None else map(plan.only, only):
+        other = other or _other_weight(destination, part, manifest, options, notes)
+    if other:
+        notes.note(f"{destination}: Not up to date: {other} differs from what this command reads or writes.")
+        return None
+    if options.strict and manifest.get("warnings"):
+        message = f"--strict, and the conversion that wrote it had {manifest['warnings']} warnings"
+        raise RefusedError("STRICT_WARNINGS", message, file=destination)
     there = [destination / name for name in (*manifest["files"], MANIFEST)]
     sizes = {file.name: file.stat().st_size for file in there if file.exists()}
-    total = format_size(sum(sizes.values()))
-    notes.note(f"up to date: {len(sizes)} files, {total}, all as an earlier run wrote them")
+    notes.note(f"Already up to date: {len(sizes)} files match the manifest.")
     return sizes
 
 
-def _manifest_of(destination: Path, identity: str, sources: States) -> dict[str, Any] | None:
-    """The manifest of what stands there, if it is of this plan and younger than all that is read."""
-    try:
-        manifest = read_manifest(destination)
-        written = (destination / MANIFEST).stat().st_mtime_ns
-    except (InputError, OSError):
-        return None
-    if manifest is None or manifest.get("plan") != identity:
-        return None
-    return manifest if all(state.mtime_ns <= written for state in sources.values()) else None
+def _other_source(manifest: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first source file that the output was not made from."""
+    known = [{key: said.get(key) for key in _IDENTIFYING} for said in manifest.get("sources", ())]
+    return next((s["name"] for s in sources if {key: s[key] for key in _IDENTIFYING} not in known), None)
 
 
-def _other_tensor(folder: Path, digests: dict[str, str], options: ConvertOptions, notes: Notes) -> str | None:
-    """The first weight that has another digest than was written down, or is missing.
-
-    Raises:
-        InputError: a file's own checksums tell that it is damaged.
-    """
-    checkpoint = open_huggingface(folder) if is_huggingface(folder) else open_meta(locate(folder))
-    stored = {weight.name: weight for weight in checkpoint.weights.values()}
-    if missing := next((name for name in digests if name not in stored), None):
-        return missing
-    stop = Event()
-    notes.observer.start(sum(weight.nbytes for weight in stored.values()), "looked at")
-    with SourceFiles() as files, ThreadPoolExecutor(options.workers) as pool:
-
-        def digest(name: str) -> str:
-            weight = stored[name]
-            return digest_of(files, weight, options.block_size, notes.observer.advance, stop.is_set)
-
+def _other_file(destination: Path, manifest: Mapping[str, Any]) -> str | None:
+    """The first file that is not what the manifest says; of weights' files, the list of what they hold."""
+    for name, said in promised_files(manifest).items():
         try:
-            pairs = zip(stored, pool.map(digest, stored), strict=True)
-            other = next((name for name, found in pairs if digests.get(name, found) != found), None)
-            if not other:
-                files.check_the_rest(options.block_size)
-            return other
-        finally:
-            stop.set()
-            notes.observer.finish()
+            if not file_matches(destination / name, said):
+                return name
+        except (InputError, FileNotFoundError):
+            return name
+    return None
+
+
+def _other_weight(
+    destination: Path, plan: Plan, manifest: Mapping[str, Any], options: ConvertOptions, notes: Notes
+) -> str | None:
+    """The first tensor of the plan's files that is not what the plan writes."""
+    again = Plan(plan.layouts, tuple(task for task in plan.tasks if not _is_pinned(task, manifest)))
+    notes.observer.start(again.payload_bytes + plan.total_bytes, "compared")
+    try:
+        known = {name: (digest,) for name, digest in manifest["tensors"].items()}
+        digests = {**known, **_converted_again(again, options, notes)}
+        difference = first_difference(
+            destination,
+            plan,
+            digests,
+            workers=options.workers,
+            block_size=options.block_size,
+            progress=notes.observer.advance,
+        )
+    finally:
+        notes.observer.finish()
+    return ": ".join(difference) if difference else None
+
+
+def _is_pinned(task: Task, manifest: Mapping[str, Any]) -> bool:
+    """Whether the plan has checksums of all that the weight is read from, and the manifest of its bytes."""
+    recorded = all(slab.storage.crc32 is not None for slab in task.source.slabs)
+    return recorded and task.name in manifest["tensors"]
+
+
+def _converted_again(plan: Plan, options: ConvertOptions, notes: Notes) -> Mapping[str, Sequence[str]]:
+    """The hashes of what the weights of a plan become, at each of their places."""
+    outputs = {file: Discarded(layout) for file, layout in plan.layouts.items()}
+    record = Record()
+    execute(
+        plan,
+        outputs,
+        record,
+        workers=options.workers,
+        block_size=options.block_size,
+        progress=notes.observer.advance,
+    )
+    return {name: entry.digests for name, entry in record.entries.items()}

@@ -17,9 +17,11 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.remarks import warn_of_head
 from llama_convert.conversion.sync import failure
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
+from llama_convert.formats.files import read_small
 from llama_convert.llama.releases import Identity, Traits, identify, parse_version
 from llama_convert.tokenizers import (
     Tokenizer,
@@ -28,10 +30,13 @@ from llama_convert.tokenizers import (
     chat_template,
     convert_tokenizer,
     open_tokenizer,
+    special_tokens,
 )
 from llama_convert.units import parse_size
 
 TOKENIZER_ONLY = "tokenizer_only"
+_MAX_TEMPLATE = 1 << 20
+_TOKENIZER_OPTIONS = ("special_tokens", "chat_template")
 _TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
 
 
@@ -59,6 +64,9 @@ class _Conversion:
         dtype = parse_weight_dtype(options.dtype)
         max_shard_size = parse_size(options.max_shard_size)
         if options.model_size == TOKENIZER_ONLY:
+            if dtype or options.max_shard_size != ConvertOptions.max_shard_size:
+                message = "--dtype and --max-shard-size only apply to weights; tokenizer_only writes none."
+                raise UsageError("BAD_USAGE", message)
             return self._tokenizer_only()
         folder = locate(
             self.source,
@@ -70,12 +78,14 @@ class _Conversion:
             self.notes.note(f"the checkpoint is in {folder.path}")
         tokenizer = self._tokenizer(folder)
         checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
+        self.notes.warn_of_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
         instruct = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
-        terms = licences(folder)
+        warn_of_head(checkpoint, self.notes)
+        terms = licences(folder, self.notes)
 
         def write_small_files(staging: Staging) -> None:
             carry_over(terms, staging)
@@ -98,7 +108,8 @@ class _Conversion:
         folder = self.source if self.source.is_dir() else self.source.parent
         places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
         path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
-        tokenizer = open_tokenizer(path)
+        tokenizer = self._open_tokenizer(path)
+        self._warn_of_weight_options()
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
         instruct = self._instruct(identity, MetaFolder(folder, (), path, (folder.resolve().name,)))
 
@@ -110,13 +121,51 @@ class _Conversion:
 
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
+        if path is None and self.own_template is not None:
+            message = "--chat-template is written with a tokenizer, and there is none."
+            raise UsageError("BAD_USAGE", message, hint="Pass --tokenizer PATH too.")
         if path is None:
+            self._refuse_tokenizer_options("without a tokenizer", *_TOKENIZER_OPTIONS)
             self.warn(
                 f"{folder.path}: no tokenizer.model here or one folder up, so none is converted; "
                 "--tokenizer PATH names one"
             )
             return None
-        return open_tokenizer(path)
+        return self._open_tokenizer(path)
+
+    def _open_tokenizer(self, path: Path) -> Tokenizer:
+        tokenizer = open_tokenizer(path)
+        if not tokenizer.n_special:
+            reason = f"with a {tokenizer.kind} tokenizer, whose file names its special tokens"
+            self._refuse_tokenizer_options(reason, "special_tokens")
+        elif self.options.special_tokens:
+            special_tokens("llama3.1", self.options.special_tokens)  # refuses what cannot be used
+        if tokenizer.differing is not None:
+            self.warn(
+                f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example "
+                f"for {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
+                "transformers 4, which reads tokenizer.model."
+            )
+        return tokenizer
+
+    def _refuse_tokenizer_options(self, reason: str, *names: str) -> None:
+        """Refuse options that would do nothing.
+
+        Raises:
+            UsageError: one of them was given.
+        """
+        for name in names:
+            if getattr(self.options, name):
+                flag = f"--{name.replace('_', '-')}"
+                hint = f"Remove {flag}, or name another tokenizer.model with --tokenizer PATH."
+                raise UsageError("BAD_USAGE", f"{flag} has no effect {reason}", hint=hint)
+
+    def _warn_of_weight_options(self) -> None:
+        """Warn of options that do nothing where no weights are written; a script may always give them."""
+        default = ConvertOptions()
+        for name in ("dtype", "max_shard_size", "num_shards"):
+            if getattr(self.options, name) != getattr(default, name):
+                self.warn(f"--{name.replace('_', '-')} has no effect: {TOKENIZER_ONLY} writes no weights.")
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
         """Warn of flags that the files do not bear out; the files are right."""
@@ -227,9 +276,11 @@ def _read_template(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("BAD_TEMPLATE", f"cannot be read: {error}", file=file) from None
+        return read_small(file, _MAX_TEMPLATE).decode("utf-8")
+    except InputError as error:
+        raise UsageError("BAD_TEMPLATE", error.message, file=file) from None
+    except UnicodeDecodeError:
+        raise UsageError("BAD_TEMPLATE", "not UTF-8 text", file=file) from None
 
 
 def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:

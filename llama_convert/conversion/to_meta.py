@@ -10,10 +10,9 @@ from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.params import params_json
 from llama_convert.conversion.carry_over import (
     carry_over,
-    carry_tokenizer_back,
     small_files,
+    tokenizer_back,
     tokenizer_sources,
-    write_checklist,
 )
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
@@ -24,7 +23,6 @@ from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release, identify
-from llama_convert.tokenizers import open_tokenizer
 
 
 def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
@@ -41,9 +39,8 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
             output=destination,
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
-    if options.tokenizer:
-        open_tokenizer(options.tokenizer)  # refuses what is none
     checkpoint = open_huggingface(source)
+    notes.warn_of_each(checkpoint.warnings)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
     readers = identify(checkpoint.traits(), options.llama_version).release
     _check_sayable(config, readers, source / "config.json", notes)
@@ -57,12 +54,14 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
-    carried = small_files(source, skip=("*.json", "*.jinja", "tokenizer.model"))
-    tokenizer = tokenizer_sources(source, options.tokenizer, destination)
+    tokenizer_files = tokenizer_sources(source, options.tokenizer, destination)
+    tokenizer = tokenizer_back(tokenizer_files, source, config.vocab_size, notes)
+    carried = small_files(source, checkpoint.files, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
         staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
-        carry_tokenizer_back(tokenizer, source, staging, notes)
+        if tokenizer is not None:
+            staging.write("tokenizer.model", tokenizer)
         carry_over(carried, staging)
 
     return Job(
@@ -70,9 +69,9 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
         [*checkpoint.files, source / "config.json"],
-        [*carried, *tokenizer],
+        [*carried, *tokenizer_files],
         write_small_files,
-        finish=lambda staging: write_checklist(staging, options, notes),
+        checklist=options.checklist,
     )
 
 

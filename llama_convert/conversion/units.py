@@ -6,15 +6,19 @@ Of each a journal in the staging folder tells whether it is written, and what wa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_convert.conversion.execute import Progress, fits
 from llama_convert.conversion.journal import Entry, Journal, journal_of
+from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.read_back import first_difference
 from llama_convert.conversion.report import Report, report_of_units
 from llama_convert.errors import OutputError, UsageError
+from llama_convert.formats.files import elsewhere
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
     Raises:
         OutputError: not all of them are complete.
     """
-    units = {file: _entries(plan, staging.path, file, fingerprint) for file in plan.layouts}
+    units = {file: _entries(plan.only(file), staging.path, file, fingerprint) for file in plan.layouts}
     missing = [file for file, entries in units.items() if entries is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -60,31 +64,117 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
     return report_of_units(plan, {file: entries for file, entries in units.items() if entries is not None})
 
 
+def check_units(
+    plan: Plan, folder: Path, fingerprint: str, options: ConvertOptions, progress: Progress
+) -> None:
+    """Read what the units have written, and compare it with their journals.
+
+    Uploads are not read: a store shows them complete or not at all, and the journal has the version it gave.
+
+    Raises:
+        OutputError: a file is not what was written; its journal no longer calls it complete.
+    """
+    for file in units_here(plan, folder):
+        unit = plan.only(file)
+        journal = _journal(unit, folder, file, fingerprint)
+        if journal is None:
+            continue
+        digests = {name: entry.digests for name, entry in journal.entries.items()}
+        difference = first_difference(
+            folder,
+            unit,
+            digests,
+            workers=options.workers,
+            block_size=options.block_size,
+            progress=progress,
+        )
+        if difference:
+            journal = Journal(folder / journal_of(file), fingerprint)
+            journal.reopen()
+            journal.close()
+            raise OutputError(
+                "OUTPUT_CHECKSUM",
+                f"{difference[1]} is not what was written.",
+                file=folder / file,
+                hint="Run the array task that writes this file again; it rewrites only what is damaged.",
+            )
+
+
+def units_here(plan: Plan, folder: Path) -> list[str]:
+    """The files that can be read back."""
+    return [file for file in plan.layouts if folder / file not in elsewhere]
+
+
 def is_complete(plan: Plan, folder: Path, fingerprint: str) -> bool:
     """Whether every unit is."""
-    return all(_entries(plan, folder, file, fingerprint) is not None for file in plan.layouts)
+    return all(_entries(plan.only(file), folder, file, fingerprint) is not None for file in plan.layouts)
 
 
-def _entries(plan: Plan, folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
-    """What a unit's journal tells; None if there is none, or it is not complete.
+def _entries(unit: Plan, folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
+    """What a unit's journal records; None if there is none, or it is not complete."""
+    journal = _journal(unit, folder, file, fingerprint)
+    return journal.entries if journal and is_written(unit, journal, folder / file) else None
 
-    Lines may be lost, and a journal may have lines that are of no weight in the file.
-    """
+
+def is_written(unit: Plan, journal: Journal, path: Path) -> bool:
+    """Whether a unit's journal calls its file complete, and has the lines of all its weights."""
+    rows = {name: entry.rows for name, entry in journal.entries.items()}
+    return journal.is_complete(path) and all(rows.get(task.name) == task.n_rows for task in unit.tasks)
+
+
+def _journal(unit: Plan, folder: Path, file: str, fingerprint: str) -> Journal | None:
+    """A unit's journal with the lines that can be of its weights; None if there is none."""
     path = folder / journal_of(file)
     if not path.is_file():
         return None
     journal = Journal(path, fingerprint)
     journal.close()
-    names = {task.name for task in plan.tasks if any(place.file == file for place in task.places)}
-    entries = {name: entry for name, entry in journal.entries.items() if name in names and entry.is_of(1)}
-    return entries if journal.is_complete(folder / file) and entries.keys() == names else None
+    tasks = {task.name: task for task in unit.tasks}
+    entries = journal.entries.items()
+    journal.entries = {n: entry for n, entry in entries if n in tasks and fits(entry, tasks[n])}
+    return journal
 
 
 def adopt(plan: Plan, staging: Staging, fingerprint: str) -> None:
-    """Let a run of its own go on from units, as far as they hold whole weights."""
+    """Let one process resume what array tasks have begun, where it writes the same weights."""
     assert staging.journal
+    for entry in adoptable(plan, staging.path, fingerprint):
+        if entry.name not in staging.journal.entries:
+            staging.journal.add(entry)
+
+
+def adoptable(plan: Plan, folder: Path, fingerprint: str) -> Iterator[Entry]:
+    """Of weights that are in one file each, what the units' journals record."""
     places = {task.name: task.places for task in plan.tasks}
     for file in plan.layouts:
-        for name, entry in (_entries(plan, staging.path, file, fingerprint) or {}).items():
-            if len(places[name]) == 1 and name not in staging.journal.entries:
-                staging.journal.add(entry)
+        journal = _journal(plan.only(file), folder, file, fingerprint)
+        for name, entry in journal.entries.items() if journal else ():
+            if len(places[name]) == 1:
+                yield entry
+
+
+def saved_bytes(plan: Plan, entries: Mapping[str, Entry]) -> int:
+    """Bytes of weights that these entries record."""
+    return sum(task.bytes_of(entries[task.name].rows) for task in plan.tasks if task.name in entries)
+
+
+def saved_in_units(
+    plan: Plan, folder: Path, fingerprint: str, files: Iterable[str], *, only_complete: bool
+) -> tuple[int, int]:
+    """Bytes of weights that the units' journals record, and of all weights in these files.
+
+    Args:
+        plan: what is written.
+        folder: the staging folder.
+        fingerprint: what the journals begin with.
+        files: the units.
+        only_complete: count no part of a file, as of uploads, which cannot be resumed.
+    """
+    saved = total = 0
+    for file in files:
+        unit = plan.only(file)
+        journal = _journal(unit, folder, file, fingerprint)
+        total += unit.payload_bytes
+        if journal and (is_written(unit, journal, folder / file) or not only_complete):
+            saved += saved_bytes(unit, journal.entries)
+    return saved, total

@@ -25,7 +25,7 @@ import xxhash
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.journal import JOURNAL, Journal, journal_of, sealed, unsealed
+from llama_convert.conversion.journal import JOURNAL, MAX_JOURNAL, Journal, journal_of, sealed, unsealed
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publication import PUBLISHING, in_order, is_name
@@ -33,10 +33,10 @@ from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
 from llama_convert.conversion.typed import from_json
 from llama_convert.conversion.units import gather
-from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.formats.files import elsewhere
+from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
 from llama_convert.formats.layout import Layout
-from llama_convert.stores.filesystem import open_filesystem, persistently, shown
+from llama_convert.stores.filesystem import is_web, open_filesystem, persistently, shown
 from llama_convert.stores.mount import put_placeholder
 
 _PART = 16 << 20
@@ -54,7 +54,7 @@ class Store:
         Raises:
             UsageError: the URL cannot be written to.
         """
-        if url.startswith(("http://", "https://")):
+        if is_web(url):
             raise UsageError("BAD_URL", "web servers cannot be written to; s3:// and gs:// can")
         if url.startswith(("file://", "local://")):
             raise UsageError("BAD_URL", "Is a local folder.", file=url, hint="Pass its path instead.")
@@ -121,7 +121,7 @@ class Store:
         self.remove(*older, *reversed(self._small))
         for name in older:
             (self.place / name).unlink()
-        self.put(f"{STAGING}/{JOURNAL}", (staging.path / JOURNAL).read_bytes())
+        self.put(f"{STAGING}/{JOURNAL}", read_small(staging.path / JOURNAL, MAX_JOURNAL))
 
     def upload(self, plan: Plan, name: str, options: ConvertOptions, fingerprint: str) -> None:
         """One file, unless it is there, and then its journal.
@@ -139,7 +139,9 @@ class Store:
         journal.close()
         journal = Journal(path, fingerprint, restart=True)
         try:
-            self.put(f"{STAGING}/{path.name}", path.read_bytes())  # what comes is ours, whole or not
+            self.put(
+                f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL)
+            )  # what comes is ours, whole or not
             output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
             block_size = options.block_size
             execute(plan, {name: output}, journal, workers=1, block_size=block_size, progress=self._go_on)
@@ -148,7 +150,7 @@ class Store:
             journal.complete(placeholder)
         finally:
             journal.close()
-        self.put(f"{STAGING}/{path.name}", path.read_bytes())
+        self.put(f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL))
 
     def _go_on(self, _: int) -> None:
         """Asked at every block, so that nobody waits for a file that is given up."""
@@ -162,7 +164,7 @@ class Store:
         self.put(f"{STAGING}/{PUBLISHING}", sealed(asdict(listed)))  # what comes is ours
         self.remove(*(name for name in reversed(self._small) if name not in small))
         for name in small:
-            self.put(name, (self.place / name).read_bytes())
+            self.put(name, read_small(self.place / name, MAX_TOKENIZER_JSON))
         self.remove_traces(weights)
 
     def clear(self, weights: Mapping[str, int]) -> None:
@@ -215,9 +217,9 @@ class _List:
     def read(cls, file: Path) -> _List:
         """The one that a file holds; an empty one if it holds none."""
         try:
-            (content,) = unsealed(file.read_bytes())
+            (content,) = unsealed(read_small(file, MAX_JOURNAL))
             listed: _List = from_json(cls, content)
-        except (OSError, ValueError):
+        except (InputError, OutputError, ValueError):
             return cls()
         return listed if all(map(is_name, listed.files)) else cls()
 
@@ -226,7 +228,7 @@ def _describe(file: Path) -> tuple[int, str] | None:
     """Size and XXH3-128 of a small file; None if there is none."""
     if not file.is_file() or file in elsewhere:
         return None
-    content = file.read_bytes()
+    content = read_small(file, MAX_TOKENIZER_JSON)
     return len(content), xxhash.xxh3_128_hexdigest(content)
 
 
@@ -252,9 +254,9 @@ class _Upload:
     def open(self) -> None:
         """It is."""
 
-    def digest(self, offset: int, size: int, stop: Event) -> str:
-        """Nothing can be looked at before it is whole."""
-        return ""
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Nothing: an upload cannot be read back before it is complete."""
+        return iter(())
 
     def write(self, block: Bytes, offset: int) -> None:
         """The next bytes, and before them what lies between the tensors."""

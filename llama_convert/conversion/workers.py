@@ -24,7 +24,7 @@ from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import SHARED, STAGING, Staging
 from llama_convert.conversion.report import Report
 from llama_convert.conversion.sources import check_unchanged, states_of
-from llama_convert.conversion.units import gather
+from llama_convert.conversion.units import gather, is_written
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
@@ -50,6 +50,11 @@ class Order:
     folder: str = SHARED
     """Where in the destination's staging folder to write; of no matter for a URL."""
 
+    @property
+    def staging(self) -> Path:
+        """The folder to write to."""
+        return Path(self.destination) / STAGING / self.folder
+
 
 def write_unit(order: Order, file: str) -> int:
     """Write one of the output's files in the staging folder, unless that is done; on disk when this returns.
@@ -72,10 +77,10 @@ def write_unit(order: Order, file: str) -> int:
 
 
 def _write(order: Order, job: Job, plan: Plan, file: str) -> None:
-    folder = Path(order.destination) / STAGING / order.folder
+    folder = order.staging
     journal = Journal(folder / journal_of(file), order.fingerprint, restart=not order.options.resume)
     try:
-        if not journal.is_complete(folder / file):
+        if not is_written(plan, journal, folder / file):
             before = states_of({*job.read, *plan.sources})
             options = order.options
             with on_disk(plan, folder, fsync=options.fsync) as outputs:

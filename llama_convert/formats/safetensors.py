@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from llama_convert.dtypes import BY_SAFETENSORS, Dtype
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_plain, other_kind, quoted, read_at, reading
+from llama_convert.formats.files import HEAD_SIZE, SAFETENSORS, is_plain, kind_of, quoted, read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_strides
 
 _MAX_HEADER = 2 << 20
@@ -94,9 +94,11 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
         raise refuse("its header is no JSON") from None
     if not isinstance(entries, dict):
         raise refuse("its header is no JSON object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:  # null, too, is what the library takes for none
+        metadata = {}
     if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
-        raise refuse("its metadata are not pairs of words")
+        raise refuse('"__metadata__" in its header must be an object of strings')
     tensors = []
     for name, entry in entries.items():
         if not is_plain(name):
@@ -151,11 +153,14 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
         if len(prefix) < 8:
             raise refuse(f"has {size} bytes: {'no safetensors file' if size else 'it is empty'}")
         length: int = struct.unpack("<Q", prefix)[0]
-        if length > _MAX_HEADER or length > size - 8:
-            if other := other_kind(read_at(reader, 24, 0)):
-                raise InputError("INPUT_SAFETENSORS", other[0], file=file, hint=other[1])
-            raise refuse(f"says that its header has {length:,} bytes: damaged, or no safetensors file")
-        header = read_at(reader, length, 8)
-    if not header.startswith(b"{"):
-        raise refuse("its header is no JSON object")
-    return header, 8 + length, size
+        if length <= min(_MAX_HEADER, size - 8):
+            header = read_at(reader, length, 8)
+            if header.startswith(b"{"):
+                return header, 8 + length, size
+        kind = kind_of(read_at(reader, HEAD_SIZE, 0))
+    if kind not in (None, SAFETENSORS):
+        message = f"{kind.name}; not a safetensors file"
+        raise InputError("INPUT_SAFETENSORS", message, file=file, hint=kind.hint)
+    if length > min(_MAX_HEADER, size - 8):
+        raise refuse(f"damaged, or not a safetensors file: the header would have {length:,} bytes")
+    raise refuse("its header is no JSON object")

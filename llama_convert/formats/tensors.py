@@ -13,7 +13,7 @@ from llama_convert.dtypes import Dtype
 class Storage:
     """A run of bytes in a file that one or more tensors are views of.
 
-    `crc32` is the checksum the file records for it, None where it records none.
+    `crc32` is the checksum the file records for it, None where it records none (in a zip archive: 0).
     """
 
     file: Path

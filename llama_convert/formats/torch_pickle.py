@@ -195,6 +195,11 @@ class _Machine:
                 break
             handler = handlers.get(opcode)
             if handler is None:
+                if not data.startswith(b"\x80"):
+                    message = (
+                        "data.pkl is of pickle protocol 0 or 1; save the file again with torch.save's default"
+                    )
+                    raise PickleRefusedError("INPUT_PICKLE", message)
                 raise PickleRefusedError(
                     "INPUT_PICKLE",
                     f"data.pkl: unexpected instruction {opcode:#04x} at byte {self.position - 1}",

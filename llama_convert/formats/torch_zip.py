@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from llama_convert.errors import InputError
 from llama_convert.formats.files import Reader, is_plain, quoted, read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_pickle import Pairs, PickleRefusedError, TensorRecord, read_pickle
-from llama_convert.formats.zip_directory import ZipDirectory, read_directory
+from llama_convert.formats.zip_directory import ZipDirectory, ZipEntry, read_directory
 
 _MAX_PICKLE = 2 << 20  # 405B has 0.4 MB a file; a byte can ask for a hundred bytes of memory
 _MAX_AXES = 8
-_MAX_TENSOR = 1 << 40
-"""Bytes.  A view whose stride is 0 can have any number of elements."""
+_MAX_EXPANDED = 1 << 20
+"""Elements of a vector that repeats those of its storage, as `Tensor.expand` makes; no model is wider."""
+_MAX_REUSE = 16
+"""Times that the tensors of a file may use each byte of its storages, on average (tied: twice)."""
+_MAX_EXPANDED_BYTES = 256 << 20
+"""Bytes of all expanded vectors of a file; the norms of 405B have 17 MB in float32."""
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
@@ -41,11 +46,23 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
             )
         if not isinstance(value, TensorRecord):
             kind = "dict" if isinstance(value, Pairs) else type(value).__name__
-            raise InputError("INPUT_PICKLE", f"is a {kind}, expected a tensor", file=file, tensor=name)
+            hint = "If the model is in that dict, save it alone with torch.save." if kind == "dict" else None
+            message = f"is a {kind}, expected a tensor"
+            raise InputError("INPUT_PICKLE", message, file=file, tensor=name, hint=hint)
         tensors[name] = _locate(file, name, value, directory)
     if not tensors:
         raise InputError("INPUT_PICKLE", "the state dict is empty", file=file)
+    _check_reuse(file, tensors.values())
     return tensors
+
+
+def _check_reuse(file: Path, tensors: Iterable[StoredTensor]) -> None:
+    """Refuse a small file that describes more bytes than anyone can read."""
+    described = sum(tensor.nbytes for tensor in tensors)
+    stored = sum(storage.size for storage in {tensor.storage for tensor in tensors})
+    if described > _MAX_REUSE * stored + _MAX_EXPANDED_BYTES:
+        message = f"its tensors describe {described:,} bytes, but share {stored:,} bytes"
+        raise InputError("INPUT_VIEW", message, file=file)
 
 
 def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
@@ -56,13 +73,7 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
     if entry.size > _MAX_PICKLE:
         raise InputError("INPUT_PICKLE", f"data.pkl has {entry.size:,} bytes; no Llama needs that", file=file)
     data = read_at(reader, entry.size, entry.offset)
-    if directory.has_checksums and zlib.crc32(data) != entry.crc32:
-        raise InputError(
-            "INPUT_CRC",
-            f"data.pkl: CRC-32 {zlib.crc32(data):08x}, recorded {entry.crc32:08x}; the file is damaged",
-            file=file,
-            hint="download it again",
-        )
+    _check_crc(file, data, entry, directory)
     byteorder = directory.entries.get("byteorder")
     if byteorder and read_at(reader, min(byteorder.size, 6), byteorder.offset) != b"little":
         raise InputError(
@@ -76,6 +87,14 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
         kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
         raise InputError("INPUT_PICKLE", f"top level is a {kind}, expected a dict of tensors", file=file)
     return content
+
+
+def _check_crc(file: Path, data: bytes, entry: ZipEntry, directory: ZipDirectory) -> None:
+    """Compare data.pkl's CRC-32 unless no entry has one: torch computes it with any storage's, or alone."""
+    found = zlib.crc32(data)
+    if found != entry.crc32 and any(other.crc32 for other in directory.entries.values()):
+        message = f"data.pkl is damaged: its CRC-32 is {found:08x}, recorded is {entry.crc32:08x}"
+        raise InputError("INPUT_CRC", message, file=file, hint="Download it again.")
 
 
 def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory) -> StoredTensor:
@@ -99,8 +118,11 @@ def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory
         )
     if len(record.shape) > _MAX_AXES:
         raise InputError("INPUT_VIEW", f"has {len(record.shape)} axes", file=file, tensor=name)
-    if math.prod(record.shape) * itemsize > _MAX_TENSOR:
-        raise InputError("INPUT_VIEW", f"is said to be {list(record.shape)}", file=file, tensor=name)
+    numel = math.prod(record.shape)
+    expanded = len(record.shape) == 1 and numel <= _MAX_EXPANDED
+    if numel * itemsize > entry.size and not expanded:
+        message = f"is {list(record.shape)}, but its elements share {entry.size:,} bytes"
+        raise InputError("INPUT_VIEW", message, file=file, tensor=name)
     if 0 not in record.shape:
         last = record.offset + sum((n - 1) * s for n, s in zip(record.shape, record.strides, strict=True))
         if (last + 1) * itemsize > entry.size:
@@ -110,7 +132,6 @@ def _locate(file: Path, name: str, record: TensorRecord, directory: ZipDirectory
                 file=file,
                 tensor=name,
             )
-    crc32 = entry.crc32 if directory.has_checksums else None
-    storage = Storage(file, entry.offset, entry.size, crc32)
+    storage = Storage(file, entry.offset, entry.size, entry.crc32 or None)
     offset = entry.offset + record.offset * itemsize
     return StoredTensor(name, record.dtype, record.shape, record.strides, offset, storage)

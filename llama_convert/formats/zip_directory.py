@@ -12,7 +12,17 @@ import zipfile
 from dataclasses import dataclass
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import Reader, is_plain, other_kind, quoted, read_at
+from llama_convert.formats.files import (
+    HEAD_SIZE,
+    LEGACY_TORCH,
+    TORCH,
+    ZIP,
+    Reader,
+    is_plain,
+    kind_of,
+    quoted,
+    read_at,
+)
 from llama_convert.formats.torch_writer import Entry
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
@@ -28,6 +38,7 @@ class ZipEntry:
     offset: int
     size: int
     crc32: int
+    """0 also where it was not computed."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,6 @@ class ZipDirectory:
 
     root: str
     entries: dict[str, ZipEntry]
-    has_checksums: bool
-    """False when every CRC-32 is zero, torch's way of saying "not computed"."""
 
 
 def read_directory(reader: Reader) -> ZipDirectory:
@@ -102,8 +111,7 @@ def read_directory(reader: Reader) -> ZipDirectory:
         entries[name] = ZipEntry(offset, info.file_size, info.CRC)
     if len(roots) > 1:
         raise refuse("INPUT_ZIP", f"entries lie under several roots: {', '.join(sorted(roots)[:3])}")
-    has_checksums = any(entry.crc32 for entry in entries.values())
-    return ZipDirectory(next(iter(roots), ""), entries, has_checksums)
+    return ZipDirectory(next(iter(roots), ""), entries)
 
 
 class _Stream(io.RawIOBase):
@@ -172,22 +180,16 @@ def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
     return int(start + name_length + extra_length)
 
 
-_LEGACY = b"\x80\x02\x8a\x0a"
-
-
 def _refuse_other_kinds(reader: Reader) -> None:
     """Name what lies here instead of an archive, when the first bytes tell."""
     file = reader.file
     if reader.size == 0:
         raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
-    head = read_at(reader, 24, 0)
-    if head.startswith(_LEGACY):
-        message, hint = "torch's format from before version 1.6", "save it anew with torch.save"
-        raise InputError("INPUT_LEGACY", message, file=file, hint=hint)
-    if head.startswith(bytes(16)):
-        message = "begins with zeros: download not finished?"
-        raise InputError("INPUT_NOT_TORCH", message, file=file, hint="download it again")
-    if other := other_kind(head):
-        raise InputError("INPUT_NOT_TORCH", f"{other[0]}; not a torch checkpoint", file=file, hint=other[1])
-    if not head.startswith(b"PK"):
+    kind = kind_of(read_at(reader, HEAD_SIZE, 0))
+    if kind in (TORCH, ZIP):
+        return
+    if kind is None:
         raise InputError("INPUT_NOT_TORCH", "not a torch checkpoint (no zip archive)", file=file)
+    if kind == LEGACY_TORCH:
+        raise InputError("INPUT_LEGACY", kind.name, file=file, hint=kind.hint)
+    raise InputError("INPUT_NOT_TORCH", f"{kind.name}; not a torch checkpoint", file=file, hint=kind.hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import xxhash
 
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import InputError, OutputError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.inspection.describe import describe, progress
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 from llama_convert.inspection.model import Inspection
@@ -18,6 +19,7 @@ from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import standing_for
+from llama_convert.verification.readings import agreed
 from llama_convert.verification.report import Finding
 from llama_convert.verification.weights import Difference, Pair, Rows, differing, pairs
 
@@ -45,7 +47,7 @@ def compare(
 
 def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     """Values too, if somebody counts."""
-    sides = (open_any(a), open_any(b))
+    sides = _agreed(open_any(a), open_any(b))
     said = (describe(sides[0]), describe(sides[1]))
     one, other = (_by_weight(opened) for opened in sides)
     only = [_lacking(*way) for way in ((one, other, *said), (other, one, *said))]
@@ -55,7 +57,11 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     return Comparison(
         a=said[0],
         b=said[1],
-        config=tuple(_settings(said[0].config, said[1].config)),
+        config=tuple(
+            setting
+            for setting in _settings(said[0].config, said[1].config)
+            if setting.name != "tied" or not _heads_decide(one, other, *sides)
+        ),
         only_in_a=only[0],
         only_in_b=only[1],
         shapes=tuple(
@@ -75,9 +81,20 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
     )
 
 
+def _agreed(a: Opened, b: Opened) -> tuple[Opened, Opened]:
+    """Both, Meta's files taken for a release that the other checkpoint is of, if they allow that."""
+    side_b, side_a, _ = agreed(b.side, a.side)
+    return replace(a, side=side_a), replace(b, side=side_b)
+
+
 def _by_weight(opened: Opened) -> Entries:
     """Tensors by what they are in either layout; constants that every reader computes anew are left out."""
     return {entry.weight or entry.name: entry for entry in opened.entries if not entry.recomputed}
+
+
+def _heads_decide(one: Entries, other: Entries, a: Opened, b: Opened) -> bool:
+    """Whether being tied is no setting: Meta's files have none, and each side stores an LM head."""
+    return "meta" in (a.layout, b.layout) and all(Weight(HEAD) in side for side in (one, other))
 
 
 def _lacking(one: Entries, other: Entries, a: Inspection, b: Inspection) -> tuple[str, ...]:
@@ -114,7 +131,7 @@ def _tokenizer(one: Opened, other: Opened, a: Inspection, b: Inspection) -> Iter
     yield from found
     files = (one.side.tokenizer, other.side.tokenizer)
     if same_form and not found and None not in files:
-        digests = [xxhash.xxh3_128_hexdigest(file.read_bytes()) for file in files if file]
+        digests = [xxhash.xxh3_128_hexdigest(read_small(file, MAX_TOKENIZER_JSON)) for file in files if file]
         if digests[0] != digests[1]:
             yield Differing("content (XXH3-128)", *digests)
 
@@ -141,7 +158,7 @@ def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
         InputError: the order of rows is unknown.
     """
     if a.side.checkpoint and b.side.checkpoint:
-        return pairs(a.side.checkpoint, b.side.checkpoint, files)[0]
+        return pairs(a.side.checkpoint, b.side.checkpoint, files)
     if a.layout != b.layout:
         broken = a if a.side.checkpoint is None else b
         message = "the layouts order rows differently, by the width of heads, which is not known here"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.json_object import read_json_object
-from llama_convert.checkpoints.manifest import read_manifest
+from llama_convert.checkpoints.manifest_check import current_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.huggingface_plan import plan_huggingface
-from llama_convert.errors import LlamaConvertError
+from llama_convert.errors import LlamaConvertError, UsageError
 from llama_convert.inspection.counts import count_dtypes, count_parameters, kinds_of
 from llama_convert.inspection.folder import checksums_of, files_of
 from llama_convert.inspection.model import Conversion, Inspection, Release, Tensor, Tokenizer
@@ -32,6 +32,8 @@ from llama_convert.verification.report import Finding
 if TYPE_CHECKING:
     from llama_convert.inspection.stats import Stats
 
+_SAMPLE_BYTES = 1 << 20
+"""How much to read of the weights, to see whether the manifest is of them: a few norms."""
 _PEAK = 128 << 20
 _PEAK_WITH_CAST = 512 << 20
 """What conversions of any size stay below: `tests/test_memory.py`."""
@@ -40,7 +42,7 @@ _PEAK_WITH_CAST = 512 << 20
 def inspect(
     path: Path | str, *, tensors: str | None = None, stats: bool = False, observer: Observer | None = None
 ) -> Inspection:
-    """Describe a checkpoint; no weight is read unless `stats` is asked for.
+    """Describe a checkpoint; of the weights no more than 1 MB is read unless `stats` is asked for.
 
     Args:
         path: a folder in Hugging Face's or in Meta's layout, or one ``.pth`` or ``.safetensors`` file,
@@ -64,6 +66,8 @@ def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Insp
     if tensors is None and not counting:
         return described
     chosen = [entry for entry in opened.entries if matches(entry, tensors or "*")]
+    if tensors and not chosen:
+        raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=path)
     listed = [_tensor(entry) for entry in chosen]
     if not counting:
         return replace(described, tensors=tuple(listed))
@@ -75,6 +79,8 @@ def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Insp
 def describe(opened: Opened) -> Inspection:
     """All that headers and small files tell."""
     findings = [Finding.of(problem) for problem in opened.problems]
+    if opened.side.checkpoint:
+        findings += [Finding.of(error, warning=True) for error in opened.side.checkpoint.warnings]
     tokenizer, wrong = words_of(opened)
     findings += wrong
     config, raw = _config(opened)
@@ -117,7 +123,7 @@ def _release(opened: Opened, tokenizer: Tokenizer | None) -> Release | None:
     if checkpoint is None:
         return None
     try:
-        manifest = read_manifest(opened.folder)
+        manifest = current_manifest(opened.folder, checkpoint.weights.values(), _SAMPLE_BYTES)
     except LlamaConvertError:
         manifest = None
     said = manifest.get("release") if manifest else None

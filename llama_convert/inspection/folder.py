@@ -9,7 +9,7 @@ from pathlib import Path
 from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.checkpoints.stored import files_without_crc
+from llama_convert.checkpoints.stored import storages_without_crc
 from llama_convert.inspection.model import File
 from llama_convert.inspection.opened import Opened, weight_files
 
@@ -78,7 +78,7 @@ def checksums_of(opened: Opened) -> tuple[str, ...]:
     if (
         opened.layout == "meta"
         and opened.entries
-        and not files_without_crc(entry.stored for entry in opened.entries)
+        and not storages_without_crc(entry.stored for entry in opened.entries)
     ):
         found.append("CRC-32s in the files")
     if not opened.single_file:

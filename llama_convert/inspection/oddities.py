@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from llama_convert.checkpoints.stored import Slab, files_without_crc
+from llama_convert.checkpoints.stored import Slab, storages_without_crc
 from llama_convert.formats.tensors import Storage
 from llama_convert.inspection.model import DtypeCount, File
 from llama_convert.inspection.opened import Entry, Opened
@@ -86,10 +86,12 @@ def _is_strided(entry: Entry, slab: Slab) -> bool:
 
 
 def _checksums(opened: Opened) -> Iterator[Finding]:
-    without = files_without_crc(entry.stored for entry in opened.entries)
+    without = storages_without_crc(entry.stored for entry in opened.entries)
     if opened.layout == "meta" and without:
-        number = f"{len(without)} files record" if len(without) > 1 else "records"
-        yield _odd("CHECKSUMS_MISSING", f"{number} no CRC-32s: damage would not be seen", without[0].name)
+        file, (first, every) = next(iter(without.items()))
+        more = f", also in {len(without) - 1} more files" if len(without) > 1 else ""
+        message = f"{first} of {every} storages have no CRC-32, so damage to them goes undetected{more}"
+        yield _odd("CHECKSUMS_MISSING", message, file.name)
 
 
 def _beside(files: Iterable[File]) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llama_convert.checkpoints.huggingface import proved
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.inspection.model import Release
 from llama_convert.llama.releases import Identity, TokenizerKind
@@ -20,11 +19,10 @@ def release_of(checkpoint: Checkpoint, tokenizer: TokenizerKind | None, manifest
     if isinstance(checkpoint, MetaCheckpoint):
         return _shown(checkpoint.identity)
     identity = checkpoint.identified(None, tokenizer)
-    readings = (identity.release, *identity.alternatives)
-    said = next((row for row in readings if manifest and manifest.startswith(f"{row.title} ")), None)
+    said = next((row for row in identity.readings if manifest and manifest.startswith(f"{row.title} ")), None)
     if said is None:
         return _shown(identity)
-    return _shown(proved(identity, said, readings, f"llama-convert.json says {manifest}"))
+    return _shown(identity.proved(said, identity.readings, f"llama-convert.json says {manifest}"))
 
 
 def _shown(identity: Identity) -> Release:

@@ -8,18 +8,18 @@ joined block by block (Chan, Golub and LeVeque 1979).  NaN and infinities are co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from llama_convert.checkpoints.gather import Bytes, as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import StoredWeight
+from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from llama_convert.errors import LlamaConvertError, OutputError
 from llama_convert.inspection.histogram import Counts, Floats, Histogram, histogram_of
+from llama_convert.worker_threads import stoppable_threads
 
 BLOCK_SIZE = 1 << 20
 WORKERS = 2
@@ -53,7 +53,7 @@ def all_stats(
     tensors: Sequence[StoredWeight],
     files: SourceFiles,
     progress: Callable[[int], None] = lambda _: None,
-) -> Iterable[Stats | LlamaConvertError]:
+) -> list[Stats | LlamaConvertError]:
     """The figures of each tensor in turn, or why it cannot be read whole.
 
     Raises:
@@ -62,14 +62,14 @@ def all_stats(
 
     def work(stored: StoredWeight) -> Stats | LlamaConvertError:
         try:
-            return tensor_stats(stored, files, progress=progress)
+            return tensor_stats(stored, files, progress=progress, stopped=stop.is_set)
         except OutputError:
             raise
         except LlamaConvertError as error:
             return error
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        yield from pool.map(work, tensors)
+    with stoppable_threads(WORKERS) as (pool, stop):
+        return list(pool.map(work, tensors))
 
 
 def tensor_stats(
@@ -77,19 +77,31 @@ def tensor_stats(
     files: SourceFiles,
     block_size: int = BLOCK_SIZE,
     progress: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Stats:
-    """The figures of one tensor.
+    """The figures of one tensor; of a part of it once it is ``stopped``.
 
     Raises:
         InputError: a file is damaged, or copies in it differ.
         OutputError: the machine could not read.
     """
     tally = _Patterns(stored.dtype) if stored.dtype in (FLOAT16, BFLOAT16) else _Values(stored.dtype)
-    for start, stop in row_blocks(stored, block_size):
-        block = rows_of(files, stored, start, stop)
+    for part, (start, stop) in _blocks(stored, block_size):
+        if stopped():
+            break
+        block = rows_of(files, part, start, stop)
         tally.add(block)
         progress(block.nbytes)
     return tally.stats()
+
+
+def _blocks(stored: StoredWeight, block_size: int) -> Iterator[tuple[StoredWeight, tuple[int, int]]]:
+    """Ranges of rows of about ``block_size`` bytes; a row that has more is split by columns."""
+    rows, columns = matrix_shape(stored.shape)
+    width = max(1, block_size // stored.dtype.itemsize)
+    for left in range(0, columns, width):
+        part = stored.part((0, rows), (left, min(left + width, columns))) if columns > width else stored
+        yield from ((part, block) for block in row_blocks(part, block_size))
 
 
 class _Patterns:

@@ -7,6 +7,8 @@ from typing import Any
 
 from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER
 from llama_convert.inspection.model import Tokenizer
 from llama_convert.inspection.opened import Opened
 from llama_convert.tokenizers import Tokenizer as Original
@@ -14,7 +16,6 @@ from llama_convert.tokenizers import open_tokenizer
 from llama_convert.tokenizers.sentencepiece_model import PieceType, SentencePieceModel
 from llama_convert.verification.report import Finding
 
-_MAX_BYTES = 256 << 20
 _SPECIAL_PIECES = (PieceType.CONTROL, PieceType.UNKNOWN)
 
 
@@ -60,7 +61,9 @@ def read_words(file: Path, original: Original | None = None) -> Tokenizer:
 
 
 def _of_json(file: Path) -> Tokenizer:
-    content = read_json_object(file, "TOKENIZER_JSON", belongs="", max_bytes=_MAX_BYTES).content
+    content = read_json_object(
+        file, "TOKENIZER_JSON", belongs="", max_bytes=MAX_TOKENIZER_JSON, most_lists=MOST_LISTS_OF_TOKENIZER
+    ).content
     model, added = content.get("model"), content.get("added_tokens") or []
     model = model if isinstance(model, dict) else {}
     vocabulary = model.get("vocab")

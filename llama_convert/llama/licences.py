@@ -82,6 +82,9 @@ _LICENCES = {
     ("3.3", None): LLAMA_3_3,
 }
 
+NOTICES = frozenset(licence.notice for licence in _LICENCES.values() if licence.notice)
+"""The notice of every license that has one."""
+
 
 def licence_of(version: str, size: str | None) -> Licence:
     """The licence of a release's weights, and of what is made from them.

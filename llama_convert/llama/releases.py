@@ -8,7 +8,8 @@ never beyond them.  Figures: the ``params.json`` files and Hugging Face configs 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llama_convert.errors import UsageError
@@ -260,8 +261,22 @@ class Identity:
 
     @property
     def title(self) -> str:
-        """Such as ``Llama 3.1 8B``."""
-        return f"{self.release.title} {self.size.label if self.size else '(a shape of its own)'}"
+        """For example ``Llama 3.1 8B``; of a size that Meta never released, the architecture alone."""
+        return f"{self.release.title} {self.size.label if self.size else 'architecture (custom size)'}"
+
+    @property
+    def readings(self) -> tuple[Release, ...]:
+        """Every release that the files allow, the chosen one first."""
+        return self.release, *self.alternatives
+
+    def proved(self, release: Release, readings: Iterable[Release], *signs: str) -> Identity:
+        """The identity once ``signs``, stronger than a guess or a name, speak for one of ``readings``."""
+        proof = [sign for sign in self.evidence if sign not in _GUESSES and "with norm_eps" not in sign]
+        others = tuple(row for row in readings if row is not release)
+        return replace(self, release=release, evidence=(*proof, *signs), alternatives=others)
+
+
+_GUESSES = ("the most common of the possible releases", "the folder's name says so")
 
 
 def _family(traits: Traits) -> tuple[TokenizerKind, str]:

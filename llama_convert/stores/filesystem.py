@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from llama_convert.errors import InputError, OutputError, UsageError
+from llama_convert.redaction import redact_url
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 _FORBIDDEN = "permission denied; are the credentials in place?"
 ATTEMPTS = 6
 _FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
-_CONNECT, _READ = 10, 60
+CONNECT, READ = 10, 60
 """Seconds until an answer, and until the next bytes of one, are given up."""
 
 _HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/[^/]+(/.*)?)?/?")
@@ -34,11 +35,31 @@ def same_place(one: str, other: str) -> bool:
     return type(fs) is type(other_fs) and path.strip("/") == other_path.strip("/")
 
 
+def is_web(url: str) -> bool:
+    """Whether it is a web server's, which neither lists files nor takes them."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def below(url: str, name: str) -> str:
+    """The URL of a file in a folder; a web server's query stays at its end."""
+    return _with_path(url, lambda path: f"{path.rstrip('/')}/{name}")
+
+
+def above(url: str) -> str:
+    """The URL of the folder that a file or folder is in."""
+    return _with_path(url, lambda path: path.rstrip("/").rpartition("/")[0])
+
+
+def _with_path(url: str, change: Callable[[str], str]) -> str:
+    if not is_web(url):
+        return change(url)
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=change(parts.path)))
+
+
 def shown(url: str) -> str:
     """The URL as it may be printed: without what may be a secret, a password or a signature."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", "")).rstrip("/")
+    return redact_url(url).rstrip("/")
 
 
 @lru_cache(maxsize=16)
@@ -67,6 +88,10 @@ def open_filesystem(url: str, *, writing: bool = False) -> tuple[Any, str]:
         raise UsageError("BAD_URL", message) from None
     if scheme in ("s3", "s3a") and not writing:
         fs.retries = 1
+    if is_web(url):
+        from llama_convert.stores.web import WebFiles
+
+        fs = WebFiles(fs)
     return fs, path
 
 
@@ -75,17 +100,12 @@ def _options(scheme: str, *, writing: bool) -> dict[str, Any]:
         return {
             "use_listings_cache": False,
             "config_kwargs": {
-                "connect_timeout": _CONNECT,
-                "read_timeout": _READ,
+                "connect_timeout": CONNECT,
+                "read_timeout": READ,
                 "max_pool_connections": 64,
                 "retries": {"mode": "standard", "total_max_attempts": 3 if writing else 1},
             },
         }
-    if scheme in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_READ)
-        return {"client_kwargs": {"timeout": timeout}}
     return {"use_listings_cache": False}
 
 

@@ -6,7 +6,6 @@ far as, somebody asks for them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +14,21 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import Elsewhere, elsewhere, is_plain
+from llama_convert.formats.files import Elsewhere, elsewhere, is_file_name
+from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import call
-from llama_convert.stores.far_reader import FarReader, ShortAnswerError
-from llama_convert.stores.filesystem import is_url, open_filesystem, persistently, shown
+from llama_convert.stores.far_reader import FarReader
+from llama_convert.stores.filesystem import above, below, is_url, is_web, open_filesystem, persistently, shown
 
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 _SMALL = 64 << 20
 _MOST_FILES = 20_000
+_MOST_RANKS = 256
+_MOST_SHARDS = 2048
+_MOST_INDEX = 2 << 20
 _DEPTH = 3
 _KNOWN = (
     "params.json", "config.json", "generation_config.json", "model.safetensors",
@@ -65,10 +69,9 @@ def standing_for(location: Path | str, *, may_be_absent: bool = False) -> Iterat
 def mount(url: str, root: Path, *, may_be_absent: bool = False) -> Path:
     """Make what stands for a URL below ``root``; raises as `standing_for`."""
     fs, path = open_filesystem(url)
-    names = [
-        part for part in PurePosixPath(path.partition("://")[2] or path).parts if part not in ("/", "..")
-    ]
+    names = [part for part in PurePosixPath(shown(url).partition("://")[2]).parts if part not in ("/", "..")]
     place = root.joinpath(*names[-3:])
+    call(place.parent, shown(url).rpartition("/")[0])
     call(place, shown(url))
     found = dict(_entries(fs, path, url))
     if not found and not may_be_absent:
@@ -79,13 +82,15 @@ def mount(url: str, root: Path, *, may_be_absent: bool = False) -> Path:
         return place
     place.mkdir(parents=True)
     if found and "tokenizer.model" not in found and len(names) > 1:
-        above = path.rstrip("/").rpartition("/")[0]
-        if info := _info(fs, f"{above}/tokenizer.model", url):
-            _place(fs, f"{above}/tokenizer.model", place.parent / "tokenizer.model", info, url)
+        tokenizer = below(above(path), "tokenizer.model")
+        if info := _info(fs, tokenizer, url):
+            _place(
+                fs, tokenizer, place.parent / "tokenizer.model", info, below(above(url), "tokenizer.model")
+            )
     for name, info in found.items():
         file = place / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        _place(fs, f"{path.rstrip('/')}/{name}", file, info, f"{url.rstrip('/')}/{name}")
+        _place(fs, below(path, name), file, info, below(url, name))
     return place
 
 
@@ -135,19 +140,22 @@ def _modified(info: Info) -> int:
 
 def _entries(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
     """The files at a path, three folders deep, by their path below it; a file itself by no name."""
-    if url.startswith(("http://", "https://")):
-        yield from _probe(fs, path.rstrip("/"), url)
+    if is_web(url):
+        yield from _probe(fs, path, url)
         return
-    listed = dict(_walk(fs, path, url, _DEPTH))
-    if len(listed) > _MOST_FILES:
-        raise InputError(
-            "INPUT_SEVERAL", f"{shown(url)}: holds {len(listed):,} files: no checkpoint's folder"
-        )
+    listed: dict[str, Info] = {}
+    for name, info in _walk(fs, path, url, _DEPTH):
+        listed[name] = info
+        if len(listed) > _MOST_FILES:
+            message = (
+                f"{shown(url)}: more than {_MOST_FILES:,} files and folders; expected a checkpoint folder"
+            )
+            raise InputError("INPUT_SEVERAL", message)
     base = path.strip("/")
     for name, info in sorted(listed.items()):
         below = name.strip("/").removeprefix(base).strip("/")
         parts = below.split("/") if below else []
-        if all(is_plain(part) and part not in (".", "..") for part in parts) and info["type"] == "file":
+        if all(map(is_file_name, parts)) and info["type"] == "file":
             yield below, info
 
 
@@ -162,38 +170,50 @@ def _walk(fs: Any, path: str, url: str, depth: int) -> Iterator[tuple[str, Info]
         return listed
 
     for info in persistently("listing", shown(url), ask):
-        if info["type"] != "directory":
-            yield info["name"], info
-        elif depth > 1 and info["name"].strip("/") != path.strip("/"):
+        yield info["name"], info
+        if info["type"] == "directory" and depth > 1 and info["name"].strip("/") != path.strip("/"):
             yield from _walk(fs, info["name"], url, depth - 1)
 
 
 def _probe(fs: Any, path: str, url: str) -> Iterator[tuple[str, Info]]:
     """Known names, asked for one by one: web servers do not list."""
-    if PurePosixPath(path).suffix in _WEIGHTS:
+    if PurePosixPath(shown(path)).suffix in _WEIGHTS:
         info = _info(fs, path, url)
         yield from [("", info)] if info else []
         return
+    if _info(fs, below(path, f"no-such-file-{uuid4().hex}.json"), url):
+        message = f"{shown(url)}: the server answers requests for files that do not exist"
+        hint = "Check the URL in a browser: a login page or a web application may answer for the files."
+        raise InputError("INPUT_SERVER", message, hint=hint)
     for name in _KNOWN:
-        if info := _info(fs, f"{path}/{name}", url):
+        if info := _info(fs, below(path, name), url):
             yield name, info
             if name.endswith(".index.json"):
-                yield from _shards(fs, path, name, url)
-    rank = 0
-    while info := _info(fs, f"{path}/consolidated.{rank:02d}.pth", url):
-        yield f"consolidated.{rank:02d}.pth", info
-        rank += 1
+                yield from _shards(fs, path, name, info, url)
+    for rank in range(_MOST_RANKS + 1):
+        name = f"consolidated.{rank:02d}.pth"
+        info = _info(fs, below(path, name), url)
+        if info is None:
+            return
+        if rank == _MOST_RANKS:
+            raise InputError("INPUT_SERVER", f"{shown(url)}: more than {_MOST_RANKS} rank files")
+        yield name, info
 
 
-def _shards(fs: Any, path: str, index: str, url: str) -> Iterator[tuple[str, Info]]:
-    content = persistently("reading", shown(url), lambda: fs.cat_file(f"{path}/{index}"))
+def _shards(fs: Any, path: str, index: str, listed: Info, url: str) -> Iterator[tuple[str, Info]]:
+    size = listed["size"] or 0
+    if not 0 < size <= _MOST_INDEX:
+        return  # who reads it says what is wrong
+    content = persistently("reading", shown(url), lambda: fs.cat_file(below(path, index), 0, size))
     try:
-        names = sorted(set(json.loads(content)["weight_map"].values()))
+        names = sorted(set(parse_json(content)["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError):
         return  # who reads it says what is wrong
-    for name in names[:_MOST_FILES]:
-        plain = isinstance(name, str) and is_plain(name) and "/" not in name and name != ".."
-        if plain and (info := _info(fs, f"{path}/{name}", url)):
+    if len(names) > _MOST_SHARDS:
+        message = f"{index} names {len(names):,} files; at most {_MOST_SHARDS:,} are read from a web server"
+        raise InputError("INPUT_SERVER", f"{shown(url)}: {message}")
+    for name in names:
+        if isinstance(name, str) and is_file_name(name) and (info := _info(fs, below(path, name), url)):
             yield name, info
 
 
@@ -202,8 +222,6 @@ def _info(fs: Any, path: str, url: str) -> Info | None:
 
     def ask() -> Info | None:
         try:
-            if url.startswith(("http://", "https://")) and len(fs.cat_file(path, start=0, end=1)) > 1:
-                raise ShortAnswerError  # it sends all of it, whatever part is asked for
             info: Info = fs.info(path)
         except FileNotFoundError:
             return None

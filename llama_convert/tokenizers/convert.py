@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,9 @@ def convert_tokenizer(
         path.write_text(text, encoding="utf-8", newline="\n")
         written.append(path)
     if tokenizer.kind == "sentencepiece":
-        written.append(Path(shutil.copyfile(tokenizer.path, folder / "tokenizer.model")))
+        path = folder / "tokenizer.model"
+        path.write_bytes(read_small(tokenizer.path, MAX_TOKENIZER))
+        written.append(path)
     return TokenizerReport(
         bos_id=pipeline.special[pipeline.bos],
         eos_id=pipeline.special[pipeline.eos],

@@ -54,6 +54,15 @@ class Tokenizer(ABC):
         """Tokens that a model can emit."""
         return self.n_base + self.n_special
 
+    @property
+    def differing(self) -> str | None:
+        """A text to which tokenizer.json gives other ids than Meta's code; None: no such text is known."""
+        return None
+
+    @abstractmethod
+    def holds(self, name: str, number: int | None) -> bool:
+        """Whether Meta's code has a token with this name, at this id if one is given."""
+
     @abstractmethod
     def pipeline(self, options: TokenizerOptions) -> Pipeline:
         """The same tokenizer as the library `tokenizers` has to be told it."""

@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.tokenizers.bpe import too_many_merges
+from llama_convert.tokenizers.merge_order import SPACE, MergeOrder, order_merges
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Json, Pipeline, Tokenizer, bos_template, bpe, sequence
-
-SPACE = "▁"
-"""U+2581, which stands for a space within pieces."""
 
 # Code Llama's infilling pieces (Meta's `codellama: llama/tokenizer.py`).  Typed as text they are made by
 # ordinary merges; as special tokens they can also be left out when ids are decoded.
@@ -81,6 +81,32 @@ class SentencePieceModel(Tokenizer):
         """The pieces, special ones and all."""
         return len(self.pieces)
 
+    @property
+    def user_defined(self) -> list[str]:
+        """The pieces that sentencepiece neither splits nor joins, the longest first."""
+        texts = (piece.text for piece in self.pieces if piece.type is PieceType.USER_DEFINED)
+        return sorted(texts, key=len, reverse=True)
+
+    @cached_property
+    def merge_order(self) -> MergeOrder:
+        """The merges for tokenizer.json."""
+        scores = {piece.text: piece.score for piece in self.pieces if piece.type is PieceType.NORMAL}
+        return order_merges(scores, self.user_defined)
+
+    @property
+    def differing(self) -> str | None:
+        """A text to which tokenizer.json gives other ids than sentencepiece; None: no such text was found."""
+        return self.merge_order.differing
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each piece."""
+        return {piece.text: number for number, piece in enumerate(self.pieces)}
+
+    def holds(self, name: str, number: int | None) -> bool:
+        """Whether there is such a piece."""
+        return name in self.ids and number in (None, self.ids[name])
+
     def pipeline(self, options: TokenizerOptions) -> Pipeline:
         """The same tokenizer for the Rust library.
 
@@ -89,19 +115,17 @@ class SentencePieceModel(Tokenizer):
         before each stretch between such tokens.
         """
         names = [piece.text for piece in self.pieces]
-        ids = {name: number for number, name in enumerate(names)}
+        ids = self.ids
         control = [number for number, piece in enumerate(self.pieces) if piece.type is PieceType.CONTROL]
         marks = [ids[name] for name in (*INFILL, STEP) if name in ids]
         # sentencepiece never cuts a user-defined piece; as a pre-token it is taken whole by `ignore_merges`.
-        whole = sorted(
-            (p.text for p in self.pieces if p.type is PieceType.USER_DEFINED), key=len, reverse=True
-        )
+        whole = self.user_defined
         bos, eos = names[self.bos_id], names[self.eos_id]
         return Pipeline(
             special={names[number]: number for number in sorted({self.unk_id, *control, *marks})},
             model=bpe(unk=names[self.unk_id], fuse_unk=True, byte_fallback=True, ignore_merges=bool(whole)),
             vocab=names,
-            merges=_merges(self.pieces),
+            merges=self.merge_order.merges,
             bos=bos,
             eos=STEP if options.instruct and STEP in ids else eos,
             unk=names[self.unk_id],
@@ -137,16 +161,6 @@ def read_sentencepiece(path: Path, data: bytes) -> SentencePieceModel:
     ids = _check_pieces(path, pieces)
     unk = next(number for number, piece in enumerate(pieces) if piece.type is PieceType.UNKNOWN)
     return SentencePieceModel(path, pieces, unk_id=unk, bos_id=ids["<s>"], eos_id=ids["</s>"])
-
-
-def _merges(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
-    """Every way to join two pieces into one: by falling score of the whole, then by the ids of its parts."""
-    normal = {p.text: number for number, p in enumerate(pieces) if p.type is PieceType.NORMAL}
-    for whole in sorted(normal, key=lambda text: -pieces[normal[text]].score):
-        cuts = ((whole[:cut], whole[cut:]) for cut in range(1, len(whole)))
-        parts = [(normal[left], normal[right]) for left, right in cuts if left in normal and right in normal]
-        for left, right in sorted(parts):
-            yield pieces[left].text, pieces[right].text
 
 
 def _replace(old: str, new: str) -> Json:
@@ -194,6 +208,9 @@ def _check_pieces(path: Path, pieces: Sequence[Piece]) -> dict[str, int]:
     for found, fault in faults:
         if found:
             raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {fault}", file=path)
+    large = too_many_merges(ids)
+    if large:
+        raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {large}", file=path)
     return ids
 
 

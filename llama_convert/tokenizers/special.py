@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, get_args
 
 from llama_convert.errors import UsageError
@@ -48,6 +48,11 @@ _NAMED: dict[SpecialNaming, tuple[str, ...]] = {
     ),
 }
 assert set(_NAMED) == set(get_args(SpecialNaming))
+
+SPECIAL_NAMES = frozenset(
+    chain(*_NAMED.values(), map(_reserved, range(N_SPECIAL)), ("<|step_id|>", "<|image|>"))
+)
+"""All names that releases have for special tokens, those of Meta's own code (llama-models) included."""
 
 
 def special_tokens(naming: SpecialNaming, override: Sequence[str] = ()) -> tuple[str, ...]:

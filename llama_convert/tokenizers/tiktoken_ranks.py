@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.tokenizers.bpe import splits, too_many_merges
 from llama_convert.tokenizers.options import TokenizerOptions
 from llama_convert.tokenizers.pipeline import Pipeline, Tokenizer, bos_template, bpe, sequence
 from llama_convert.tokenizers.special import (
@@ -18,6 +19,7 @@ from llama_convert.tokenizers.special import (
     END_OF_TEXT,
     END_OF_TURN,
     N_SPECIAL,
+    SPECIAL_NAMES,
     special_tokens,
 )
 
@@ -44,6 +46,14 @@ class TiktokenModel(Tokenizer):
     def n_base(self) -> int:
         """The ranks."""
         return len(self.tokens)
+
+    def holds(self, name: str, number: int | None) -> bool:
+        """Whether there is such a rank, or Meta's code so names a special token."""
+        if number is None:
+            return name in SPECIAL_NAMES or name in map(_printable, self.tokens)
+        if number < self.n_base:
+            return _printable(self.tokens[number]) == name
+        return number < self.n_words and name in SPECIAL_NAMES
 
     def pipeline(self, options: TokenizerOptions) -> Pipeline:
         """With `ignore_merges` a pre-token that is a word is taken whole, as tiktoken takes it."""
@@ -134,6 +144,8 @@ def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
             f"{len(missing)} of the 256 one-byte tokens are missing, 0x{missing[0]:02X} first",
             file=path,
         )
+    if fault := too_many_merges(dict.fromkeys(tokens)):
+        raise InputError("TOKENIZER_RANKS", f"not a Llama's tokenizer: {fault}", file=path)
 
 
 def _byte_level(**options: bool) -> dict[str, str | bool]:
@@ -147,9 +159,7 @@ def _merges(tokens: Sequence[bytes]) -> Iterator[tuple[str, str]]:
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     for whole in tokens:
-        cuts = ((whole[:cut], whole[cut:]) for cut in range(1, len(whole)))
-        parts = [(ranks[left], ranks[right]) for left, right in cuts if left in ranks and right in ranks]
-        for left, right in sorted(parts):
+        for left, right in sorted((ranks[left], ranks[right]) for left, right in splits(ranks, whole)):
             yield _printable(tokens[left]), _printable(tokens[right])
 
 
@@ -191,9 +201,3 @@ def ranks_of_tokenizer_json(content: Any) -> bytes | None:
         base64.b64encode(bytes(bytes_of[letter] for letter in word)) + b" %d\n" % rank for rank, word in words
     )
     return b"".join(lines)
-
-
-def tokens_beyond(content: Any, ranks: bytes) -> list[str]:
-    """The tokens of a tokenizer.json that lie beyond all that its ``tokenizer.model`` stands for."""
-    room = ranks.count(b"\n") + N_SPECIAL
-    return [token["content"] for token in content["added_tokens"] if token["id"] >= room]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Set
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.llama.weights import Weight
+from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.verification.causes import explain
 from llama_convert.verification.context import Context, NotRunError, Outcome
 from llama_convert.verification.report import Finding, at_most
@@ -27,16 +27,16 @@ def look_at_weights(context: Context) -> Outcome:
     output, source = context.opened()
     assert source is not None
     with SourceFiles() as files:
-        every_pair, lacking = pairs(source, output, files)
+        every_pair = pairs(source, output, files)
         total = sum(pair.found.stored.nbytes for pair in every_pair)
         with context.progress(total, "compared"):
-            differences = list(differing(every_pair, context.observer.advance))
+            differences = differing(every_pair, context.observer.advance)
         causes = {
             difference.pair.name: explain(difference, every_pair) for difference in differences[:_EXPLAINED]
         }
     foreign = _foreign_files([d.pair for d in differences if not causes.get(d.pair.name)], every_pair)
     findings = [_finding(one, causes.get(one.pair.name) or _unexplained(one, foreign)) for one in differences]
-    findings += _missing(output, lacking)
+    findings += _unmatched(source, output, {pair.weight for pair in every_pair})
     how = "bit for bit" if source.dtype == output.dtype else f"as {source.dtype} rounds to {output.dtype}"
     same = len(every_pair) - len(differences)
     summary = f"{same} of {len(every_pair)} tensors are the source's, {how}"
@@ -76,8 +76,19 @@ def _unexplained(difference: Difference, foreign: set[str]) -> str:
     return "nothing of it is in the source: of another model?"
 
 
-def _missing(output: Checkpoint, lacking: Iterable[Weight]) -> Iterable[Finding]:
-    for weight in lacking:
-        if weight not in output.weights:
-            name = weight.meta_name if isinstance(output, MetaCheckpoint) else weight.huggingface_name
+def _unmatched(source: Checkpoint, output: Checkpoint, compared: Set[Weight]) -> Iterator[Finding]:
+    """Tensors of either checkpoint that have no counterpart of their shape in the other."""
+    tied = source.config.tied and output.config.tied  # then the embedding is the LM head of both
+    for weight in {**source.weights, **output.weights}:
+        if weight in compared or (tied and weight.kind == HEAD):
+            continue
+        name = weight.meta_name if isinstance(output, MetaCheckpoint) else weight.huggingface_name
+        here, there = output.weights.get(weight), source.weights.get(weight)
+        if here is None:
             yield Finding("TENSOR_MISSING", "the source has it", tensor=name)
+        elif there is None:
+            yield Finding("TENSOR_EXTRA", "the source does not have it", tensor=name)
+        else:
+            shapes = [str(list(stored.shape)) for stored in (there, here)]
+            message = "has another shape than in the source"
+            yield Finding("TENSOR_SHAPE", message, tensor=name, expected=shapes[0], found=shapes[1])

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
-from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype, parse_weight_dtype
-from llama_convert.errors import UsageError
+from llama_convert.errors import LlamaConvertError, UsageError
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.weights import Weight, huggingface_weights, model_weights
+from llama_convert.llama.weights import Weight, huggingface_weights
 from llama_convert.observer import Observer
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Finding
@@ -57,10 +56,15 @@ class Context:
             NotRunError: there is none, and it has.
         """
         for side in self.sides:
+            wrong: list[LlamaConvertError] = []
             if side.checkpoint is None or (whole and lacking(side.checkpoint)):
+                wrong = side.problems
+            elif whole and side is self.output:
+                wrong = contradictions(side.checkpoint)
+            if wrong:
                 if self.told:
                     raise NotRunError("what the structure level found must be mended first")
-                raise side.problems[0]
+                raise wrong[0]
         assert self.output.checkpoint is not None
         return self.output.checkpoint, self.source.checkpoint if self.source else None
 
@@ -88,9 +92,19 @@ def compute_dtype(name: str) -> Dtype:
 
 def lacking(checkpoint: Checkpoint) -> list[Weight]:
     """Weights that the forward pass needs and the checkpoint has not."""
-    config: LlamaConfig = checkpoint.config
-    needed = model_weights(config) if isinstance(checkpoint, MetaCheckpoint) else huggingface_weights(config)
-    return [weight for weight in needed if weight not in checkpoint.weights]
+    return [weight for weight in huggingface_weights(checkpoint.config) if weight not in checkpoint.weights]
+
+
+def contradictions(checkpoint: Checkpoint) -> list[LlamaConvertError]:
+    """Contradictions between files that make readers of an output disagree on what it computes."""
+    return [error for error in checkpoint.warnings if error.code == "CONFIG_TENSORS_DISAGREE"]
+
+
+def declared_config(checkpoint: Checkpoint) -> LlamaConfig:
+    """The hyper-parameters that other readers take from the folder; they may believe config.json alone."""
+    if isinstance(checkpoint, HuggingFaceCheckpoint):
+        return checkpoint.settings.llama
+    return checkpoint.config
 
 
 def config_file(checkpoint: Checkpoint) -> str:

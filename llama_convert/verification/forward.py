@@ -45,14 +45,15 @@ def _tokens(context: Context, vocab_size: int) -> torch.Tensor:
     """The ids to run: the passage where there is a tokenizer, chance elsewhere."""
     n = context.options.n_positions
     for side in context.sides:
+        words = open_words(side)
+        if words is None:
+            continue
         try:
-            words = open_words(side)
+            ids = (words.encode(PASSAGE) * n)[:n]
         except LlamaConvertError:  # the tokenizer level says what is wrong with it
             continue
-        if words is not None:
-            ids = (words.encode(PASSAGE) * n)[:n]
-            if max(ids) < vocab_size:
-                return torch.tensor(ids)
+        if max(ids) < vocab_size:
+            return torch.tensor(ids)
     return torch.randint(0, vocab_size, (n,), generator=torch.Generator().manual_seed(0))
 
 

@@ -23,7 +23,6 @@ from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.dtypes import Dtype
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.verification.context import config_file
 from llama_convert.verification.reading import Reading, one_ahead, open_reading
 from llama_convert.verification.report import Finding
 from llama_convert.verification.sides import Checkpoint
@@ -232,7 +231,7 @@ def check_logits(
         InputError: a file is damaged, or not what it was.
         OutputError: a file could not be read.
     """
-    differing = config_differences(source.config, output.config, config_file(output))
+    differing = config_differences(source, output)
     if any(getattr(source.config, name) != getattr(output.config, name) for name in _SHAPING):
         return differing, {}
     limit = limits(source.config, source.dtype, output.dtype, compute)

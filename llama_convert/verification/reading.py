@@ -33,6 +33,7 @@ from llama_convert.llama.forward import (
     meta_layer,
     meta_logits,
 )
+from llama_convert.llama.weights import EMBEDDING, Weight
 
 HEAD_BLOCK = 64 << 20
 """Bytes of the LM head in memory at a time."""
@@ -197,6 +198,9 @@ class MetaReading(Reading):
             }
             for file in checkpoint.folder.rank_files
         ]
+        self.heads = [rank["output.weight"] for rank in self.ranks if "output.weight" in rank]
+        if not self.heads:  # tied
+            self.heads = [checkpoint.weights[Weight(EMBEDDING)]]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden state before the first layer."""
@@ -218,9 +222,9 @@ class MetaReading(Reading):
 
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits of some words after some: each rank holds some words, and so does each block of it."""
-        for rank in self.ranks:
+        for rank, head in zip(self.ranks, self.heads, strict=False):
             norm = self.tensor(rank["norm.weight"], Memory())
-            for block in one_ahead(self.head_blocks(rank["output.weight"])):
+            for block in one_ahead(self.head_blocks(head)):
                 yield meta_logits(self.config, [{"norm.weight": norm, "output.weight": block}], hidden)
 
 

@@ -12,6 +12,7 @@ from llama_convert.observer import Observer
 from llama_convert.stores.mount import standing_for
 from llama_convert.verification.context import Context, NotRunError, Outcome, compute_dtype
 from llama_convert.verification.options import VerifyOptions
+from llama_convert.verification.readings import agreed
 from llama_convert.verification.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
 from llama_convert.verification.sides import Side, open_side
 
@@ -48,9 +49,15 @@ def _verify(path: Path, source: Path | None, options: VerifyOptions, observer: O
 
         pick_device(options.device)
     version, tokenizer = options.llama_version, options.tokenizer
+    output = open_side(path, version, None if source else tokenizer)
+    original = open_side(source, version, tokenizer) if source else None
+    if original and version is None:
+        output, original, notes = agreed(output, original)
+        for note in notes:
+            observer.note(note)
     context = Context(
-        output=open_side(path, version, None if source else tokenizer),
-        source=open_side(source, version, tokenizer) if source else None,
+        output=output,
+        source=original,
         options=options,
         observer=observer,
         compute=compute,

@@ -60,6 +60,8 @@ def open_side(path: Path, version: str | None = None, tokenizer: Path | None = N
         settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
         if settings and error.code == "INPUT_NOT_FOUND":
             return _huggingface_side(path)
+        if error.file != path:
+            raise
         raise nothing_here(path, None) from None
     if folder.path != path and any(below(path, is_huggingface)):
         raise nothing_here(path, None)

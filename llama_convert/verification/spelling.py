@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from llama_convert.verification.context import Context, NotRunError, Outcome
-from llama_convert.verification.report import Finding
-from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
+from llama_convert.verification.isolated import run_isolated
+from llama_convert.verification.report import Finding, at_most
+from llama_convert.verification.tokenizer.original import original_in
 
 
 def look_at_tokenizer(context: Context) -> Outcome:
-    """Hold the output's tokenizer against the original, or look at the one there is by itself."""
-    output = context.output
+    """Compare the output's tokenizer with the original, or look at the one there is by itself."""
+    output, source = context.output, context.source
     vocab_size = output.checkpoint.config.vocab_size if output.checkpoint else None
-    meta = context.source if context.source and context.source.layout == "meta" else None
-    original = meta.tokenizer if meta else None
+    huggingface = source.folder if source and source.layout == "huggingface" else None
+    original = context.options.tokenizer or (source.tokenizer if source and not huggingface else None)
+    if huggingface and not original:
+        original = original_in(huggingface)
+    check, wanted = None, original or (source.tokenizer if source else None)
     if output.layout == "meta":
-        check = check_original(output.tokenizer, vocab_size) if output.tokenizer else None
+        if output.tokenizer:
+            check = run_isolated(
+                "check_original", [output.tokenizer], vocab_size, source=original, folder=huggingface
+            )
     elif original and output.tokenizer:
-        check = compare_tokenizers(original, output.folder, vocab_size)
+        check = run_isolated("compare_tokenizers", [original, output.folder], vocab_size)
     else:
-        check = check_tokenizer(output.folder, vocab_size)
+        check = run_isolated("check_tokenizer", [output.folder], vocab_size)
     if check:
-        return check.summary, check.findings, check.measures
-    if original is None:
+        findings = [Finding(**finding) for finding in check["findings"]]
+        return check["summary"], at_most(findings), check["measures"]
+    if wanted is None:
         raise NotRunError("there is no tokenizer here")
-    missing = Finding("TOKENIZER_MISSING", f"the source has {original.name}", "tokenizer.json", warning=True)
+    file = "tokenizer.model" if output.layout == "meta" else "tokenizer.json"
+    missing = Finding("TOKENIZER_MISSING", f"the source has {wanted.name}", file, warning=True)
     return "the output has none", [missing], {}

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.verification.context import Context, Outcome, config_file
+from llama_convert.llama.weights import HEAD, Weight
+from llama_convert.verification.context import Context, Outcome, config_file, contradictions, declared_config
 from llama_convert.verification.report import Finding
+from llama_convert.verification.sides import Checkpoint
 
 
 def look_at_structure(context: Context) -> Outcome:
@@ -24,7 +26,13 @@ def look_at_structure(context: Context) -> Outcome:
     if output is None:
         return "files, names, shapes, dtypes", findings, {}
     if source is not None:
-        findings += config_differences(source.config, output.config, config_file(output))
+        findings += config_differences(source, output)
+        findings += [
+            replace(Finding.of(error, warning=True), message=f"in the source: {error.message}")
+            for error in source.warnings
+        ]
+    wrong = contradictions(output)
+    findings += [Finding.of(error, warning=error not in wrong) for error in output.warnings]
     meta = isinstance(output, MetaCheckpoint)
     n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
     summary = (
@@ -34,18 +42,28 @@ def look_at_structure(context: Context) -> Outcome:
     return summary, findings, {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
 
 
-def config_differences(expected: LlamaConfig, found: LlamaConfig, file: str) -> list[Finding]:
-    """A finding for each hyper-parameter of the source that the output does not have."""
+def config_differences(source: Checkpoint, output: Checkpoint) -> list[Finding]:
+    """A finding for each hyper-parameter of the source that the output does not have.
+
+    Whether the LM head is tied is a setting of config.json alone.  It decides nothing where the output stores
+    an LM head, which is then compared as any other weight.
+    """
+    expected, found = source.config, declared_config(output)
+    stores_head = Weight(HEAD) in output.weights
+    if isinstance(output, MetaCheckpoint):
+        found = replace(found, tied=expected.tied)
     both_scaled = expected.rope_scaling is not None and found.rope_scaling is not None
     one, other = (_settings(config, both_scaled) for config in (expected, found))
     return [
         Finding(
             "CONFIG_DIFFERS",
             f"{name} differs: it says {other[name]}, the source {value}",
-            file=file,
+            file=config_file(output),
             expected=value,
             found=other[name],
-            warning=name == "max_position_embeddings",  # tells how far to go, not what to compute
+            # The context length says how far to go, not what to compute.
+            warning=name == "max_position_embeddings"
+            or (name == "tie_word_embeddings" and stores_head and not found.tied),
         )
         for name, value in one.items()
         if value != other[name]

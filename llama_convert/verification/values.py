@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.checkpoints.gather import as_float32, row_blocks, rows_of
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
+from llama_convert.checkpoints.manifest_check import STALE, agreement
+from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import FLOAT16
@@ -29,11 +30,14 @@ from llama_convert.errors import LlamaConvertError
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA, Weight
 from llama_convert.verification.context import Context, Outcome
 from llama_convert.verification.report import Finding, at_most
+from llama_convert.worker_threads import stoppable_threads
 
 BLOCK_SIZE = 4 << 20
 WORKERS = 2
 _SAMPLED_ROWS = 16
 """Rows of each block that count towards the root mean square."""
+_REMOVE = f"Remove {MANIFEST}, README.md and NOTICE: they describe other weights."
+_OTHER_FILES = f"Weights were added, removed or renamed after {MANIFEST} was written."
 _FAR = 16.0
 """A root mean square so many times its neighbours' is worth a look; trained layers stay within about 5."""
 
@@ -63,29 +67,21 @@ def look_at_values(context: Context) -> Outcome:
             files.check_the_rest(BLOCK_SIZE)
         rounded = dict(files.rounded)
     findings += implausible(scans)
-    if isinstance(output, HuggingFaceCheckpoint):
-        findings += _untied(output, scans)
-        wrong, there = check_manifest(output.folder, scans)
-        checked += ["the manifest's digests"] if there else ["no manifest"]
-    else:
+    if isinstance(output, MetaCheckpoint):
         checked += ["CRC-32s, copies on all ranks alike"]
         findings += [
             Finding("RANKS_REPLICAS", "copies on the ranks differ by rounding", file, name, warning=True)
             for name, file in rounded.items()
         ]
+    wrong, there = check_manifest(context.output.folder, scans)
+    is_stale = any(finding.code == "MANIFEST_STALE" for finding in wrong)
+    findings += wrong
+    if isinstance(output, MetaCheckpoint) and not is_stale:  # its checklist.chk was copied along
         wrong, agreeing = check_checklist(output.folder.path)
+        findings += wrong
         checked += [f"{agreeing} MD5s of checklist.chk"] if agreeing or wrong else ["no checklist.chk"]
-    return "; ".join(checked), at_most(findings + wrong), {"norms": norms(scans)}
-
-
-def _untied(checkpoint: HuggingFaceCheckpoint, scans: Sequence[Scan]) -> list[Finding]:
-    """A tied model's files may hold the LM head once more; then it must be the embedding."""
-    digests = {scan.weight.kind: scan.digest for scan in scans}
-    if not checkpoint.config.tied or HEAD not in digests or digests[HEAD] == digests.get(EMBEDDING):
-        return []
-    message = '"tie_word_embeddings" is true, but the files hold an LM head that is not the embedding'
-    hint = "transformers would pass over the LM head; should it be false?"
-    return [Finding("CONFIG_TENSORS_DISAGREE", message, "config.json", "lm_head.weight", hint=hint)]
+    checked += ["the manifest's digests"] if there else ["no manifest"]
+    return "; ".join(checked), at_most(findings), {"norms": norms(scans)}
 
 
 def scan_all(
@@ -97,11 +93,11 @@ def scan_all(
 
     def work(item: tuple[Weight, StoredWeight]) -> Scan | Finding:
         try:
-            return _scan(*item, files, progress)
+            return _scan(*item, files, progress, stop)
         except LlamaConvertError as error:
             return Finding.of(error)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with stoppable_threads(WORKERS) as (pool, stop):
         for result in pool.map(work, weights.items()):
             if isinstance(result, Scan):
                 scans.append(result)
@@ -110,11 +106,19 @@ def scan_all(
     return scans, findings
 
 
-def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Callable[[int], None]) -> Scan:
+def _scan(
+    weight: Weight,
+    stored: StoredWeight,
+    files: SourceFiles,
+    progress: Callable[[int], None],
+    stopped: Event,
+) -> Scan:
     digest = xxhash.xxh3_128()
     oddities, zero_rows = Oddities(), 0
     squares, sampled = 0.0, 0
     for start, stop in row_blocks(stored, BLOCK_SIZE):
+        if stopped.is_set():
+            break
         block = rows_of(files, stored, start, stop)
         digest.update(block.data)
         oddities = oddities.and_of(block, stored.dtype, start)
@@ -126,7 +130,7 @@ def _scan(weight: Weight, stored: StoredWeight, files: SourceFiles, progress: Ca
             squares += float(np.square(sample, dtype=np.float64).sum())
         sampled += sample.size
         progress(block.nbytes)
-    rms = (squares / sampled) ** 0.5
+    rms = (squares / max(sampled, 1)) ** 0.5
     return Scan(weight, stored, digest.hexdigest(), oddities, zero_rows, rms)
 
 
@@ -185,32 +189,28 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
         return [Finding.of(error)], True
     if manifest is None:
         return [], False
-    findings = []
-    said: dict[str, Any] = manifest.get("tensors", {})
     found = {scan.stored.name: scan.digest for scan in scans}
-    wrong = [name for name in found if name in said and said[name] != found[name]]
-    if len(wrong) > 1 and len(wrong) == len(found):
-        hint = "the manifest is stale: it is of another conversion"
-        message = f"none of the {len(found)} tensors has the digest that was written down"
-        findings.append(Finding("MANIFEST_STALE", message, MANIFEST, hint=hint))
-        wrong = []
-    for scan in scans:
-        name = scan.stored.name
-        if name in wrong:
-            findings.append(
-                Finding(
-                    "MANIFEST_DIFFERS",
-                    "its bytes are not those that were written",
-                    scan.stored.file_of(0, 0).name,
-                    name,
-                    expected=said[name],
-                    found=scan.digest,
-                    hint="damaged or replaced since, or the manifest is stale",
-                )
-            )
-    for name in sorted(set(said) - set(found)) + sorted(set(found) - set(said) if said else []):
-        where = "was written, and is not here" if name in said else "is here, and was not written"
-        findings.append(Finding("MANIFEST_DIFFERS", where, MANIFEST, name, hint="the manifest is stale?"))
+    if found and agreement(folder, manifest, found).is_stale:
+        return [Finding("MANIFEST_STALE", STALE, MANIFEST, hint=_REMOVE)], True
+    said: dict[str, str] = manifest["tensors"]
+    findings = [
+        Finding(
+            "MANIFEST_DIFFERS",
+            f"Checksum does not match {MANIFEST}.",
+            scan.stored.file_of(0, 0).name,
+            scan.stored.name,
+            expected=said[scan.stored.name],
+            found=scan.digest,
+            hint=f"Damaged, or trained or replaced after the conversion. If that was intended: {_REMOVE}",
+        )
+        for scan in scans
+        if said.get(scan.stored.name, scan.digest) != scan.digest
+    ]
+    known = set(said.values())  # a tied LM head has the bytes of the embedding, which alone is listed
+    extra = {name for name, digest in found.items() if name not in said and digest not in known}
+    for name in sorted(set(said) - set(found) | extra) if said else []:
+        message = "Listed, but in no file." if name in said else "Not listed, but in a file."
+        findings.append(Finding("MANIFEST_DIFFERS", message, MANIFEST, name, hint=_OTHER_FILES))
     for name, entry in promised_files(manifest).items():
         findings += _check_file(folder / name, entry)
     return findings, True
@@ -222,8 +222,10 @@ def _check_file(file: Path, said: dict[str, Any]) -> list[Finding]:
             return []
     except LlamaConvertError as error:
         return [Finding.of(error)]
-    message = "is not what was written" if file.exists() else "was written, and is not here"
-    hint = "changed since the conversion, or the manifest is stale" if file.exists() else None
+    if not file.exists():
+        return [Finding("MANIFEST_DIFFERS", f"Listed in {MANIFEST}, but missing.", file.name)]
+    message = f"Checksum does not match {MANIFEST}."
+    hint = "Changed after the conversion: restore the file, or convert again."
     return [Finding("MANIFEST_DIFFERS", message, file.name, hint=hint)]
 
 

@@ -6,9 +6,9 @@ transpose, and rounding is done on the bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, Dtype
 from llama_convert.llama.weights import EMBEDDING, HEAD, Weight
+from llama_convert.worker_threads import stoppable_threads
 
 Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
 
@@ -144,8 +145,8 @@ class Difference:
     relative_difference: float
 
 
-def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> tuple[list[Pair], list[Weight]]:
-    """What is to be compared, in the order of the model, and the source's weights that the output lacks."""
+def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[Pair]:
+    """The tensors of the output that have a counterpart of their shape in the source, in model order."""
     head_dim = source.config.head_dim
     order = row_order(head_dim, source, output)
     result: list[Pair] = []
@@ -157,34 +158,26 @@ def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> tuple[l
             expected = Rows(files, origin, stored.dtype, order if weight.kind.rotary else None)
             found = Rows(files, stored, stored.dtype)
             result.append(Pair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
-    compared = {pair.weight for pair in result}
-    tied = output.config.tied and source.config.tied
-    lacking = [
-        weight for weight in source.weights if weight not in compared and not (weight.kind == HEAD and tied)
-    ]
-    return result, lacking
+    return result
 
 
-def differing(
-    every_pair: list[Pair], progress: Callable[[int], None] = lambda _: None
-) -> Iterator[Difference]:
+def differing(every_pair: list[Pair], progress: Callable[[int], None] = lambda _: None) -> list[Difference]:
     """The pairs that differ, in the order given.
 
     Raises:
         InputError: a file is damaged or its copies differ.
         OutputError: a file could not be read.
     """
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for pair, same in zip(
-            every_pair, pool.map(lambda pair: _same(pair, progress), every_pair), strict=True
-        ):
-            if not same:
-                yield measure(pair)
+    with stoppable_threads(WORKERS) as (pool, stop):
+        same = pool.map(lambda pair: _same(pair, progress, stop), every_pair)
+        return [measure(pair) for pair, is_same in zip(every_pair, same, strict=True) if not is_same]
 
 
-def _same(pair: Pair, progress: Callable[[int], None]) -> bool:
+def _same(pair: Pair, progress: Callable[[int], None], stopped: Event) -> bool:
     stored = pair.found.stored
     for start, stop in row_blocks(stored, BLOCK_SIZE):
+        if stopped.is_set():
+            break
         found = pair.found(start, stop)
         if not np.array_equal(pair.expected(start, stop), found):
             progress(stored.nbytes - start * found.shape[1])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
+from llama_convert.verification.isolated import run_isolated
 from llama_convert.verification.sides import Side
 from llama_convert.verification.tokenizer.original import open_original
 
@@ -22,14 +25,37 @@ class Words(Protocol):
 
 
 def open_words(side: Side) -> Words | None:
-    """The tokenizer of a checkpoint; None if it has none.
+    """The tokenizer of a checkpoint, run in a child process; None if it has none."""
+    return _Isolated(side.tokenizer) if side.tokenizer else None
 
-    Raises:
-        InputError: it is damaged.
-    """
-    if side.tokenizer is None:
-        return None
-    return _TokenizerJson(side.tokenizer) if side.layout == "huggingface" else _Original(side.tokenizer)
+
+@dataclass(frozen=True)
+class _Isolated:
+    """A tokenizer's file; each call raises an InputError if the file is damaged."""
+
+    file: Path
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = run_isolated("encode", [self.file], text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = run_isolated("decode", [self.file], list(ids))
+        return text
+
+
+def encode(file: Path, text: str) -> list[int]:
+    """As `Words.encode`, in this process."""
+    return _open(file).encode(text)
+
+
+def decode(file: Path, ids: Sequence[int]) -> str:
+    """As `Words.decode`, in this process."""
+    return _open(file).decode(ids)
+
+
+def _open(file: Path) -> Words:
+    return _TokenizerJson(file) if file.suffix == ".json" else _Original(file)
 
 
 class _TokenizerJson:
@@ -37,7 +63,9 @@ class _TokenizerJson:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer = Tokenizer.from_buffer(read_small(file, MAX_TOKENIZER_JSON))
+        except InputError:
+            raise
         except Exception as error:  # the library raises nothing narrower
             message = f"the tokenizers library cannot read it: {error}"
             raise InputError("TOKENIZER_JSON", message, file=file) from None

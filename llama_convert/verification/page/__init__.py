@@ -4,6 +4,6 @@ matplotlib draws each plot twice, for wide and for narrow screens, in colours th
 style sheet says what they are, by day, by night and on paper.
 """
 
-from llama_convert.verification.page.write import write_page
+from llama_convert.verification.page.write import is_page, render_page
 
-__all__ = ["write_page"]
+__all__ = ["is_page", "render_page"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llama_convert import __version__
-from llama_convert.errors import OutputError
 from llama_convert.units import format_size
 from llama_convert.verification.page import numbers
 from llama_convert.verification.page.plots import plots
@@ -65,11 +66,17 @@ class Thresholds:
     reason: str | None
 
 
-def write_page(report: VerifyReport, file: Path, *, when: datetime | None = None) -> None:
-    """Write ``report`` as one HTML page that needs nothing else; ``when`` it was made, now unless given.
+MARKER = b'<meta name="generator" content="llama-convert '
+"""Every page has it at its start, so that a page is known as one."""
+_HEAD_SIZE = 512
 
-    Raises:
-        OutputError: ``file`` cannot be written.
+
+def render_page(report: VerifyReport, *, when: datetime | None = None) -> bytes:
+    """One HTML page that needs no other file, in UTF-8.
+
+    Args:
+        report: what the page shows.
+        when: the date on it; now unless given.
     """
     environment = Environment(
         loader=PackageLoader("llama_convert.verification.page", ""),
@@ -79,7 +86,7 @@ def write_page(report: VerifyReport, file: Path, *, when: datetime | None = None
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": numbers.format_figure, "seconds": numbers.seconds, "size": format_size}
-    page = environment.get_template("page.html.jinja").render(
+    page: str = environment.get_template("page.html.jinja").render(
         report=report,
         verdict=_verdict(report),
         findings=_findings(report),
@@ -89,10 +96,23 @@ def write_page(report: VerifyReport, file: Path, *, when: datetime | None = None
         when=when or datetime.now().astimezone(),
         version=__version__,
     )
+    return page.encode("utf-8", "backslashreplace")
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file may be replaced by a page: it is one, or an empty file; never a link, pipe or device."""
     try:
-        file.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError("OUTPUT_IO", f"cannot be written: {error.strerror or error}", file=file) from error
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return False
+        with open(file, "rb", opener=_open_unless_link) as stream:
+            head = stream.read(_HEAD_SIZE)
+    except OSError:
+        return False
+    return not head or (head.startswith(b"<!DOCTYPE html>") and MARKER in head)
+
+
+def _open_unless_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _verdict(report: VerifyReport) -> Verdict:

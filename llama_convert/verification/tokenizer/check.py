@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from llama_convert.errors import InputError
 from llama_convert.verification.report import Finding
+from llama_convert.verification.tokenizer.added import lost_tokens
 from llama_convert.verification.tokenizer.configs import Configs
 from llama_convert.verification.tokenizer.corpus import CORPUS
 from llama_convert.verification.tokenizer.implied import implied, numbering
-from llama_convert.verification.tokenizer.merges import merges, order_of_parts
+from llama_convert.verification.tokenizer.merges import check_number, merges, order_of_parts
 from llama_convert.verification.tokenizer.original import (
     Original,
     RunnableOriginal,
@@ -45,6 +47,7 @@ def compare_tokenizers(original: Path, folder: Path, vocab_size: int | None = No
     """
     try:
         right = open_original(original)
+        check_number(right.order, original)
         check = _compare(right, read_written(folder / "tokenizer.json"), folder, vocab_size)
         damaged = [replace(finding, file=original.name) for finding in order_of_parts(right)]
         return replace(check, findings=[*damaged, *check.findings])
@@ -61,7 +64,7 @@ def check_tokenizer(folder: Path, vocab_size: int | None = None) -> TokenizerChe
     of texts it is only known that they come back.
     """
     original = original_in(folder)
-    if (folder / "tokenizer.json").is_file():
+    if os.path.lexists(folder / "tokenizer.json"):
         return compare_tokenizers(original, folder, vocab_size) if original else _alone(folder, vocab_size)
     if original is None:
         return None
@@ -72,16 +75,42 @@ def check_tokenizer(folder: Path, vocab_size: int | None = None) -> TokenizerChe
     return replace(check, findings=[*check.findings, missing])
 
 
-def check_original(path: Path, vocab_size: int | None = None) -> TokenizerCheck:
-    """Meta's `tokenizer.model` by itself: whole, as large as the embedding, in order, no text lost."""
+def check_original(
+    path: Path, vocab_size: int | None = None, *, source: Path | None = None, folder: Path | None = None
+) -> TokenizerCheck:
+    """Meta's `tokenizer.model`: whole, as large as the embedding, in order, no text lost.
+
+    Args:
+        path: the file.
+        vocab_size: the embedding's rows.
+        source: the `tokenizer.model` that it is a copy of.
+        folder: the Hugging Face folder that it was made from, whose added tokens it should have.
+    """
     try:
         original = open_original(path)
+        check_number(original.order, path)
     except InputError as error:
         return TokenizerCheck([Finding.of(error)], f"{path.name} was not read")
     findings = [*size(original.n_words, vocab_size), *order_of_parts(original), *_round_trips(original)]
+    if source:
+        findings += _copied(original, source)
+    if folder:
+        findings += lost_tokens(original, folder, path.name)
     summary = f"{original.n_words:,} tokens of {original.source}, and {len(CORPUS)} texts there and back"
     measures = {"tokens": original.n_words, "texts": len(CORPUS)}
     return TokenizerCheck([replace(finding, file=path.name) for finding in findings], summary, measures)
+
+
+def _copied(copy: Original, source: Path) -> Iterator[Finding]:
+    """Whether a file has the tokens of the one that it is a copy of, in the same order."""
+    try:
+        original = open_original(source)
+    except InputError as error:
+        yield replace(Finding.of(error), warning=True)
+        return
+    if (copy.kind, copy.names, copy.order) != (original.kind, original.names, original.order):
+        hint = "Pass --tokenizer PATH if the output was made with another tokenizer."
+        yield Finding("TOKENIZER_OTHER", f"is another tokenizer than {source}", hint=hint)
 
 
 def _round_trips(original: RunnableOriginal) -> Iterator[Finding]:
@@ -101,7 +130,9 @@ def _alone(folder: Path, vocab_size: int | None) -> TokenizerCheck:
         unnumbered = list(numbering(written.ids))
         if unnumbered:
             return TokenizerCheck(unnumbered, f"the ids of {len(written.ids):,} tokens")
-        return _compare(implied(written), written, folder, vocab_size)
+        original = implied(written)
+        check_number(original.order, written.path)
+        return _compare(original, written, folder, vocab_size)
     except InputError as error:
         return TokenizerCheck([Finding.of(error)], "tokenizer.json was not read")
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from jinja2 import Environment, TemplateSyntaxError
 
+from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
 from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.original import Original
 from llama_convert.verification.tokenizer.vocabulary import MARK
-from llama_convert.verification.tokenizer.wording import Wrong, group, listed
+from llama_convert.verification.tokenizer.wording import Wrong, group, listed, short
 from llama_convert.verification.tokenizer.written import Json
 
 T = TypeVar("T")
 
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_MAX_TEMPLATE = 1 << 20
 _GUARD_TASK = "Check if there is unsafe content in"
 """What every chat template of Llama Guard asks.  Its published tokenizers leave the BOS to the template."""
 _JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])
@@ -27,6 +32,15 @@ _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """The tags that transformers adds to Jinja."""
 _MARKS = re.compile(r"<\|\w+\|>")
 """How Llama 3 spells special tokens."""
+
+
+class _Said(NamedTuple):
+    """An id that a file gives under a key."""
+
+    file: str
+    key: str
+    shown: str
+    number: int
 
 
 class Configs:
@@ -40,16 +54,28 @@ class Configs:
 
     def _read(self, path: Path) -> Json:
         """What a file says, which is nothing where there is none."""
-        try:
-            content = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        data = self._content_of(path, MAX_TOKENIZER_JSON)
+        if data is None:
             return {}
-        except (OSError, ValueError, RecursionError):
-            content = None
+        try:
+            content = parse_json(data, most_lists=MOST_LISTS_OF_TOKENIZER)
+        except JsonError as error:
+            self.unreadable.append(Finding("CONFIG_UNREADABLE", str(error), file=path.name, hint=error.hint))
+            return {}
         if isinstance(content, dict):
             return content
         self.unreadable.append(Finding("CONFIG_UNREADABLE", "is not a JSON object", file=path.name))
         return {}
+
+    def _content_of(self, path: Path, most: int) -> bytes | None:
+        """The bytes of a small file; None where there is none, or it cannot be read."""
+        try:
+            return read_small(path, most)
+        except InputError as error:
+            if os.path.lexists(path):
+                message = f"cannot be read: {error.message}"
+                self.unreadable.append(Finding("CONFIG_UNREADABLE", message, file=path.name, hint=error.hint))
+            return None
 
     def _templates(self, folder: Path) -> Iterator[tuple[str, str]]:
         inline = self._content["tokenizer_config.json"].get("chat_template")
@@ -59,7 +85,8 @@ class Configs:
                 yield "tokenizer_config.json", text
         for pattern in ("chat_template.jinja", "additional_chat_templates/*.jinja"):
             for path in sorted(folder.glob(pattern)):
-                yield path.name, path.read_text(encoding="utf-8", errors="replace")
+                if (data := self._content_of(path, _MAX_TEMPLATE)) is not None:
+                    yield path.name, data.decode("utf-8", errors="replace")
 
     @property
     def vocab_size(self) -> int | None:
@@ -88,13 +115,16 @@ class Configs:
     def _role(self, role: str, original: Original, ids: Mapping[str, int]) -> Iterator[Finding]:
         """The BOS is the tokenizer's; what ends a text is special; what is called the end does end it."""
         numbered = list(self._values(f"{role}_id", int))
-        said = [(file, f"{role}_id is {number}", number) for file, number in numbered]
+        said = [_Said(file, f"{role}_id", str(number), number) for file, number in numbered]
+        absent: defaultdict[str, list[str]] = defaultdict(list)
         for file, name in self._values(role, str):
             if name in ids:
-                said.append((file, f"{role} is {name!r}, id {ids[name]}", ids[name]))
+                said.append(_Said(file, role, f"{name!r}, id {ids[name]}", ids[name]))
             else:
-                message = f"{role} is {name!r}, which tokenizer.json does not have"
-                yield Finding("TOKEN_ROLE", message, file=file)
+                absent[file].append(repr(name))
+        for file, names in absent.items():
+            message = f"{role} is {listed(names)}, which tokenizer.json does not have"
+            yield Finding("TOKEN_ROLE", message, file=file)
         if role == "bos_token":
             yield from _contrary("BOS_ID", said, {original.bos}, "not the BOS")
         elif role == "eos_token":
@@ -127,14 +157,16 @@ class Configs:
             yield replace(finding, file="tokenizer_config.json")
 
 
-def _contrary(
-    code: str, said: Iterable[tuple[str, str, int]], right: Collection[int], but: str
-) -> Iterator[Finding]:
-    """What files say, by file, sentence and id, where the id is none of the right ones."""
-    for file, sentence, number in said:
-        if number not in right:
-            expected = listed(sorted(right))
-            yield Finding(code, f"{sentence}, {but}", file=file, expected=expected, found=str(number))
+def _contrary(code: str, said: Iterable[_Said], right: Collection[int], but: str) -> Iterator[Finding]:
+    """What files say where the id is none of the right ones: a finding for each file and key."""
+    wrong: defaultdict[tuple[str, str], list[_Said]] = defaultdict(list)
+    for each in said:
+        if each.number not in right:
+            wrong[each.file, each.key].append(each)
+    for (file, key), those in wrong.items():
+        message = f"{key} is {listed([each.shown for each in those])}, {but}"
+        expected, found = listed(sorted(right)), listed([each.number for each in those])
+        yield Finding(code, message, file=file, expected=expected, found=found)
 
 
 def _template(file: str, template: str, absent: list[str]) -> Iterator[Finding]:
@@ -142,7 +174,10 @@ def _template(file: str, template: str, absent: list[str]) -> Iterator[Finding]:
     try:
         _JINJA.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
-        message = f"the chat template is not Jinja: line {error.lineno}: {error.message}"
+        message = f"the chat template is not Jinja: line {error.lineno}: {short(error.message)}"
+        yield Finding("CHAT_TEMPLATE", message, file=file)
+    except (RecursionError, ValueError):
+        message = "the chat template is not Jinja: nested too deeply, or a number is too long"
         yield Finding("CHAT_TEMPLATE", message, file=file)
     if absent:
         names = listed([repr(name) for name in dict.fromkeys(absent)])

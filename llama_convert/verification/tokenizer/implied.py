@@ -87,9 +87,9 @@ def _begun(names: Sequence[str], first: Sequence[str]) -> list[str]:
         KeyError: one of `first` is not there.
     """
     ordered = list(names)
+    places = {name: number for number, name in enumerate(names)}
     for number, name in enumerate(first):
-        if name not in ordered:
-            raise KeyError(name)
-        other = ordered.index(name)
-        ordered[number], ordered[other] = ordered[other], ordered[number]
+        place, displaced = places[name], ordered[number]
+        ordered[number], ordered[place] = name, displaced
+        places[name], places[displaced] = number, place
     return ordered

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from math import inf
+from pathlib import Path
 
+from llama_convert.errors import InputError
 from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.original import SPACE, Original
+from llama_convert.verification.tokenizer.ties import tied_pieces
 from llama_convert.verification.tokenizer.wording import Wrong, group
 from llama_convert.verification.tokenizer.written import Written
 
@@ -24,7 +27,9 @@ def merges(original: Original, written: Written) -> Iterator[Finding]:
     """
     words = original.order
     wanted = dict.fromkeys(_ways(words))
-    lost = wanted.keys() - written.merges
+    # Of tied pieces, the merges that sentencepiece never makes may be left out; texts show if others are.
+    tied = set(chain.from_iterable(tied_pieces(original).values()))
+    lost = {pair for pair in wanted.keys() - written.merges if "".join(pair) not in tied}
     surplus = [
         pair
         for pair in written.merges
@@ -35,6 +40,23 @@ def merges(original: Original, written: Written) -> Iterator[Finding]:
     yield from group("MERGE_MISSING", "merge", "missing", _named(p for p in wanted if p in lost), hint=hint)
     yield from group("MERGE_EXTRA", "merge", "that the original has not", _named(surplus))
     yield from _turns(original, ("".join(pair) for pair in written.merges if pair in wanted))
+
+
+_MAX_MERGES = 32 << 20
+"""Characters of all merges together; Llama 3's, the most of any Llama, have a few million."""
+
+
+def check_number(words: Collection[str], file: Path) -> None:
+    """Count the merges before any are kept.
+
+    Raises:
+        InputError: there are too many to compare.
+    """
+    most = sum((len(word) - 1) * len(word) for word in words)
+    sizes = (len(left) + len(right) for left, right in _ways(words))
+    if most > _MAX_MERGES and any(size > _MAX_MERGES for size in accumulate(sizes)):
+        message = f"has merges of more than {_MAX_MERGES:,} characters; no Llama has so many"
+        raise InputError("TOKENIZER_FORM", message, file=file)
 
 
 def _named(pairs: Iterable[tuple[str, str]]) -> Iterator[Wrong]:
@@ -73,11 +95,17 @@ def order_of_parts(original: Original) -> Iterator[Finding]:
     Single characters are there from the start, and where sentencepiece is not in order no place is known.
     """
     at_hand = re.compile(rf".|{UNORDERED.pattern}" if original.kind == "sentencepiece" else ".", re.DOTALL)
+    tied = set(chain.from_iterable(tied_pieces(original).values()))  # added later, their order says nothing
     order = {name: 0 if at_hand.fullmatch(name) else rank or 0 for name, rank in original.order.items()}
     ready: dict[str, float] = {}
     for left, right in _ways(order):
         ready[left + right] = min(ready.get(left + right, inf), max(order[left], order[right]))
-    early = [name for name, rank in ready.items() if rank > order[name] and not at_hand.fullmatch(name)]
-    wrong = [Wrong(f"{name!r} (id {original.names.index(name)})") for name in early]
+    early = [
+        name
+        for name, rank in ready.items()
+        if rank > order[name] and not at_hand.fullmatch(name) and name not in tied
+    ]
+    ids = {name: number for number, name in enumerate(original.names)}
+    wrong = [Wrong(f"{name!r} (id {ids[name]})") for name in early]
     hint = "Ids are swapped, or the file is not Meta's."
     yield from group("TOKEN_ORDER", "token", "made before its parts", wrong, hint=hint)

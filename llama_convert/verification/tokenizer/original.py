@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64decode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import sentencepiece
 import tiktoken
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.verification.tokenizer.wording import short
 
 Ids = list[int]
@@ -22,6 +24,8 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 N_SPECIAL = 256
+_LONGEST_TOKEN = 512
+"""Characters; Llama 3's longest has 128.  Finding the merges takes the square of it."""
 
 SPACE = "▁"
 """How sentencepiece writes a space."""
@@ -55,6 +59,11 @@ class Original:
     texts: Sequence[str] = ()
     """What the tokens spell, as far as they spell characters."""
 
+    def __post_init__(self) -> None:
+        longest = max(map(len, self.names), default=0)
+        if longest > _LONGEST_TOKEN:
+            raise ValueError(f"a token has {longest:,} characters, the limit is {_LONGEST_TOKEN}")
+
     def kept(self, text: str) -> str:
         """What is left of a text there and back: sentencepiece takes U+2581 for a space."""
         return text if self.kind == "tiktoken" else text.replace(SPACE, " ")
@@ -72,7 +81,7 @@ class RunnableOriginal(Original):
 def original_in(folder: Path) -> Path | None:
     """Meta's file, where downloads have it."""
     paths = (folder / "tokenizer.model", folder / "original" / "tokenizer.model")
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def open_original(path: Path) -> RunnableOriginal:
@@ -82,13 +91,13 @@ def open_original(path: Path) -> RunnableOriginal:
         InputError: it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_small(path, MAX_TOKENIZER)
         # The tag of a protocol buffer's first piece; no line of base64 begins so.
         if data.startswith(b"\n"):
             return _sentencepiece(data, f"{path.name} (sentencepiece)")
         return tiktoken_original(_tokens(data), f"{path.name} (tiktoken)")
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
+    except InputError as error:
+        message = f"cannot be read: {error.message}"
     except (ValueError, RuntimeError) as error:
         message = f"neither sentencepiece nor tiktoken can read it: {short(error)}"
     raise InputError("TOKENIZER_UNREADABLE", message, file=path)
@@ -135,7 +144,7 @@ def _sentencepiece(model: bytes, source: str) -> RunnableOriginal:
     """The tokenizer of LLaMA 1, Llama 2 and Code Llama; the library raises a RuntimeError if it is none."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     names = [processor.id_to_piece(number) for number in range(processor.vocab_size())]
-    special = [n for n in range(len(names)) if processor.is_unknown(n) or processor.is_control(n)]
+    special = frozenset(n for n in range(len(names)) if processor.is_unknown(n) or processor.is_control(n))
     # With a dropout of 1 nothing is merged, and of the longer pieces only those stay that the user defined.
     whole = set(processor.encode(" ".join(names), enable_sampling=True, alpha=1.0))
     normal = {

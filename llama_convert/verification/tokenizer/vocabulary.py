@@ -24,6 +24,15 @@ _OFFSETS = {
 _NAMED_BY_ALL = [name for name, offset in _OFFSETS.items() if offset in (0, 1, 6, 7, 9)]
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")
 
+_METAS_OWN = ("<|step_id|>", "<|image|>")
+"""Names that Meta's code (llama-models) has and the Hub's files have not."""
+
+
+def is_special_name(name: str) -> bool:
+    """Whether a release has a special token with this name."""
+    return name in _OFFSETS or name in _METAS_OWN or _RESERVED.fullmatch(name) is not None
+
+
 MARK = re.compile(rf"{SPACE}?<(?!0x)[^<>]+>")
 """A piece of sentencepiece that may also be a special token, as `▁<PRE>` and `<step>` are; no byte is."""
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from llama_convert.verification.report import SHOWN, Finding
 
+_LONGEST = 200
+"""Characters of one item of a message: names in files that are not trusted may have millions."""
+
 
 class Wrong(NamedTuple):
     """One of several things that are wrong in the same way."""
@@ -24,7 +27,7 @@ def group(
     if each:
         nouns = noun if len(each) == 1 else f"{noun}s"
         message = f"{len(each):,} {nouns} {said}: {listed([one.shown for one in each])}"
-        _, expected, found = each[0]
+        expected, found = (text and short(text, _LONGEST) for text in each[0][1:])
         yield Finding(
             code, message, "tokenizer.json", expected=expected, found=found, hint=hint, warning=warning
         )
@@ -33,7 +36,8 @@ def group(
 def listed(items: Sequence[object]) -> str:
     """The first ten, and how many more there are."""
     more = len(items) - SHOWN
-    return ", ".join(map(str, items[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+    first = ", ".join(short(item, _LONGEST) for item in items[:SHOWN])
+    return first + (f" and {more:,} more" if more > 0 else "")
 
 
 def quoted(text: str) -> str:

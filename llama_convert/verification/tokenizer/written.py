@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +12,14 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from llama_convert.errors import InputError
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
 from llama_convert.verification.tokenizer.original import original_in
-from llama_convert.verification.tokenizer.wording import short
 
 T = TypeVar("T")
 Json = dict[str, Any]
+_MAX_IDS = 1 << 32
+"""The library counts ids in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Written:
         Raises:
             InputError: the library refuses it.
         """
-        library = attempt(lambda: Tokenizer.from_file(str(self.path)))
+        library = attempt(lambda: Tokenizer.from_buffer(read_small(self.path, MAX_TOKENIZER_JSON)))
         if library is None:
             raise InputError("TOKENIZER_UNREADABLE", "the library `tokenizers` refuses it", file=self.path)
         library.no_truncation()
@@ -58,6 +60,8 @@ def attempt(call: Callable[[], T]) -> T | None:
     """What the library answers, or None where it fails: it raises no type of its own, and may panic."""
     try:
         return call()
+    except MemoryError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             return None
@@ -71,13 +75,15 @@ def read_written(path: Path) -> Written:
         InputError: there is none, or it is none.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+    except InputError as error:
+        if error.code != "INPUT_NOT_FOUND":
+            raise InputError("TOKENIZER_UNREADABLE", error.message, file=path) from None
         other = original_in(path.parent)
         message = "there is no tokenizer.json" + (f", only {other.name}" if other else "")
         raise InputError("TOKENIZER_MISSING", message, file=path) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError("TOKENIZER_UNREADABLE", f"is not JSON: {short(error)}", file=path) from None
+    except JsonError as error:
+        raise InputError("TOKENIZER_UNREADABLE", str(error), file=path, hint=error.hint) from None
     try:
         model = content["model"]
         written = Written(
@@ -98,7 +104,8 @@ def read_written(path: Path) -> Written:
 def _is_bpe(written: Written) -> bool:
     names = {type(name) for name in chain(written.ids, chain.from_iterable(written.merges))}
     numbers = written.ids.values()
-    is_numbered = {type(number) for number in numbers} == {int} and min(numbers) >= 0
+    is_integer = {type(number) for number in numbers} == {int}
+    is_numbered = is_integer and min(numbers) >= 0 and max(numbers) < _MAX_IDS
     return written.options.get("type", "BPE") == "BPE" and names == {str} and is_numbered
 
 

@@ -1,0 +1,62 @@
+"""Tokens that were added to a tokenizer in a Hugging Face folder, in whichever file they are recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama_convert.errors import InputError
+from llama_convert.formats.files import read_small
+
+RECORDS = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
+"""The files that transformers reads added tokens from."""
+
+_MAX_SIZE = 64 << 20
+_ROLE = re.compile(r".*_tokens?")
+
+
+def added_tokens(file: Path) -> dict[str, int | None]:
+    """The added tokens in one of the `RECORDS`, with their ids where it has them; none if it does not exist.
+
+    Raises:
+        InputError: the file is not a JSON object.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(read_small(file, _MAX_SIZE))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError("TOKENIZER_JSON", "is not a JSON object", file=file)
+    if file.name == "added_tokens.json":
+        numbered = list(content.items())
+    else:
+        numbered = [*_listed(content.get("added_tokens")), *_described(content.get("added_tokens_decoder"))]
+    named = dict.fromkeys(
+        name for key, value in content.items() if _ROLE.fullmatch(key) for name in _names(value)
+    )
+    return {name: None for name in named if name} | {n: i for n, i in numbered if n and isinstance(i, int)}
+
+
+def _listed(tokens: Any) -> Iterator[tuple[str, Any]]:
+    for token in tokens if isinstance(tokens, list) else []:
+        if isinstance(token, dict):
+            yield str(token.get("content", "")), token.get("id")
+
+
+def _described(tokens: Any) -> Iterator[tuple[str, Any]]:
+    for number, token in tokens.items() if isinstance(tokens, dict) else []:
+        if isinstance(token, dict) and number.isdecimal() and len(number) < 10:
+            yield str(token.get("content", "")), int(number)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The names in the value of a role: a string, an object with the content, or a list of these."""
+    for each in value if isinstance(value, list) else [value]:
+        name = each.get("content") if isinstance(each, dict) else each
+        if isinstance(name, str):
+            yield name
