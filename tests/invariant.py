@@ -26,7 +26,7 @@ from typing import Any
 
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
 from llama_convert.cli import app, main, progress, result
-from llama_convert.conversion import reshard, to_huggingface, to_meta
+from llama_convert.conversion import publication, publish, reshard, to_huggingface, to_meta
 from tests.limits import HANG
 from tests.peers import ROOT
 
@@ -34,8 +34,9 @@ IMPORTED = (app, progress, result, reshard, to_huggingface, to_meta)
 """All that a run imports; its modules are there before it begins."""
 Files = dict[str, bytes]
 STAGING = ".llama-convert"
-OURS = {".lock", ".journal", ".publishing", ".publishing-rest", ".probe"}
-"""What may stand in the staging folder beside files of the output."""
+OURS = {".journal", ".publishing", ".publishing-new", ".probe"}
+"""What may be staged next to files of the output; besides, files with these prefixes:"""
+OURS_TOO = (".journal.", ".old-", ".taken-")
 MANIFEST = "llama-convert.json"
 LOADERS = ("config.json", "params.json")
 """Without one of them, nothing takes a folder for a model."""
@@ -126,10 +127,7 @@ def check(
     found.pop(f"{STAGING}-probe", None)
     for name, content in others.items():
         assert found.pop(name, None) == content, (name, ended)
-    staging = out / STAGING
-    if staging.is_dir() and not staging.is_symlink():
-        assert {path.name for path in staging.iterdir()} <= OURS | set(case.whole), ended
-        assert not any(path.is_symlink() or path.is_dir() for path in staging.iterdir()), ended
+    _check_staging(out / STAGING, OURS | {*case.whole, *older}, ended)
     if found == case.whole:
         return "new"
     if older and found == older:
@@ -143,6 +141,25 @@ def check(
                 for model in (case.whole, older)
             ), (loader, ended)
     return "none"
+
+
+def _check_staging(staging: Path, names: set[str], ended: object) -> None:
+    """See that it holds nothing but folders of runs, and they nothing but what runs write."""
+    if not staging.is_dir() or staging.is_symlink():
+        return
+    for place, folders, files in os.walk(staging):
+        nested = ("run-", "shared") if place == str(staging) else OURS_TOO
+        assert all(folder.startswith(nested) for folder in folders), (place, folders, ended)
+        known = {".lock"} if place == str(staging) else names
+        assert all(name in known or name.startswith(OURS_TOO) for name in files), (place, files, ended)
+        assert not any(Path(place, file).is_symlink() for file in files), (place, files, ended)
+
+
+def staged(out: Path) -> Path:
+    """The folder in which a run that was killed has staged its files; where it would be, if there is none."""
+    folders = sorted((out / STAGING).glob("run-*")) if (out / STAGING).is_dir() else []
+    assert len(folders) <= 1, folders
+    return folders[0] if folders else out / STAGING / "run-none"
 
 
 def _weights(files: Files) -> Files:
@@ -179,6 +196,7 @@ CHANGES = [
     "open",
     "posix_fallocate",
     "pwrite",
+    "rename",
     "replace",
     "rmdir",
     "unlink",
@@ -203,6 +221,8 @@ class Calls:
         for module in (io, builtins):
             self._wrap(module, "open", "io_open")
         self._wrap(Path, "write_bytes", "write_bytes")
+        for module in (publication, publish):
+            self._wrap(module, "write_new", "write_bytes")
 
     def _wrap(self, owner: Any, attribute: str, name: str) -> None:
         real = getattr(owner, attribute)
@@ -238,18 +258,50 @@ def run(
     arguments: list[str], act: Act | None = None, roots: Iterable[Path] = (), setup: Callable[[], object] = id
 ) -> Ended:
     """Run the command line in a child process."""
-    with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr, log = (Path(folder, name) for name in ("stdout", "stderr", "log"))
-        child = os.fork()
-        if not child:
-            _be_the_run(arguments, act, roots, setup, (stdout, stderr, log))
-        _, status = os.waitpid(child, 0)
-        return Ended(
-            os.waitstatus_to_exitcode(status),
-            stdout.read_text(),
-            stderr.read_text(),
-            [(name, path) for name, path in json.loads(log.read_text())] if log.exists() else [],
+    return Child(arguments, act, roots, setup).ended()
+
+
+class Child:
+    """The command line in a child process that has begun."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        act: Act | None = None,
+        roots: Iterable[Path] = (),
+        setup: Callable[[], object] = id,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._stdout, self._stderr, self._log = (
+            Path(self._folder.name, name) for name in ("stdout", "stderr", "log")
         )
+        self._status: int | None = None
+        self._child = os.fork()
+        if not self._child:
+            _be_the_run(arguments, act, roots, setup, (self._stdout, self._stderr, self._log))
+
+    def is_paused(self) -> bool:
+        """Whether it pauses at a call, see `pause_at`; when it comes to its end, it does not."""
+        _, status = os.waitpid(self._child, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return True
+        self._status = status
+        return False
+
+    def ended(self) -> Ended:
+        """How it ends; it goes on if it was paused."""
+        if self._status is None:
+            os.kill(self._child, signal.SIGCONT)
+            _, self._status = os.waitpid(self._child, 0)
+        with self._folder:
+            return Ended(
+                os.waitstatus_to_exitcode(self._status),
+                self._stdout.read_text(),
+                self._stderr.read_text(),
+                [(name, path) for name, path in json.loads(self._log.read_text())]
+                if self._log.exists()
+                else [],
+            )
 
 
 def _be_the_run(
@@ -307,6 +359,11 @@ def signal_at(number: int, what: int, names: Iterable[str] = CHANGES, *, torn: b
         return real(*args, **kwargs)
 
     return act
+
+
+def pause_at(number: int) -> Act:
+    """Pause the whole process before the ``number``th call that changes what is on disk."""
+    return signal_at(number, signal.SIGSTOP)
 
 
 def fail_at(number: int, what: str, fault: int | str) -> Act:

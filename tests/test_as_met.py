@@ -101,7 +101,7 @@ MET: dict[str, tuple[int, str, str]] = {
     ),
     "inspect gguf": (3, "holds model.gguf: GGUF", "Convert the checkpoint it was made from."),
     # DST.
-    "convert meta meta": (2, "the output folder lies in the input folder", "choose one beside it"),
+    "convert meta meta": (2, "meta: Is the input folder.", "Choose another output folder."),
     "convert meta jsons": (5, "jsons: holds config.json", "--overwrite"),
     # Words that are no commands, options or values.
     "conver meta out": (2, "No such command 'conver'", "llama-convert convert meta out"),

@@ -22,7 +22,18 @@ import pytest
 import xxhash
 
 from tests import invariant
-from tests.invariant import CHANGES, STAGING, Case, Ended, check, fresh_folder, read, run, signal_at
+from tests.invariant import (
+    CHANGES,
+    STAGING,
+    Case,
+    Ended,
+    check,
+    fresh_folder,
+    read,
+    run,
+    signal_at,
+    staged,
+)
 from tests.peers import ROOT
 
 NAMES = tuple(invariant.COMMANDS)
@@ -45,7 +56,7 @@ def n_calls(case: Case, out: Path, *more: str, names: tuple[str, ...] = CHANGES)
 
 def journaled(out: Path) -> int:
     """How many weights the journal calls finished."""
-    journal = out / STAGING / ".journal"
+    journal = staged(out) / ".journal"
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
@@ -54,9 +65,6 @@ def go_on(case: Case, out: Path, *more: str, others: invariant.Files | None = No
     finished, was_whole = journaled(out), check(out, case, others=others) == "new"
     ended = run(case.command(out, *more))
     assert check(out, case, others=others, ended=ended) == "new", ended.stderr
-    if was_whole and ended.exit_code == 5:  # the killed run had only not yet said so
-        assert "holds" in ended.stderr
-        return ended
     assert ended.exit_code == 0, ended.stderr
     assert (FOUND_GOOD in ended.stderr) == bool(finished) or was_whole, (finished, ended.stderr)
     assert not (out / STAGING).exists()
@@ -124,6 +132,58 @@ def test_killed_again_and_again(cases: dict[str, Case], tmp_path: Path, name: st
     assert ended.exit_code == 0
     assert FOUND_GOOD in ended.stderr
     assert check(out, case) == "new"
+
+
+def changes_of(calls: list[tuple[str, str]]) -> list[str]:
+    """The names of the calls that change what is on disk."""
+    return [name for name, _ in calls if name in CHANGES]
+
+
+def clean_up_of(calls: list[tuple[str, str]]) -> range:
+    """The numbers of a run's calls after the last file is in its place."""
+    names = changes_of(calls)
+    return range(len(names) - names[::-1].index("replace") + 1, len(names) + 1)
+
+
+@pytest.mark.parametrize("name", [NAMES[1], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES)])
+def test_killed_in_its_last_clean_up(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
+    """The output is complete: the same command says so, and another one is refused."""
+    case, out = cases[name], tmp_path / "out"
+    numbers = clean_up_of(run(case.command(out), roots=[out]).calls)
+    assert len(numbers) > 5
+    for number in numbers if name == NAMES[1] else numbers[::4]:
+        fresh_folder(out)
+        assert run(case.command(out), signal_at(number, KILL), [out]).exit_code == -KILL
+        assert check(out, case) == "new"
+        if name == NAMES[1]:
+            assert run(case.command(out, "--dtype", "fp32")).exit_code == 5
+            assert check(out, case) == "new"
+        go_on(case, out)
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [NAMES[1], pytest.param(NAMES[2], marks=pytest.mark.slow)])
+def test_an_array_task_is_killed(
+    cases: dict[str, Case], tmp_path: Path, name: str, count: int | None
+) -> None:
+    """The last task, which also finishes the output: running it once more is enough."""
+    case, out, task = cases[name], tmp_path / "out", ("--array-task", "2/2")
+
+    def others_have_ended() -> None:
+        fresh_folder(out)
+        assert run(case.command(out, "--array-task", "1/2")).exit_code == 0
+
+    others_have_ended()
+    total = len(changes_of(run(case.command(out, *task), roots=[out]).calls))
+    for number in spread(total, count or total):
+        others_have_ended()
+        ended = run(case.command(out, *task), signal_at(number, KILL), [out])
+        assert ended.exit_code in (-KILL, 0), (number, ended)
+        check(out, case, ended=(number, ended))
+        ended = run(case.command(out, *task))
+        assert ended.exit_code == 0, (number, ended)
+        assert check(out, case, ended=(number, ended)) == "new"
+        assert not (out / STAGING).exists()
 
 
 def kill_at_random_times(case: Case, out: Path, rounds: int, seed: int) -> None:
@@ -288,7 +348,7 @@ def stop_halfway(case: Case, out: Path) -> int:
 def stop_before_publishing(case: Case, out: Path) -> int:
     """Leave a staging folder with everything in it, and the list of what is to be renamed."""
     assert run(case.command(out), signal_at(2, KILL, ["replace"]), [out]).exit_code == -KILL
-    assert (out / STAGING / ".publishing").exists()
+    assert (staged(out) / ".publishing").exists()
     return journaled(out)
 
 
@@ -365,7 +425,7 @@ def test_a_model_that_was_only_not_told_of_is_not_thrown_away(cases: dict[str, C
     ended = run(case.command(out), signal_at(len(first) - 2, KILL, ["unlink"]), [out])
     assert ended.exit_code == -KILL
     assert check(out, case) == "new"
-    assert (out / STAGING / ".publishing").exists()
+    assert (staged(out) / ".publishing").exists()
     ended = run(case.command(out, "--dtype", "fp16"))
     assert ended.exit_code == 5, ended.stderr
     assert check(out, case) == "new"
@@ -379,7 +439,7 @@ def test_a_model_that_was_only_not_told_of_is_not_thrown_away(cases: dict[str, C
 
 
 def weights_in(out: Path) -> list[Path]:
-    return sorted([*(out / STAGING).glob("*.safetensors"), *(out / STAGING).glob("*.pth")])
+    return sorted([*staged(out).glob("*.safetensors"), *staged(out).glob("*.pth")])
 
 
 def flip(file: Path, position: int) -> None:
@@ -389,7 +449,7 @@ def flip(file: Path, position: int) -> None:
 
 
 def edit_journal(out: Path, change: Callable[[list[bytes]], object]) -> None:
-    journal = out / STAGING / ".journal"
+    journal = staged(out) / ".journal"
     lines = journal.read_bytes().splitlines()
     change(lines)
     journal.write_bytes(b"\n".join(lines) + b"\n")
@@ -404,8 +464,9 @@ def believable(line: bytes, change: Callable[[dict[str, Any]], object]) -> bytes
 
 
 def as_link(file: Path) -> None:
-    os.replace(file, file.parent.parent.parent / "elsewhere")
-    file.symlink_to(file.parent.parent.parent / "elsewhere")
+    elsewhere = file.parents[3] / "elsewhere"
+    os.replace(file, elsewhere)
+    file.symlink_to(elsewhere)
 
 
 def as_folder(file: Path) -> None:
@@ -432,26 +493,26 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "deleted": lambda out: weights_in(out)[0].unlink(),
     "a weight's file a link": lambda out: as_link(weights_in(out)[0]),
     "a weight's file a folder": lambda out: as_folder(weights_in(out)[0]),
-    "settings flipped": lambda out: flip(next((out / STAGING).glob("*s.json")), 5),
-    "settings deleted": lambda out: next((out / STAGING).glob("*s.json")).unlink(),
-    "stranger": lambda out: (out / STAGING / "LICENSE").write_text("not ours"),
+    "settings flipped": lambda out: flip(next(staged(out).glob("*s.json")), 5),
+    "settings deleted": lambda out: next(staged(out).glob("*s.json")).unlink(),
+    "stranger": lambda out: (staged(out) / "LICENSE").write_text("not ours"),
     "journal torn": lambda out: os.truncate(
-        out / STAGING / ".journal", (out / STAGING / ".journal").stat().st_size - 9
+        staged(out) / ".journal", (staged(out) / ".journal").stat().st_size - 9
     ),
     "journal without its end": lambda out: os.truncate(
-        out / STAGING / ".journal", (out / STAGING / ".journal").stat().st_size - 1
+        staged(out) / ".journal", (staged(out) / ".journal").stat().st_size - 1
     ),
     "journal with garbage": lambda out: edit_journal(out, lambda lines: lines.insert(2, b"\xff\0{]")),
     "journal with another's line": lambda out: edit_journal(out, lambda lines: lines.insert(2, b'{"a": 1}')),
     "journal with a wrong digest": lambda out: edit_journal(out, change_a_digest),
-    "journal flipped": lambda out: flip(out / STAGING / ".journal", 400),
+    "journal flipped": lambda out: flip(staged(out) / ".journal", 400),
     "journal beheaded": lambda out: edit_journal(out, lambda lines: lines.pop(0)),
-    "journal emptied": lambda out: os.truncate(out / STAGING / ".journal", 0),
-    "journal deleted": lambda out: (out / STAGING / ".journal").unlink(),
-    "journal a pipe": lambda out: as_pipe(out / STAGING / ".journal"),
-    "journal a folder": lambda out: as_folder(out / STAGING / ".journal"),
-    "list garbled": lambda out: (out / STAGING / ".publishing").write_bytes(b"\xff"),
-    "list of other places": lambda out: (out / STAGING / ".publishing").write_text(
+    "journal emptied": lambda out: os.truncate(staged(out) / ".journal", 0),
+    "journal deleted": lambda out: (staged(out) / ".journal").unlink(),
+    "journal a pipe": lambda out: as_pipe(staged(out) / ".journal"),
+    "journal a folder": lambda out: as_folder(staged(out) / ".journal"),
+    "list garbled": lambda out: (staged(out) / ".publishing").write_bytes(b"\xff"),
+    "list of other places": lambda out: (staged(out) / ".publishing").write_text(
         json.dumps({"plan": "", "files": ["../elsewhere"], "older": ["../elsewhere"]})
     ),
 }

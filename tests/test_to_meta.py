@@ -577,8 +577,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no tokenizer": (["{hf}", "{out}", *TO_META, "--tokenizer", "/nowhere"], 3, ("/nowhere",)),
     "no dtype": (["{hf}", "{out}", *TO_META, "--dtype", "int4"], 2, ("--dtype int4",)),
     "no version": (["{hf}", "{out}", *TO_META, "--llama-version", "3.1"], 2, ("cannot be true",)),
-    "DST is SRC": (["{hf}", "{hf}", *TO_META], 2, ("lies in the input folder",)),
-    "DST in SRC": (["{hf}", "{hf}/below", *TO_META], 2, ("lies in the input folder",)),
+    "DST is SRC": (["{hf}", "{hf}", *TO_META], 2, ("Is the input folder",)),
     "DST exists": (["{hf}", "{full}", *TO_META], 5, ("{full}: holds something",)),
 }
 

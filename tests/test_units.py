@@ -122,11 +122,11 @@ def test_a_share_twice(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
     before = {
-        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").rglob("model*.safetensors")
     }
     case.share(out, "1/2")
     after = {
-        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").glob("model*.safetensors")
+        file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").rglob("model*.safetensors")
     }
     assert before == after
     assert case.share(out, "2/2").published
@@ -155,7 +155,7 @@ def test_one_process_goes_on_from_shares(cases: dict[str, Case], tmp_path: Path)
 def test_a_damaged_unit_is_written_again(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
-    file = next((out / ".llama-convert").glob("model*.safetensors"))
+    file = next((out / ".llama-convert").rglob("model*.safetensors"))
     file.write_bytes(bytes(file.stat().st_size))
     case.share(out, "1/2")
     case.share(out, "2/2")
@@ -170,7 +170,8 @@ def test_a_bit_that_flips_after_its_task(
     """Size and time are as they were; whoever finishes names the file, and its task's rerun mends it."""
     case, out = cases[name], tmp_path / "out"
     case.share(out, "1/2")
-    files = sorted(path for path in (out / ".llama-convert").iterdir() if not path.name.startswith("."))
+    staged = (out / ".llama-convert/shared").iterdir()
+    files = sorted(path for path in staged if not path.name.startswith("."))
     file = next(path for path in files if path.suffix in (".safetensors", ".pth"))
     flip(file, {"weight": file.stat().st_size // 2, "header": 20, "end": file.stat().st_size - 20}[where])
     for attempt in range(2):
@@ -202,7 +203,7 @@ def test_a_bit_that_flips_under_an_executor(cases: dict[str, Case], tmp_path: Pa
         def submit(self, function: Any, order: Any, file: str) -> Any:  # type: ignore[override]
             def rot() -> Any:
                 result = function(order, file)
-                path = Path(order.destination) / ".llama-convert" / file
+                path = order.staging / file
                 flip(path, path.stat().st_size - 20)
                 return result
 
@@ -223,7 +224,7 @@ def test_one_process_resumes_a_task_that_was_killed(cases: dict[str, Case], tmp_
     """Also what is written of a file that is not complete."""
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
-    journal = next((out / ".llama-convert").glob(".journal.*"))
+    journal = next((out / ".llama-convert").rglob(".journal.*"))
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-2]))
     run = llama_convert(case.line[0], case.source, out, *case.line[1:])
@@ -380,7 +381,7 @@ def test_a_driver_that_stopped(cases: dict[str, Case], tmp_path: Path) -> None:
     with Stubborn(1) as executor, pytest.raises(KeyboardInterrupt):
         case.run(out, executor=executor)
     assert read_if_any(out) == {}
-    before = {file.name: file.stat().st_ino for file in (out / ".llama-convert").glob("model*.safetensors")}
+    before = {file.name: file.stat().st_ino for file in (out / ".llama-convert").rglob("model*.safetensors")}
     assert len(before) == 2
     with ThreadPoolExecutor(1) as executor:
         case.run(out, executor=executor)

@@ -67,7 +67,7 @@ def test_an_early_error_counts(tmp_path: Path) -> None:
         convert(tmp_path / "meta", out)
     assert failed.value.code == "OUTPUT_IO"
     assert "cannot be brought to disk" in str(failed.value)
-    assert not list((out / ".llama-convert").glob("*.safetensors"))
+    assert not list((out / ".llama-convert").rglob("*.safetensors"))
     assert not (out / "config.json").exists()
     convert(tmp_path / "meta", out)
 

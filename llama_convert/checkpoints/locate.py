@@ -15,7 +15,7 @@ from llama_convert.checkpoints.content import content_of
 from llama_convert.checkpoints.folders import RANK_FILE, SAYS_NOTHING, below, is_meta
 from llama_convert.checkpoints.meant import Otherwise, no_checkpoint, nothing_here
 from llama_convert.errors import InputError
-from llama_convert.formats.files import MAX_TOKENIZER, read_small
+from llama_convert.formats.files import MAX_TOKENIZER, read_small, same_file
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def locate(
     Args:
         path: what the user named.
         model_size: the subfolder to take where there are several, as LLaMA 1's ``7B``.
-        output: the folder to write, for who has swapped the two.
+        output: the folder to write, which is no source; and for who has swapped the two.
         otherwise: gives the command to type for a folder in Hugging Face's layout.
 
     Raises:
         InputError: there is no checkpoint here, there are several, or one of its rank files is missing.
     """
-    found = _found(path, (model_size or "").lower()) if path.is_dir() else []
+    found = _found(path, (model_size or "").lower(), output) if path.is_dir() else []
     if len(found) != 1:
         raise nothing_here(path, "meta", output=output, otherwise=otherwise)
     folder = found[0]
@@ -79,10 +79,10 @@ def _names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _found(path: Path, model_size: str) -> list[Path]:
+def _found(path: Path, model_size: str, output: Path | None) -> list[Path]:
     if is_meta(path):
         return [path]
-    found = list(below(path, is_meta))
+    found = [folder for folder in below(path, is_meta) if not (output and same_file(folder, output))]
     return [folder for folder in found if folder.name.lower() == model_size] or found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from llama_convert.conversion.journal import fingerprint, plan_digest
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.output import on_disk
+from llama_convert.conversion.overlap import check_apart
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.publish import FOR_GOOD, STAGING, Staging
 from llama_convert.conversion.remarks import remark_on
@@ -66,11 +68,18 @@ class Run:
     the same command resumes from, and `kept`, a sentence that says how much (None: nothing).
     """
 
-    def __init__(self, job: Job, options: ConvertOptions, notes: Notes) -> None:
+    def __init__(self, job: Job, options: ConvertOptions, notes: Notes, *, private: bool = False) -> None:
         """Look at the source files as they are now.
+
+        Args:
+            job: what is to be done.
+            options: how.
+            notes: is told of what is found.
+            private: whether the destination stands for a URL, so that no other run can find it.
 
         Raises:
             InputError: one of them is gone, or not what ``checklist.chk`` says.
+            UsageError: one of them, or the source, is in the output folder.
         """
         self.job = job
         self.options = options
@@ -85,6 +94,9 @@ class Run:
         self._identity = plan_digest(job.plan, job.settings(options))
         self._fingerprint = fingerprint(self._identity, self._before)
         self._stood = False
+        self._private = private
+        named = [path for path in (options.tokenizer, options.chat_template) if path]
+        check_apart(self._destination, [job.source, job.folder], [*self._before, *self._checklist, *named])
 
     def alone(self) -> ConvertResult:
         """Write everything in this process.
@@ -113,7 +125,7 @@ class Run:
             return result
         with (
             TemporaryDirectory(prefix="llama-convert-") as folder,
-            Staging(Path(folder, "out"), source=Path(folder, "in"), overwrite=False, fsync=False) as staging,
+            Staging(Path(folder, "out"), overwrite=False, fsync=False, private=True) as staging,
         ):
             job.write_small_files(staging)
             result.files |= {file.name: file.stat().st_size for file in staging.files}
@@ -199,7 +211,9 @@ class Run:
         weights = self.job.plan.sizes if self.job.plan else {}
         try:
             result = self._unless_it_stands(write, self._saved_in(self.job.files, uploaded=True))
-            if result.published and not self._stood:
+            if self._stood:
+                store.remove_traces(weights)
+            elif result.published:
                 self._publish_in(store)
         except (InputError, RefusedError):
             store.clear(weights)
@@ -220,7 +234,7 @@ class Run:
         """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
         if job.plan and self._stands(only=files):
-            return self.result
+            return self._finish_unless_locked()
         total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
         with self._shared(self._saved_in(files)) as staging, self._counting(total):
             for file in files:
@@ -231,6 +245,10 @@ class Run:
         if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
             self.notes.note("others are to be written yet; whoever writes the last one publishes")
             return self.result
+        return self._finish_unless_locked()
+
+    def _finish_unless_locked(self) -> ConvertResult:
+        """As `finish`; another run that is at work will do so itself."""
         try:
             return self._finish(only=())
         except ConflictError as conflict:
@@ -249,9 +267,7 @@ class Run:
         return self._finish()
 
     def _finish(self, only: Sequence[str] | None = None) -> ConvertResult:
-        if self._stands(only=only):
-            return self.result
-        return self._publish(self._gathered, self._saved_in(self.job.files))
+        return self._unless_it_stands(self._gathered, self._saved_in(self.job.files), only)
 
     def _gathered(self, plan: Plan, staging: Staging, _: Progress) -> Report:
         """What others have written."""
@@ -278,10 +294,10 @@ class Run:
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
             self._destination,
-            source=self.job.source,
             overwrite=self.options.overwrite,
             fsync=self.options.fsync,
             shared=shared,
+            private=self._private,
         )
 
     @contextmanager
@@ -289,16 +305,21 @@ class Run:
         """The staging folder, where others write too."""
         staging = self._staging(shared=True)
         with self._saying_what_is_kept(staging, saved), staging:
+            staging.refuse_other_files()
             staging.resume(self._fingerprint, self.job.files)
             yield staging
 
-    def _unless_it_stands(self, write: Write, saved: Saved) -> ConvertResult:
-        return self.result if self._stands() else self._publish(write, saved)
+    def _unless_it_stands(
+        self, write: Write, saved: Saved, only: Sequence[str] | None = None
+    ) -> ConvertResult:
+        """The result of an earlier run that has done all of it; `_publish` clears what it has left."""
+        left = os.path.lexists(self._destination / STAGING)
+        return self.result if not left and self._stands(only=only) else self._publish(write, saved, only)
 
     def _stands(self, *, only: Sequence[str] | None = None) -> bool:
         """Whether an earlier run has done all of it; the weights of some files alone are compared."""
         options, destination, plan = self.options, self._destination, self.job.plan
-        if not plan or not options.resume or options.overwrite or (destination / STAGING).exists():
+        if not plan or not options.resume or options.overwrite:
             return False
         sources = [self._described(path) for path in self.job.read]
         standing = what_stands(destination, plan, self._identity, sources, options, self.notes, only=only)
@@ -307,13 +328,17 @@ class Run:
             self._stood = True
         return bool(standing)
 
-    def _publish(self, write: Write, saved: Saved) -> ConvertResult:
+    def _publish(self, write: Write, saved: Saved, only: Sequence[str] | None) -> ConvertResult:
         result, staging = self.result, self._staging()
         with self._saying_what_is_kept(staging, saved), staging:
-            self._resume(staging)
-            if not staging.is_published:
+            if staging.recover(self._fingerprint, restart=not self.options.resume):
+                self.notes.note("The previous run finished the output, and was interrupted only then.")
+            elif not self._stands(only=only):
+                staging.refuse_other_files()
+                self._resume(staging)
                 self._stage(staging, write)
-            result.files = staging.publish()
+            if not self._stood:
+                result.files = staging.publish()
         result.published = True
         self.notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
         return result
@@ -325,8 +350,6 @@ class Run:
         if journal.thrown_away:
             why = ": its options or source files differ" if resume else " (--no-resume)"
             self.notes.note(f"Discarded {journal.thrown_away} weights of the previous run{why}.")
-        if staging.is_published:
-            self.notes.note("The previous run finished the output, and was interrupted only then.")
 
     def _stage(self, staging: Staging, write: Write) -> None:
         """Write all files of the output."""

@@ -23,6 +23,7 @@ from llama_convert.formats.files import (
     is_file_name,
     quoted,
     read_small,
+    same_file,
 )
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.tokenizers import (
@@ -137,16 +138,20 @@ def carry_over(files: Iterable[Path], staging: Staging) -> None:
         staging.write(file.name, read_small(file, LARGEST_CARRIED))
 
 
-def tokenizer_sources(source: Path, chosen: Path | None) -> list[Path]:
-    """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted."""
+def tokenizer_sources(source: Path, chosen: Path | None, output: Path) -> list[Path]:
+    """The one file that Meta's ``tokenizer.model`` is made of: the chosen, the source's own, or converted.
+
+    An output folder in the source is no source, whatever an earlier run has written there.
+    """
     if chosen:
         return [chosen]
     names = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
-    return [place for name in names if (place := source / name).is_file()][:1]
+    own = (source / name for name in names if not same_file((source / name).parent, output))
+    return [place for place in own if place.is_file()][:1]
 
 
-def tokenizer_back(source: Path, chosen: Path | None, rows: int, notes: Notes) -> bytes | None:
-    """Meta's ``tokenizer.model``: the chosen one, the source's, or made of ``tokenizer.json``; or None.
+def tokenizer_back(found: list[Path], source: Path, rows: int, notes: Notes) -> bytes | None:
+    """Meta's ``tokenizer.model`` from `tokenizer_sources`: a copy, or made of ``tokenizer.json``; or None.
 
     The ranks of Llama 3's tokenizer are the ids of its tokens; sentencepiece's scores are in no other file.
     Warns of tokens that it lacks, and if it does not have one token for each of the embedding's `rows`.
@@ -154,7 +159,6 @@ def tokenizer_back(source: Path, chosen: Path | None, rows: int, notes: Notes) -
     Raises:
         InputError: the file cannot be read, or is no tokenizer.json.
     """
-    found = tokenizer_sources(source, chosen)
     if not found:
         notes.warn(f"{source}: no tokenizer here, so none is carried over")
         return None

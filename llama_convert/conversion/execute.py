@@ -176,7 +176,7 @@ class _Work:
 
     def resume(self, entry: Entry) -> bool:
         """Go on after the rows that an earlier run has written, if all its places still hold them."""
-        if not self._fits(entry):
+        if not fits(entry, self._task):
             return False
         for part, digest, crc32 in zip(self._parts, entry.digests, entry.checksums, strict=True):
             if not part.resume(entry.rows, digest, crc32, self._stop):
@@ -186,15 +186,6 @@ class _Work:
         self._cast, self._oddities = entry.cast, entry.oddities
         self._read = Checksums.of(self._storages, entry.read)
         return True
-
-    def _fits(self, entry: Entry) -> bool:
-        """Whether the entry can be of this task, whose blocks hold whole runs of rows."""
-        task = self._task
-        return (
-            len(entry.digests) == len(entry.checksums) == len(task.places)
-            and (entry.rows == task.n_rows or entry.rows in range(0, task.n_rows, task.rows_in_a_run))
-            and all(index in range(len(self._storages)) for index, *_ in entry.read)
-        )
 
     def write(self) -> Iterator[Entry]:
         """Write the other rows to all their places.
@@ -242,6 +233,15 @@ class _Work:
         self._all_files.include(self._read, self._task.source.name)
         for part in self._parts:
             part.output.tensor_done(part.place.name, part.crc32)
+
+
+def fits(entry: Entry, task: Task) -> bool:
+    """Whether the entry can be of this task, whose blocks hold whole runs of rows."""
+    return (
+        len(entry.digests) == len(entry.checksums) == len(task.places)
+        and (entry.rows == task.n_rows or entry.rows in range(0, task.n_rows, task.rows_in_a_run))
+        and all(index in range(len([*task.source.slabs])) for index, *_ in entry.read)
+    )
 
 
 def converted(task: Task, block: Bytes) -> tuple[Bytes, CastCounts]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -22,7 +23,9 @@ from llama_convert import __version__
 from llama_convert.checkpoints.magnitudes import Oddities
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.sync import failure
+from llama_convert.conversion.sync import failure, open_own
+from llama_convert.conversion.typed import from_json
+from llama_convert.errors import InputError
 from llama_convert.formats.files import elsewhere, read_descriptor
 from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import as_called
@@ -53,6 +56,10 @@ class Entry:
     """A file whose copy of the weight differs by rounding."""
     read: tuple[tuple[int, int, int, int], ...] = ()
     """`Checksums.known` of what was read of the source's storages."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= checksum < 1 << 32 for checksum in self.checksums):
+            raise ValueError("not a CRC-32")
 
 
 class Record:
@@ -85,26 +92,27 @@ class Journal(Record):
         self.is_resumed = False
         """Whether an earlier run of the same plan has left something."""
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            self._descriptor = os.open(path, flags, 0o666)
+            self._descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
             self._read({"fingerprint": fingerprint}, restart)
         except OSError as error:
             raise failure("cannot be opened", error, path) from error
 
     def _read(self, head: dict[str, str], restart: bool) -> None:
-        content = read_descriptor(self._descriptor, self._path, MAX_JOURNAL)
-        first, *rest = list(_lines(content)) or [None]
+        try:
+            content = read_descriptor(self._descriptor, self._path, MAX_JOURNAL)
+        except InputError:  # too large to be one
+            content = b""
+        first, *rest = list(unsealed(content)) or [{}]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
             self.thrown_away = len({line["name"] for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
-            self._append(_line(head))
+            self._append(sealed(head))
             return
         for line in rest:
-            if "complete" in line:
+            if line.keys() == {"complete"}:
                 self._complete = line["complete"]
-            elif line != head:  # two runs began at once
-                entry = _entry(line)
+            elif entry := _entry(line):
                 self.entries[entry.name] = entry
         if not content.endswith(b"\n"):
             self._append(b"\n")  # the torn line ends here
@@ -121,7 +129,7 @@ class Journal(Record):
         """
         with self._lock:
             try:
-                self._append(_line(asdict(entry)))
+                self._append(sealed(asdict(entry)))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
             super().add(entry)
@@ -135,7 +143,7 @@ class Journal(Record):
         with self._lock:
             try:
                 self._complete = _state(file)
-                self._append(_line({"complete": self._complete}))
+                self._append(sealed({"complete": self._complete}))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
 
@@ -148,7 +156,7 @@ class Journal(Record):
         with self._lock:
             try:
                 self._complete = None
-                self._append(_line({"complete": None}))
+                self._append(sealed({"complete": None}))
             except OSError as error:
                 raise failure("cannot be written", error, self._path) from error
 
@@ -197,23 +205,27 @@ def _state(file: Path) -> list[int] | str:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _line(content: object) -> bytes:
+def sealed(content: object) -> bytes:
+    """A line of JSON, and before it a hash of it."""
     text = json.dumps(content, separators=(",", ":")).encode()
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
 
-def _lines(content: bytes) -> Iterator[Any]:
-    """The lines that are whole: a run that was killed tears the last one, a lost page any."""
+def unsealed(content: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of the lines that are whole: a killed run tears the last one, a lost page any."""
     for line in content.splitlines():
         digest, _, text = line.partition(b" ")
         if digest == xxhash.xxh3_64_hexdigest(text).encode():
-            yield parse_json(text)
+            with suppress(ValueError):
+                value = parse_json(text)
+                if isinstance(value, dict):
+                    yield value
 
 
-def _entry(line: dict[str, Any]) -> Entry:
-    line["cast"] = CastCounts(**line["cast"])
-    line["digests"], line["checksums"] = tuple(line["digests"]), tuple(line["checksums"])
-    line["read"] = tuple(map(tuple, line["read"]))
-    first = line["oddities"].pop("first")
-    line["oddities"] = Oddities(first=tuple(first) if first else None, **line["oddities"])
-    return Entry(**line)
+def _entry(line: dict[str, Any]) -> Entry | None:
+    """What a line says of a weight; None if it is no line that `Journal.add` writes."""
+    try:
+        entry: Entry = from_json(Entry, line)
+    except ValueError:
+        return None
+    return entry

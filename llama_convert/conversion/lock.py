@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and a second one is told of the first."""
+"""Who is at work in a folder, for others to see early; where locks do nothing, see `claim`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from llama_convert.errors import ConflictError, InputError, OutputError
-from llama_convert.formats.files import read_small
+from llama_convert.conversion.sync import remove
+from llama_convert.errors import ConflictError
 
 LOCK = ".lock"
-_MAX_BYTES = 1 << 16
 
 
 class Lock:
-    """A file in the staging folder that is locked as long as a run works there, and that names the run.
+    """A file in the staging folder that is locked while a run works there, and that names the run.
 
-    Runs that write a file each share it, and clear nothing away.
-    Where the file system has no locks, or says yes to everybody, the run that came last has the folder: the
-    file names it, which the others see before they make anything of what is staged theirs.
+    It spares a second run the work, and the first the loss of its own. Array tasks share the lock.
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
@@ -41,11 +40,12 @@ class Lock:
             OSError: the folder cannot be made or written to.
         """
         while self._descriptor < 0:
-            if self._folder.is_symlink():
-                raise ConflictError("OUTPUT_EXISTS", "is a link; it would lead elsewhere", file=self._folder)
+            if os.path.lexists(self._folder) and (self._folder.is_symlink() or not self._folder.is_dir()):
+                message = "Is not a folder, or a link to one; the output is staged there."
+                raise ConflictError("OUTPUT_EXISTS", message, file=self._folder, hint="Remove it.")
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                descriptor = self._open()
             except FileNotFoundError:
                 continue
             try:
@@ -61,6 +61,14 @@ class Lock:
                 raise OSError(errno.EIO, "nothing is taken")
             written += count
 
+    def _open(self) -> int:
+        """Open the file; what is in its place and leads to another file is removed, never written to."""
+        with suppress(FileNotFoundError):
+            status = self._path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                remove(self._path)
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
     def _try(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -70,41 +78,23 @@ class Lock:
             raise ConflictError("OUTPUT_LOCKED", message, file=self._folder.parent) from None
         except OSError:
             pass  # no locks here
-        try:
+        with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
                 self._descriptor = descriptor
-        except FileNotFoundError:
-            pass
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the folder still is this run's; a shared one is nobody's."""
-        if self._shared:
-            return False
-        try:
-            return self._descriptor >= 0 and read_small(self._path, _MAX_BYTES) == self._name
-        except (InputError, OutputError):
-            return False
-
-    def check(self) -> None:
-        """See whether the folder still is this run's.
-
-        Raises:
-            ConflictError: another run has taken it, so there are no locks here.
-        """
-        if not (self._shared or self.is_held):
-            message = "another run has taken it over; there are no locks here"
-            raise ConflictError("OUTPUT_LOCKED", message, file=self._folder.parent)
 
     def release(self) -> None:
         """Let the next one in; leaves no file where there is nothing else in the folder."""
         if self._descriptor < 0:
             return
-        try:
-            if self.is_held and os.listdir(self._folder) == [LOCK]:
+        with suppress(OSError):  # what stays there does no harm
+            if not self._shared and os.listdir(self._folder) == [LOCK] and self._is_named():
                 self._path.unlink()
                 self._folder.rmdir()
-        except OSError:
-            pass  # what stays there is in nobody's way
         os.close(self._descriptor)
         self._descriptor = -1
+
+    def _is_named(self) -> bool:
+        """Whether the file is still the one that was locked, and names this run."""
+        if not os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
+            return False
+        return os.pread(self._descriptor, len(self._name) + 1, 0) == self._name

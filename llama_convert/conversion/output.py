@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.sync import WriteBack, discard, failure
+from llama_convert.conversion.sync import WriteBack, discard, failure, open_own
 from llama_convert.formats.layout import Layout
 
 _BLOCK = 1 << 20
@@ -86,7 +86,7 @@ class LocalOutput:
     def reserve(self) -> None:
         """Make the file in its full length, so that a full disk shows now; bytes that are there stay."""
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = open_own(self.path, os.O_RDWR)
             try:
                 os.ftruncate(descriptor, self.layout.size)
                 _allocate(descriptor, self.layout.size)

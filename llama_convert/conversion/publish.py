@@ -1,29 +1,33 @@
 """Nothing counts as written until it is published.
 
 Files are made in a staging folder inside the output folder (so on its file system) and renamed into place
-when all of them are complete and on disk, the ones that make a folder a model last.  A run holds a lock in
-the staging folder: a second run is told of the first.  What a stopped run leaves there, the next one goes on
-from: weights are looked at again and kept if they are good, and a publication half done is first undone.
+when all of them are complete and on disk, the ones that make a folder a model last.  A run works in a folder
+of its own there, its `Claim`; array tasks share one, which the run that publishes takes over.  What a killed
+run leaves there, the next one resumes: weights are hashed and kept if they match, and a publication that was
+interrupted is first undone.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import random
 import shutil
-import stat
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict
+import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
+from llama_convert.conversion.claim import Claim, taken_over
 from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
 from llama_convert.conversion.lock import LOCK, Lock
 from llama_convert.conversion.publication import PUBLISHING, Publication
-from llama_convert.conversion.sync import discard, failure, sync
+from llama_convert.conversion.sync import discard, failure, remove, sync, write_new
 from llama_convert.errors import ConflictError, InputError, OutputError, RefusedError, UsageError
 from llama_convert.units import format_size
 
 STAGING = ".llama-convert"
+SHARED = "shared"
+"""The folder in the staging folder where array tasks work."""
 _PROBE = f"{STAGING}-probe"
 FOR_GOOD = (InputError, UsageError, RefusedError)
 """Errors that running again does not help: nothing is kept for it."""
@@ -40,26 +44,28 @@ class Staging:
         self,
         destination: Path,
         *,
-        source: Path,
         overwrite: bool,
         fsync: bool = True,
         shared: bool = False,
+        private: bool = False,
     ) -> None:
         """Check that the output may go there.
 
         Args:
             destination: the output folder.
-            source: the input folder.
             overwrite: whether a model that is there may be replaced.
             fsync: whether to wait for the disk, without which no promise holds beyond a power cut.
             shared: whether others may work here too, each on files of its own.
+            private: whether no other process can find the folder, so nobody else can work there.
 
         Raises:
-            UsageError: the output folder is, or lies in, the source.
             ConflictError: it holds something already.
         """
         self.destination = destination
-        self.path = destination / STAGING
+        self._folder = destination / STAGING
+        self._claim = None if shared or private else Claim(self._folder)
+        self.path = self._claim.path if self._claim else self._folder / (SHARED if not private else "")
+        """Where files are staged."""
         self.journal: Journal | None = None
         """What was finished, once `resume` was called."""
         self.is_published = False
@@ -67,23 +73,29 @@ class Staging:
         self._plan = ""
         self._sync = sync if fsync else _trust
         self._overwrite = overwrite
-        self._lock = Lock(self.path, shared=shared)
+        self._lock = Lock(self._folder, shared=shared)
         self._shared = shared
         self._created: list[Path] = []
-        resolved, origin = destination.resolve(), source.resolve()
-        if resolved == origin or origin in resolved.parents:
-            message = "the output folder lies in the input folder"
-            raise UsageError("OUTPUT_IS_INPUT", message, file=destination, hint="choose one beside it")
-        if destination.exists() and not destination.is_dir():
-            raise ConflictError("OUTPUT_EXISTS", "is a file; the output is a folder", file=destination)
-        self._refuse_foreign_files(Publication.read(self.path).files)
+        for place in (destination, *destination.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                kind = (
+                    f"a link to {os.readlink(place)}, which does not exist"
+                    if place.is_symlink()
+                    else "a file"
+                )
+                raise ConflictError("OUTPUT_EXISTS", f"is {kind}; the output is a folder", file=place)
+        if not os.path.lexists(self._folder):
+            self.refuse_other_files()
 
-    def _refuse_foreign_files(self, but: Iterable[str] = ()) -> None:
-        """The output folder may hold what a stopped run left, and with `overwrite` an older model."""
+    def refuse_other_files(self) -> None:
+        """Refuse an output folder that holds something, unless an older model may be replaced.
+
+        Raises:
+            ConflictError: it does.
+        """
         if self._overwrite or not self.destination.is_dir():
             return
-        ours = {STAGING, _PROBE, *but}
-        present = sorted(entry.name for entry in self.destination.iterdir() if entry.name not in ours)
+        present = sorted({entry.name for entry in self.destination.iterdir()} - {STAGING, _PROBE})
         if present:
             more = f" and {len(present) - 3} more" if len(present) > 3 else ""
             raise ConflictError(
@@ -100,32 +112,71 @@ class Staging:
                     folder.mkdir(exist_ok=True)
                     self._created.append(folder)
             self._lock.take()
-            if not self._shared:
-                self._remove_links()
+            if self._claim:
+                self._claim.take()
+                self._take_back(self.path)
                 self._probe()
+            elif self._shared:
+                self._join()
+            else:
+                self.path.mkdir(exist_ok=True)
         except BaseException as error:
+            is_lost = self._claim is not None and self._claim.is_lost
             self._leave(keep=True)
+            if isinstance(error, OSError) and is_lost:
+                raise taken_over(self.destination) from error
             if isinstance(error, OSError):
                 raise failure("cannot be written to", error, self.destination) from error
             raise
         return self
 
-    def _remove_links(self) -> None:
-        """Remove what would lead elsewhere when it is written to: we make plain files alone."""
-        for entry in self.path.iterdir():
-            status = entry.lstat()
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                _remove(entry)
+    def _join(self) -> None:
+        """Make the folder that array tasks share, and move into it what killed runs have left in theirs.
+
+        The tasks that start together may take this from one another; after a random pause, one finds it done.
+        """
+        pause = 0.01
+        while True:
+            claim = Claim(self._folder)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not claim.others(but=SHARED):
+                    return
+                claim.take(but=SHARED)
+                self._take_back(claim.path)
+                claim.give(self.path)
+            except (ConflictError, FileNotFoundError):
+                time.sleep(random.uniform(0, pause))
+                pause = min(2 * pause, 1)
+
+    def _take_back(self, folder: Path) -> None:
+        """Undo what a run that was killed has published, if it is not all of its output."""
+        begun = Publication.read(folder)
+        if begun.files and not begun.is_complete(self.destination):
+            begun.undo(folder, self.destination, self._sync)
 
     def _probe(self) -> None:
         """Learn now, not after hours, whether files can be renamed here."""
         probe, there = self.path / ".probe", self.destination / _PROBE
+        discard(probe)
         try:
-            probe.write_bytes(b"")
+            write_new(probe, b"")
             os.replace(probe, there)
-            there.unlink()
+            there.unlink(missing_ok=True)  # another run's may be in its place, and be gone
         finally:
             discard(probe)
+
+    def recover(self, plan: str, *, restart: bool = False) -> bool:
+        """Whether a run of the same plan has published all of its output, and was killed only then.
+
+        Args:
+            plan: the plan's fingerprint.
+            restart: that does not count.
+        """
+        self._plan = plan
+        begun = Publication.read(self.path)
+        self.is_published = begun.is_complete(self.destination) and begun.plan == plan and not restart
+        return self.is_published
 
     def resume(self, plan: str, files: Collection[str], *, restart: bool = False) -> Journal:
         """What an earlier run of the same plan has finished; what is left of any other is cleared away.
@@ -136,23 +187,14 @@ class Staging:
             restart: clear it away in any case.
 
         Raises:
-            ConflictError: a run of another plan had published its output, all but for telling so.
             OutputError: the staging folder cannot be read or written.
         """
         self._plan = plan
         try:
-            begun = Publication.read(self.path)
-            if begun.is_complete(self.path, self.destination):
-                self.is_published = begun.plan == plan and not restart
-                if not self.is_published:
-                    self._refuse_foreign_files()
-            elif begun.files:
-                begun.undo(self.path, self.destination)
             self.journal = Journal(self.path / JOURNAL, plan, restart=restart)
-            if not (self.is_published or self._shared):
+            if not self._shared:
                 kept = [*files, *map(journal_of, files)] if self.journal.is_resumed else []
-                kept += [] if begun.is_complete(self.path, self.destination) else [PUBLISHING]
-                self._clear(but=(JOURNAL, *kept))
+                self._clear(but=(JOURNAL, PUBLISHING, *kept))
         except OSError as error:
             raise failure("cannot be written to", error, self.path) from error
         return self.journal
@@ -176,7 +218,7 @@ class Staging:
         """Remove all but the files that are named; of ours the list last, as it tells what is published."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == PUBLISHING):
             if entry.name not in (LOCK, *but):
-                _remove(entry)
+                remove(entry)
 
     def keeps(self, error: BaseException) -> bool:
         """Whether something is finished that the next run can go on from, after this error."""
@@ -191,16 +233,19 @@ class Staging:
 
     def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
         untouched = self.journal is None  # by this run
+        is_lost = isinstance(error, Exception) and not os.path.lexists(self.path)
         self._leave(keep=error is not None and (untouched or self.keeps(error)))
+        if is_lost:
+            raise taken_over(self.destination) from error
 
     def _leave(self, *, keep: bool) -> None:
         if self.journal:
             self.journal.close()
-        try:
-            if not keep and self._lock.is_held:
+        with suppress(OSError):  # the next run clears it away
+            if not (keep or self._shared):
                 self._clear()
-        except OSError:
-            pass  # the next run clears it away
+        if self._claim:
+            self._claim.release()
         self._lock.release()
         for folder in reversed(self._created):
             try:
@@ -214,15 +259,15 @@ class Staging:
         return sorted(path for path in self.path.iterdir() if not path.name.startswith("."))
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file, on disk when this returns."""
-        self.write_with(name, lambda path: path.write_bytes(content))
+        """A small file, on disk when this returns.
 
-    def write_with(self, name: str, writer: Callable[[Path], object]) -> None:
-        """A file that ``writer`` writes, given its path."""
-        self._lock.check()
+        Raises:
+            OutputError: it cannot be written.
+        """
         path = self.path / name
         try:
-            writer(path)
+            remove(path)
+            write_new(path, content)
             self._sync(path)
         except OSError as error:
             discard(path)
@@ -240,15 +285,13 @@ class Staging:
         Returns:
             Bytes of each file of the output.
         """
-        self._lock.check()
         try:
             publication = Publication.read(self.path)
             if not self.is_published:
                 publication = self._begin_to_publish()
                 publication.carry_out(self.path, self.destination, self._sync)
             sizes = {name: (self.destination / name).stat().st_size for name in publication.files}
-            for folder in (self.destination, *(folder.parent for folder in self._created)):
-                self._sync(folder)
+            self._sync_destination()
         except OSError as error:
             raise failure("cannot be moved into place", error, self.destination) from error
         self.is_published = True
@@ -256,26 +299,27 @@ class Staging:
 
     def _begin_to_publish(self) -> Publication:
         """Bring all that is staged to disk, and then the list of it."""
-        self._refuse_foreign_files()
+        self.refuse_other_files()
         for file in self.files:
             try:
                 self._sync(file)
             except OSError:
                 discard(file)
                 raise
-        names = [file.name for file in self.files]
-        begun = Publication.read(self.path)
-        publication = Publication.of(self._plan, names, self.destination, begun)
-        self.write(PUBLISHING, json.dumps(asdict(publication)).encode())
-        self._sync(self.path)
+        publication = Publication.of(self._plan, self.files, self.destination, Publication.read(self.path))
+        publication.write(self.path, self._sync)
+        self._sync(self._folder)
         return publication
 
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)
+    def _sync_destination(self) -> None:
+        """Bring the output folder to disk, and the folders around it: an earlier run may have made them."""
+        self._sync(self.destination)
+        device = self.destination.stat().st_dev
+        for folder in self.destination.resolve().parents:
+            if folder.stat().st_dev != device:
+                break
+            with suppress(PermissionError):  # a folder that may not be read was not made by a run of ours
+                self._sync(folder)
 
 
 def _trust(_: Path) -> None:

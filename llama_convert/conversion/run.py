@@ -21,7 +21,7 @@ from llama_convert.conversion.units import Share
 from llama_convert.conversion.workers import Order
 from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
-from llama_convert.stores.filesystem import is_url
+from llama_convert.stores.filesystem import is_url, same_place, shown
 from llama_convert.stores.mount import standing_for
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def convert(
         executor: lets its workers write the weights, a file each; they see both folders as this process does.
 
     Raises:
-        UsageError: an option cannot be meant so.
+        UsageError: an option cannot be meant so, or the destination is the source or holds files of it.
         InputError: the source is missing, damaged, inconsistent or unsupported.
         OutputError: the machine could not write it.
         ConflictError: the destination holds something.
@@ -158,6 +158,9 @@ def _prepared(
 ) -> ConvertResult:
     if is_url(source) and options.block_size == DEFAULT_BLOCK_SIZE:
         options = replace(options, block_size=_FAR_BLOCK_SIZE, workers=max(options.workers, _FAR_WORKERS))
+    if is_url(source) and is_url(destination) and same_place(str(source), str(destination)):
+        hint = "Choose another output folder."
+        raise UsageError("OUTPUT_IS_INPUT", f"{shown(str(destination))}: Is the input folder.", hint=hint)
     with ExitStack() as stack:
         here = stack.enter_context(standing_for(source))
         there = stack.enter_context(standing_for(destination, may_be_absent=True))
@@ -166,7 +169,7 @@ def _prepared(
         job = prepare(here, there, options, notes)
         job.result.source = str(source) if is_url(source) else job.folder
         job.source_digests = read_source_digests(job, notes)
-        run = Run(job, options, notes)
+        run = Run(job, options, notes, private=store is not None)
         if options.dry_run:
             return replace(run.dry(), destination=str(destination) if is_url(destination) else there)
         order = partial(Order, prepare, _absolute(source), _absolute(destination), options)

@@ -1,10 +1,11 @@
-"""What the disk does and says: waiting until bytes are on it, and what to tell of a failure."""
+"""What the disk does and says: writing files safely, waiting until they are on disk, and its failures."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,67 @@ _NO_SYNC = (errno.ENOTSUP, errno.EINVAL)
 """What fsync says on file systems that have none."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def is_own(status: os.stat_result, owner: int) -> bool:
+    """Whether a file is safe to write to: a regular one of this owner, which no other name leads to."""
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == owner
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file in a staging folder for writing; make it if there is none.
+
+    What is there and is not safe to write to, for example a link to another file, is removed, never written
+    to. The owner of the folder decides whose files are: some network file systems report another user than
+    the one who writes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    while True:
+        with suppress(FileExistsError):
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = _open_if_own(path, flags)
+        if descriptor is not None:
+            return descriptor
+        remove(path)
+
+
+def _open_if_own(path: Path, flags: int) -> int | None:
+    """Open a file that exists, if it is safe to write to."""
+    owner = path.parent.stat().st_uid
+    try:
+        if not is_own(path.lstat(), owner):
+            return None
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    if is_own(os.fstat(descriptor), owner):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that does not exist yet.
+
+    Raises:
+        OSError: it exists, or cannot be written.
+    """
+    with path.open("xb") as file:
+        file.write(content)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -54,7 +54,8 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
     if cut.kv_repeats > 1:
         notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
 
-    tokenizer = tokenizer_back(source, options.tokenizer, config.vocab_size, notes)
+    tokenizer_files = tokenizer_sources(source, options.tokenizer, destination)
+    tokenizer = tokenizer_back(tokenizer_files, source, config.vocab_size, notes)
     carried = small_files(source, checkpoint.files, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
 
     def write_small_files(staging: Staging) -> None:
@@ -68,7 +69,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
         [*checkpoint.files, source / "config.json"],
-        [*carried, *tokenizer_sources(source, options.tokenizer)],
+        [*carried, *tokenizer_files],
         write_small_files,
         checklist=options.checklist,
     )

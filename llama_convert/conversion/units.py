@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_convert.conversion.execute import Progress
+from llama_convert.conversion.execute import Progress, fits
 from llama_convert.conversion.journal import Entry, Journal, journal_of
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
@@ -55,7 +55,7 @@ def gather(plan: Plan, staging: Staging, fingerprint: str) -> Report:
     Raises:
         OutputError: not all of them are complete.
     """
-    units = {file: _entries(staging.path, file, fingerprint) for file in plan.layouts}
+    units = {file: _entries(plan.only(file), staging.path, file, fingerprint) for file in plan.layouts}
     missing = [file for file, entries in units.items() if entries is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -75,13 +75,14 @@ def check_units(
         OutputError: a file is not what was written; its journal no longer calls it complete.
     """
     for file in units_here(plan, folder):
-        journal = _journal(folder, file, fingerprint)
+        unit = plan.only(file)
+        journal = _journal(unit, folder, file, fingerprint)
         if journal is None:
             continue
         digests = {name: entry.digests for name, entry in journal.entries.items()}
         difference = first_difference(
             folder,
-            plan.only(file),
+            unit,
             digests,
             workers=options.workers,
             block_size=options.block_size,
@@ -106,21 +107,31 @@ def units_here(plan: Plan, folder: Path) -> list[str]:
 
 def is_complete(plan: Plan, folder: Path, fingerprint: str) -> bool:
     """Whether every unit is."""
-    return all(_entries(folder, file, fingerprint) is not None for file in plan.layouts)
+    return all(_entries(plan.only(file), folder, file, fingerprint) is not None for file in plan.layouts)
 
 
-def _entries(folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
+def _entries(unit: Plan, folder: Path, file: str, fingerprint: str) -> dict[str, Entry] | None:
     """What a unit's journal records; None if there is none, or it is not complete."""
-    journal = _journal(folder, file, fingerprint)
-    return journal.entries if journal and journal.is_complete(folder / file) else None
+    journal = _journal(unit, folder, file, fingerprint)
+    return journal.entries if journal and is_written(unit, journal, folder / file) else None
 
 
-def _journal(folder: Path, file: str, fingerprint: str) -> Journal | None:
+def is_written(unit: Plan, journal: Journal, path: Path) -> bool:
+    """Whether a unit's journal calls its file complete, and has the lines of all its weights."""
+    rows = {name: entry.rows for name, entry in journal.entries.items()}
+    return journal.is_complete(path) and all(rows.get(task.name) == task.n_rows for task in unit.tasks)
+
+
+def _journal(unit: Plan, folder: Path, file: str, fingerprint: str) -> Journal | None:
+    """A unit's journal with the lines that can be of its weights; None if there is none."""
     path = folder / journal_of(file)
     if not path.is_file():
         return None
     journal = Journal(path, fingerprint)
     journal.close()
+    tasks = {task.name: task for task in unit.tasks}
+    entries = journal.entries.items()
+    journal.entries = {n: entry for n, entry in entries if n in tasks and fits(entry, tasks[n])}
     return journal
 
 
@@ -136,7 +147,7 @@ def adoptable(plan: Plan, folder: Path, fingerprint: str) -> Iterator[Entry]:
     """Of weights that are in one file each, what the units' journals record."""
     places = {task.name: task.places for task in plan.tasks}
     for file in plan.layouts:
-        journal = _journal(folder, file, fingerprint)
+        journal = _journal(plan.only(file), folder, file, fingerprint)
         for name, entry in journal.entries.items() if journal else ():
             if len(places[name]) == 1:
                 yield entry
@@ -161,8 +172,9 @@ def saved_in_units(
     """
     saved = total = 0
     for file in files:
-        unit, journal = plan.only(file), _journal(folder, file, fingerprint)
+        unit = plan.only(file)
+        journal = _journal(unit, folder, file, fingerprint)
         total += unit.payload_bytes
-        if journal and (journal.is_complete(folder / file) or not only_complete):
+        if journal and (is_written(unit, journal, folder / file) or not only_complete):
             saved += saved_bytes(unit, journal.entries)
     return saved, total

@@ -3,31 +3,37 @@
 A store cannot rename, so each file is written under its own name, and is there whole or not at all.  Beside
 it, in ``.llama-convert/``, its journal is kept until everything is published: the next run passes over what
 has one.  Without ``config.json`` or ``params.json``, which come last, nothing takes the folder for a model.
+
+Two runs at once into one place are not told of each other, as a store has neither locks nor renames. Runs of
+the same plan write the same bytes. Of different plans each file is whole, but the files may be of both;
+`verify` tells by the manifest's checksums.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import xxhash
+
 from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.journal import JOURNAL, MAX_JOURNAL, Journal, journal_of
+from llama_convert.conversion.journal import JOURNAL, MAX_JOURNAL, Journal, journal_of, sealed, unsealed
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publication import PUBLISHING, Publication
+from llama_convert.conversion.publication import PUBLISHING, in_order, is_name
 from llama_convert.conversion.publish import STAGING, Staging
 from llama_convert.conversion.report import Report
+from llama_convert.conversion.typed import from_json
 from llama_convert.conversion.units import gather
-from llama_convert.errors import LlamaConvertError, OutputError, UsageError
+from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
 from llama_convert.formats.layout import Layout
 from llama_convert.stores.filesystem import is_web, open_filesystem, persistently, shown
@@ -50,16 +56,31 @@ class Store:
         """
         if is_web(url):
             raise UsageError("BAD_URL", "web servers cannot be written to; s3:// and gs:// can")
+        if url.startswith(("file://", "local://")):
+            raise UsageError("BAD_URL", "Is a local folder.", file=url, hint="Pass its path instead.")
         self.url = url.rstrip("/")
         self.place = place
         self._fs, self._path = open_filesystem(self.url, writing=True)
         staging = place / STAGING
         self._stop = Event()
         self._begun = [file.name.removeprefix(journal_of("")) for file in staging.glob(f"{journal_of('')}*")]
+        self._small: list[str] = []
+        """Small files that an interrupted run has sent."""
+        listed = _List.read(staging / PUBLISHING)
+        sent = [name for name, said in listed.files.items() if _describe(place / name) == said]
+        if not sent or len(sent) < len(listed.files):  # else it was interrupted only as it cleaned up
+            self._put_aside(sent)
+
+    def _put_aside(self, small: list[str]) -> None:
+        """Take what an interrupted run has sent for what it is: staged, not an output that others have."""
+        staging = self.place / STAGING
         for name in self._begun:
-            if (place / name).exists():
-                os.replace(place / name, staging / name)
-                elsewhere[staging / name] = elsewhere.pop(place / name)
+            if (self.place / name).exists():
+                os.replace(self.place / name, staging / name)
+                elsewhere[staging / name] = elsewhere.pop(self.place / name)
+        for name in small:
+            (self.place / name).unlink()
+        self._small = small
 
     def _key(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
@@ -97,7 +118,7 @@ class Store:
             if not (staging.path / name).exists():
                 self.remove(f"{STAGING}/{journal_of(name)}", name)
         older = [name for name in _LOADERS if (self.place / name).exists()]
-        self.remove(*older)
+        self.remove(*older, *reversed(self._small))
         for name in older:
             (self.place / name).unlink()
         self.put(f"{STAGING}/{JOURNAL}", read_small(staging.path / JOURNAL, MAX_JOURNAL))
@@ -138,19 +159,21 @@ class Store:
 
     def publish(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
         """Bring the rest, in the order in which it makes a model of the weights; then the journals go."""
-        begun = Publication.of("", files, self.place, Publication())
-        self.put(f"{STAGING}/{PUBLISHING}", json.dumps(asdict(begun)).encode())  # what comes is ours
-        for name in begun.files:
-            if name not in weights:
-                self.put(name, read_small(self.place / name, MAX_TOKENIZER_JSON))
-        self._remove_traces(weights)
+        small = [name for name in in_order(files) if name not in weights]
+        listed = _List({name: said for name in small if (said := _describe(self.place / name))})
+        self.put(f"{STAGING}/{PUBLISHING}", sealed(asdict(listed)))  # what comes is ours
+        self.remove(*(name for name in reversed(self._small) if name not in small))
+        for name in small:
+            self.put(name, read_small(self.place / name, MAX_TOKENIZER_JSON))
+        self.remove_traces(weights)
 
     def clear(self, weights: Mapping[str, int]) -> None:
         """Remove what a refused run has written."""
-        self.remove(*weights, *self._begun)
-        self._remove_traces(weights)
+        self.remove(*reversed(self._small), *weights, *self._begun)
+        self.remove_traces(weights)
 
-    def _remove_traces(self, weights: Mapping[str, int]) -> None:
+    def remove_traces(self, weights: Mapping[str, int]) -> None:
+        """Remove what would have let an interrupted run be resumed."""
         journals = map(journal_of, {*weights, *self._begun})
         self.remove(*(f"{STAGING}/{name}" for name in (*journals, JOURNAL, PUBLISHING)))
 
@@ -182,6 +205,31 @@ class Store:
                 persistently("removing", f"{shown(self.url)}/{name}", ask)
             except LlamaConvertError as error:
                 raise OutputError("OUTPUT_IO", error.message) from error
+
+
+@dataclass(frozen=True)
+class _List:
+    """The small files that a run is about to publish, each with its size and XXH3-128."""
+
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> _List:
+        """The one that a file holds; an empty one if it holds none."""
+        try:
+            (content,) = unsealed(read_small(file, MAX_JOURNAL))
+            listed: _List = from_json(cls, content)
+        except (InputError, OutputError, ValueError):
+            return cls()
+        return listed if all(map(is_name, listed.files)) else cls()
+
+
+def _describe(file: Path) -> tuple[int, str] | None:
+    """Size and XXH3-128 of a small file; None if there is none."""
+    if not file.is_file() or file in elsewhere:
+        return None
+    content = read_small(file, MAX_TOKENIZER_JSON)
+    return len(content), xxhash.xxh3_128_hexdigest(content)
 
 
 class _Upload:

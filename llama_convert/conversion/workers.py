@@ -10,7 +10,7 @@ import atexit
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import STAGING, Staging
+from llama_convert.conversion.publish import SHARED, STAGING, Staging
 from llama_convert.conversion.report import Report
 from llama_convert.conversion.sources import check_unchanged, states_of
-from llama_convert.conversion.units import gather
+from llama_convert.conversion.units import gather, is_written
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
@@ -47,6 +47,13 @@ class Order:
     """The `plan_digest` that must come out."""
     fingerprint: str
     """What the journals of this conversion begin with."""
+    folder: str = SHARED
+    """Where in the destination's staging folder to write; of no matter for a URL."""
+
+    @property
+    def staging(self) -> Path:
+        """The folder to write to."""
+        return Path(self.destination) / STAGING / self.folder
 
 
 def write_unit(order: Order, file: str) -> int:
@@ -70,10 +77,10 @@ def write_unit(order: Order, file: str) -> int:
 
 
 def _write(order: Order, job: Job, plan: Plan, file: str) -> None:
-    folder = Path(order.destination) / STAGING
+    folder = order.staging
     journal = Journal(folder / journal_of(file), order.fingerprint, restart=not order.options.resume)
     try:
-        if not journal.is_complete(folder / file):
+        if not is_written(plan, journal, folder / file):
             before = states_of({*job.read, *plan.sources})
             options = order.options
             with on_disk(plan, folder, fsync=options.fsync) as outputs:
@@ -129,7 +136,8 @@ def by_executor(executor: Executor, order: Order) -> Callable[[Plan, Staging, Pr
         def advance(count: int) -> None:
             progress(plan.payload_bytes * count // plan.total_bytes)
 
-        write_all(executor, order, list(plan.layouts), advance)
+        there = replace(order, folder=staging.path.name)
+        write_all(executor, there, list(plan.layouts), advance)
         return gather(plan, staging, order.fingerprint)
 
     return write

@@ -173,6 +173,14 @@ def read_small(path: Path, most: int) -> bytes:
         return _read_whole(reader, most)
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file or folder; not where one of them leads nowhere."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def read_descriptor(descriptor: int, path: Path, most: int) -> bytes:
     """As `read_small`, of a file that is open, for example because it is locked; it stays open."""
     check_regular(descriptor, path)

@@ -29,6 +29,12 @@ def is_url(location: object) -> bool:
     return "://" in str(location)
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two URLs name the same place in the same kind of store."""
+    (fs, path), (other_fs, other_path) = map(open_filesystem, (one, other))
+    return type(fs) is type(other_fs) and path.strip("/") == other_path.strip("/")
+
+
 def is_web(url: str) -> bool:
     """Whether it is a web server's, which neither lists files nor takes them."""
     return url.lower().startswith(("http://", "https://"))
