@@ -7,7 +7,7 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,14 @@ def weights(weight: StoredWeight, files: SourceFiles, progress: Progress) -> Non
 
 def checklist(weight: StoredWeight, files: SourceFiles, progress: Progress) -> None:
     md5_of_all([weight.pieces[0].slab.file], workers=1, progress=progress)
+
+
+@pytest.fixture(autouse=True)
+def python_handles_ctrl_c() -> Iterator[None]:
+    """As at the start of a process: commands that other tests ran here have set handlers of their own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("work", [stats, values, weights, checklist])
