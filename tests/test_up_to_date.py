@@ -43,6 +43,10 @@ def states(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def once_more(
     source: Path, out: Path, options: ConvertOptions | None = None, heard: Heard | None = None
 ) -> bool:
@@ -61,7 +65,7 @@ def test_nothing_to_do(tmp_path: Path, ranks: int) -> None:
     convert(tmp_path / "meta", tmp_path / "hf")
     heard = Heard()
     assert once_more(tmp_path / "meta", tmp_path / "hf", ConvertOptions(workers=1, block_size=4096), heard)
-    assert heard.says("Already up to date: 6 files match the manifest.")
+    assert heard.says("Already up to date: 5 files match the manifest.")
     back = ConvertOptions(to="meta", mp=ranks)
     convert(tmp_path / "hf", tmp_path / "back", back)
     assert once_more(tmp_path / "hf", tmp_path / "back", back)
@@ -227,22 +231,30 @@ class TestWhatGoesAlong:
         (tmp_path / "meta/LICENSE").write_text("one")
         return tmp_path / "meta"
 
-    def refused(self, source: Path, options: ConvertOptions | None = None) -> None:
-        before = states(source.parent / "out")
+    def replaced(self, source: Path, options: ConvertOptions | None = None) -> None:
+        """By the same command, unless the folder holds more than the earlier run wrote."""
+        options, out = options or ConvertOptions(), source.parent / "out"
+        note = out / "my notes"
+        note.write_text("mine")
+        before = states(out)
         for share in (None, "1/1"):
             with pytest.raises(ConflictError, match="holds"):
-                convert(source, source.parent / "out", replace(options or ConvertOptions(), array_task=share))
-        assert states(source.parent / "out") == before
+                convert(source, out, replace(options, array_task=share))
+        assert states(out) == before
+        note.unlink()
+        assert convert(source, out, options).published
+        assert once_more(source, out, options)
+        convert(source, source.parent / "expected", replace(options, overwrite=True))
+        assert contents(out) == contents(source.parent / "expected")
 
     def test_a_tokenizer_that_is_named_later(self, source: Path, tmp_path: Path) -> None:
         shutil.move(tmp_path / "tokenizer.model", tmp_path / "meta.model")
         convert(source, tmp_path / "out")
         named = ConvertOptions(tokenizer=tmp_path / "meta.model")
-        self.refused(source, named)
-        convert(source, tmp_path / "out", replace(named, overwrite=True))
+        self.replaced(source, named)
         assert (tmp_path / "out/tokenizer.json").exists()
         assert once_more(source, tmp_path / "out", named)
-        self.refused(source)
+        self.replaced(source)
 
     def test_an_edited_tokenizer(self, source: Path, tmp_path: Path) -> None:
         named = ConvertOptions(tokenizer=tmp_path / "tokenizer.model")
@@ -254,16 +266,16 @@ class TestWhatGoesAlong:
         content = b"\n".join([*sorted(swapped, key=lambda line: int(line.split()[1])), b""])
         (tmp_path / "tokenizer.model").write_bytes(content + b"".join(rest))
         os.utime(tmp_path / "tokenizer.model", (1, 1))
-        self.refused(source, named)
+        self.replaced(source, named)
 
     def test_a_chat_template(self, source: Path, tmp_path: Path) -> None:
         options = ConvertOptions(tokenizer=tmp_path / "tokenizer.model", chat_template=tmp_path / "template")
         convert(source, tmp_path / "out", options)
         assert once_more(source, tmp_path / "out", options)
-        self.refused(source, replace(options, chat_template=None))
+        self.replaced(source, replace(options, chat_template=None))
         (tmp_path / "template").write_text("two")
         os.utime(tmp_path / "template", (1, 1))
-        self.refused(source, options)
+        self.replaced(source, options)
 
     @pytest.mark.parametrize("name", ["LICENSE", "USE_POLICY.md"])
     def test_a_licence(self, source: Path, tmp_path: Path, name: str) -> None:
@@ -271,7 +283,7 @@ class TestWhatGoesAlong:
         convert(source, tmp_path / "out")
         (source / name).write_text("two")
         os.utime(source / name, (1, 1))
-        self.refused(source)
+        self.replaced(source)
 
     def test_settings_that_are_carried(self, source: Path, tmp_path: Path) -> None:
         """Of a Hugging Face folder that is sharded."""
@@ -280,8 +292,8 @@ class TestWhatGoesAlong:
         file = tmp_path / "hf/generation_config.json"
         file.write_bytes(file.read_bytes() + b"\n")
         os.utime(file, (1, 1))
-        with pytest.raises(ConflictError):
-            shard(tmp_path / "hf", tmp_path / "out", max_shard_size="1MB")
+        shard(tmp_path / "hf", tmp_path / "out", max_shard_size="1MB")
+        assert (tmp_path / "out/generation_config.json").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -289,8 +301,6 @@ class TestWhatGoesAlong:
     [
         ConvertOptions(dtype="fp32"),
         ConvertOptions(max_shard_size="20KB"),
-        ConvertOptions(instruct=True),
-        ConvertOptions(llama_version="1"),
         ConvertOptions(resume=False),
     ],
 )
@@ -299,6 +309,16 @@ def test_another_conversion(tmp_path: Path, options: ConvertOptions) -> None:
     convert(tmp_path / "meta", tmp_path / "out")
     with pytest.raises(ConflictError):
         convert(tmp_path / "meta", tmp_path / "out", options)
+
+
+@pytest.mark.parametrize("options", [ConvertOptions(instruct=True), ConvertOptions(llama_version="1")])
+def test_other_settings_of_the_same_weights(tmp_path: Path, options: ConvertOptions) -> None:
+    synthetic.make(tmp_path / "meta", SHAPE)
+    for name in ("out", "expected"):
+        convert(tmp_path / "meta", tmp_path / name, options if name == "expected" else None)
+    assert contents(tmp_path / "out") != contents(tmp_path / "expected")
+    convert(tmp_path / "meta", tmp_path / "out", options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from llama_convert.conversion.carry_over import checklist_size, write_checklist
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import Progress, execute
 from llama_convert.conversion.job import Job
-from llama_convert.conversion.journal import fingerprint, plan_digest
+from llama_convert.conversion.journal import Identity, fingerprint
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.output import on_disk
@@ -35,7 +35,7 @@ from llama_convert.conversion.sources import (
     said_by_checklist,
     states_of,
 )
-from llama_convert.conversion.standing import what_stands
+from llama_convert.conversion.standing import existing_output
 from llama_convert.conversion.sync import failure
 from llama_convert.conversion.units import (
     Share,
@@ -91,9 +91,10 @@ class Run:
             compare_with_checklist(job.folder, options.workers, notes)
         self._checklist = said_by_checklist(job.folder)
         self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
-        self._identity = plan_digest(job.plan, job.settings(options))
-        self._fingerprint = fingerprint(self._identity, self._before)
+        self._identity = Identity.of(job.plan, job.settings(options))
+        self._fingerprint = fingerprint(self._identity.plan, self._before)
         self._stood = False
+        self._may_replace = options.overwrite
         self._private = private
         named = [path for path in (options.tokenizer, options.chat_template) if path]
         check_apart(self._destination, [job.source, job.folder], [*self._before, *self._checklist, *named])
@@ -156,7 +157,7 @@ class Run:
             executor: any; its workers see the source, and the destination too.
             order: given the plan's digest and the fingerprint.
         """
-        write_units = by_executor(executor, order(self._identity, self._fingerprint))
+        write_units = by_executor(executor, order(self._identity.plan, self._fingerprint))
 
         def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
             with self._counting(plan.payload_bytes):
@@ -200,7 +201,7 @@ class Run:
         with self._shared(lambda *_: (sum(sent), total)) as staging:
             store.begin(staging)
             with self._counting(total):
-                write_all(executor, order(self._identity, self._fingerprint), files, advance)
+                write_all(executor, order(self._identity.plan, self._fingerprint), files, advance)
         self.notes.note(f"{len(files)} of {len(job.files)} files are written")
 
     def finish_in_store(self, store: Store) -> ConvertResult:
@@ -238,7 +239,7 @@ class Run:
         total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
         with self._shared(self._saved_in(files)) as staging, self._counting(total):
             for file in files:
-                written = write_unit(order(self._identity, self._fingerprint), file)
+                written = write_unit(order(self._identity.plan, self._fingerprint), file)
                 self.notes.observer.advance(written)
         self.result.files = {file: self.result.files[file] for file in files}
         self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
@@ -294,7 +295,7 @@ class Run:
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
             self._destination,
-            overwrite=self.options.overwrite,
+            overwrite=self._may_replace,
             fsync=self.options.fsync,
             shared=shared,
             private=self._private,
@@ -322,11 +323,14 @@ class Run:
         if not plan or not options.resume or options.overwrite:
             return False
         sources = [self._described(path) for path in self.job.read]
-        standing = what_stands(destination, plan, self._identity, sources, options, self.notes, only=only)
-        if standing:
-            self.result.files, self.result.published = standing, True
+        found = existing_output(destination, plan, self._identity, sources, options, self.notes, only=only)
+        if found and found.is_current:
+            self.result.files, self.result.published = found.files, True
             self._stood = True
-        return bool(standing)
+        elif found and only is None and not self._may_replace:
+            self._may_replace = True
+            self.notes.note(f"{destination}: Replacing it: the weights are the same, other files differ.")
+        return self._stood
 
     def _publish(self, write: Write, saved: Saved, only: Sequence[str] | None) -> ConvertResult:
         result, staging = self.result, self._staging()
@@ -334,6 +338,7 @@ class Run:
             if staging.recover(self._fingerprint, restart=not self.options.resume):
                 self.notes.note("The previous run finished the output, and was interrupted only then.")
             elif not self._stands(only=only):
+                staging.may_replace = self._may_replace
                 staging.refuse_other_files()
                 self._resume(staging)
                 self._stage(staging, write)
@@ -427,7 +432,8 @@ class Run:
         layout = "meta" if any(name.endswith(".pth") for name in job.files) else "huggingface"
         return {
             "tool": f"llama-convert {__version__}",
-            "plan": self._identity,
+            "plan": self._identity.plan,
+            "weights_plan": self._identity.weights,
             "layout": layout,
             "release": result.release,
             "version": result.version,

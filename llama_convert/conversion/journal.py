@@ -172,6 +172,21 @@ class Journal(Record):
             line = line[os.write(self._descriptor, line) :]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What decides an output but the bytes of the source's weights, as hashes."""
+
+    plan: str
+    """Of all of it."""
+    weights: str
+    """Of what decides the weights' files."""
+
+    @classmethod
+    def of(cls, plan: Plan | None, settings: str) -> Identity:
+        """The identity of an output; `settings` has what decides it besides the plan."""
+        return cls(plan_digest(plan, settings), plan_digest(plan, ""))
+
+
 def plan_digest(plan: Plan | None, settings: str) -> str:
     """A digest of all that decides the output but the source's bytes, wherever its folder lies.
 

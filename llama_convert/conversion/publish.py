@@ -72,7 +72,8 @@ class Staging:
         """Whether the whole output stands in its place, be it from an earlier run."""
         self._plan = ""
         self._sync = sync if fsync else _trust
-        self._overwrite = overwrite
+        self.may_replace = overwrite
+        """Whether an older model may be replaced."""
         self._lock = Lock(self._folder, shared=shared)
         self._shared = shared
         self._created: list[Path] = []
@@ -93,7 +94,7 @@ class Staging:
         Raises:
             ConflictError: it does.
         """
-        if self._overwrite or not self.destination.is_dir():
+        if self.may_replace or not self.destination.is_dir():
             return
         present = sorted({entry.name for entry in self.destination.iterdir()} - {STAGING, _PROBE})
         if present:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
 from llama_convert.conversion.execute import execute
-from llama_convert.conversion.journal import Record
+from llama_convert.conversion.journal import Identity, Record
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.output import Discarded
 from llama_convert.conversion.plan import Plan, Task
+from llama_convert.conversion.publish import STAGING
 from llama_convert.conversion.read_back import first_difference
 from llama_convert.errors import InputError, RefusedError
 
@@ -20,17 +22,27 @@ _IDENTIFYING = ("name", "bytes", "xxh3_128")
 """What a manifest says of a source file and of nothing but its content."""
 
 
-def what_stands(
+@dataclass(frozen=True)
+class Existing:
+    """An output that an earlier run finished, and that was not changed since."""
+
+    files: dict[str, int]
+    """Bytes of each file."""
+    is_current: bool
+    """Whether it is what this conversion writes; if not, it has the same weights but other small files."""
+
+
+def existing_output(
     destination: Path,
     plan: Plan,
-    identity: str,
+    identity: Identity,
     sources: Sequence[Mapping[str, Any]],
     options: ConvertOptions,
     notes: Notes,
     *,
     only: Sequence[str] | None = None,
-) -> dict[str, int] | None:
-    """The files of the output, if all of them are what this conversion writes.
+) -> Existing | None:
+    """The output of an earlier run, if its weights are those that this conversion writes.
 
     The times of files decide nothing.  Of sources with CRC-32s the plan's identity pins the bytes, and the
     manifest has the hashes of what they became; others are read and converted again, and only not written.
@@ -38,14 +50,14 @@ def what_stands(
     Args:
         destination: the output folder.
         plan: what is written of the weights.
-        identity: the `plan_digest`.
+        identity: what decides the output.
         sources: `describe_file` of each source file, and its name.
         options: how to read, and whether warnings count.
         notes: is told what was found.
         only: the files whose weights are compared; None: all.
 
     Returns:
-        Bytes of each file; None if something else is there, or nothing.
+        None if something else is there, or nothing, or more than that run wrote.
 
     Raises:
         RefusedError: `strict`, and the run that wrote it had warnings.
@@ -58,7 +70,8 @@ def what_stands(
         return None
     if manifest is None:
         return None
-    if manifest.get("plan") != identity:
+    is_current = manifest.get("plan") == identity.plan
+    if not is_current and manifest.get("weights_plan") != identity.weights:
         notes.note(f"{destination}: Not up to date: it was written with other options or from other files.")
         return None
     other = _other_source(manifest, sources) or _other_file(destination, manifest)
@@ -67,13 +80,16 @@ def what_stands(
     if other:
         notes.note(f"{destination}: Not up to date: {other} differs from what this command reads or writes.")
         return None
+    there = [destination / name for name in (*manifest["files"], MANIFEST)]
+    sizes = {file.name: file.stat().st_size for file in there if file.exists()}
+    if not is_current:
+        others = {entry.name for entry in destination.iterdir()} - sizes.keys() - {STAGING}
+        return None if others else Existing(sizes, is_current=False)
     if options.strict and manifest.get("warnings"):
         message = f"--strict, and the conversion that wrote it had {manifest['warnings']} warnings"
         raise RefusedError("STRICT_WARNINGS", message, file=destination)
-    there = [destination / name for name in (*manifest["files"], MANIFEST)]
-    sizes = {file.name: file.stat().st_size for file in there if file.exists()}
     notes.note(f"Already up to date: {len(sizes)} files match the manifest.")
-    return sizes
+    return Existing(sizes, is_current=True)
 
 
 def _other_source(manifest: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> str | None:
