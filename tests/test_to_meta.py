@@ -366,17 +366,18 @@ def test_the_release_is_told_by_context_and_factor(tmp_path: Path, case: str) ->
 def test_a_factor_that_readers_cannot_tell_is_warned_of(
     tmp_path: Path, tied: bool, factor: float, readers: int
 ) -> None:
-    """Although config.json tells the release: params.json does not."""
+    """config.json tells the release, and params.json does not; the manifest does, while it is there."""
     source = huggingface(tmp_path / "hf", LLAMA3.but(tied=tied))
     scaling = LLAMA31_ROPE["rope_scaling"] | {"factor": factor}
     change_config(source, max_position_embeddings=131072, rope_scaling=scaling)
     (warning,) = [w for w in convert(source, tmp_path / "meta", to_meta()).warnings if "RoPE" in w]
     assert f"by {factor:g};" in warning
     assert f"scale by {readers}" in warning
-    (tmp_path / "meta/llama-convert.json").unlink()  # which records the release
-    convert(tmp_path / "meta", tmp_path / "again")
-    again = json.loads((tmp_path / "again/config.json").read_text())
-    assert again["rope_scaling"]["factor"] == readers
+    for number, expected in enumerate((factor, readers)):
+        again = tmp_path / f"again{number}"
+        convert(tmp_path / "meta", again)
+        assert json.loads((again / "config.json").read_text())["rope_scaling"]["factor"] == expected
+        (tmp_path / "meta/llama-convert.json").unlink(missing_ok=True)
 
 
 def test_a_version_that_is_asked_for_wins(tmp_path: Path) -> None:
