@@ -6,7 +6,6 @@ versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from llama_convert.checkpoints.known_keys import (
 from llama_convert.dtypes import BY_NAME, Dtype
 from llama_convert.errors import InputError
 from llama_convert.formats.files import read_small
-from llama_convert.formats.strict_json import shown
+from llama_convert.formats.strict_json import parse_json, shown
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release
 
@@ -135,7 +134,7 @@ def with_tied(config: HuggingFaceConfig, tied: bool) -> bytes:
     changed = {**config.raw, "tie_word_embeddings": tied}
     for match in re.finditer(rb'"tie_word_embeddings"\s*:\s*(?=' + words[not tied] + b")", text):
         edited = text[: match.end()] + words[tied] + text[match.end() + len(words[not tied]) :]
-        if json.loads(edited) == changed:  # and not the key of another object, or words within a string
+        if parse_json(edited) == changed:  # and not the key of another object, or words within a string
             return edited
     return to_json(changed, sort_keys=False)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import read_small
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
 
 RECORDS = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 """The files that transformers reads added tokens from."""
 
-_MAX_SIZE = 64 << 20
 _ROLE = re.compile(r".*_tokens?")
 
 
@@ -27,8 +26,8 @@ def added_tokens(file: Path) -> list[tuple[str, int | None]]:
     if not file.exists():
         return []
     try:
-        content = json.loads(read_small(file, _MAX_SIZE))
-    except (ValueError, RecursionError):
+        content = parse_json(read_small(file, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise InputError("TOKENIZER_JSON", "is not a JSON object", file=file)

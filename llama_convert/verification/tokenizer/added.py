@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import read_small
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
+from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.original import Original
 from llama_convert.verification.tokenizer.vocabulary import is_special_name
 from llama_convert.verification.tokenizer.wording import Wrong, group
-
-_MAX_SIZE = 64 << 20
 
 
 def lost_tokens(original: Original, folder: Path, file: str) -> Iterator[Finding]:
@@ -67,7 +65,7 @@ def _recorded(folder: Path) -> set[tuple[str, int | None]]:
 def _read(path: Path) -> dict[str, Any]:
     """What a file says; nothing where there is none."""
     try:
-        content = json.loads(read_small(path, _MAX_SIZE))
-    except (InputError, ValueError, RecursionError):
+        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+    except (InputError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
