@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ pytest.importorskip("s3fs")
 pytest.importorskip("aiohttp")
 
 from llama_convert import ConvertOptions, convert, inspect, shard, verify
+from llama_convert.conversion.journal import sealed
 from llama_convert.errors import ConflictError, InputError, OutputError, UsageError
 from llama_convert.formats.files import elsewhere
 from llama_convert.stores import filesystem
@@ -373,6 +375,61 @@ class TestTargets:
         with pytest.raises(InputError):
             convert(tmp_path / "meta", "s3://bucket/hf", SMALL)
         assert store.keys() == []
+
+    def test_the_source_itself(self, store: ObjectStore, local: Path) -> None:
+        store.put(local / "hf", "hf")
+        before = store.keys()
+        for there in ("s3://bucket/hf", "s3://bucket/hf/", "s3a://bucket/hf"):
+            with pytest.raises(UsageError) as refused:
+                shard("s3://bucket/hf", there, max_shard_size="60KB", options=ConvertOptions(overwrite=True))
+            assert refused.value.code == "OUTPUT_IS_INPUT"
+        with pytest.raises(UsageError, match="local folder"):
+            convert(local / "meta", f"file://{local / 'meta'}", ConvertOptions(overwrite=True))
+        assert store.keys() == before
+
+    @pytest.mark.parametrize("number", [1, 4, pytest.param(9, marks=pytest.mark.slow)])
+    def test_failing_in_its_last_clean_up(
+        self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path, number: int
+    ) -> None:
+        """The output is complete: the same command says so, and clears up; another one is refused."""
+        deletes = itertools.count(1)
+
+        def plan(method: str, path: str, headers: Any, _: int) -> Fault | None:
+            return "403" if method == "DELETE" and next(deletes) >= number else None
+
+        proxy.plan = plan
+        with pytest.raises(OutputError):
+            convert(local / "meta", "s3://bucket/hf", SMALL)
+        proxy.plan = None
+        with pytest.raises(ConflictError):
+            convert(local / "meta", "s3://bucket/hf", ConvertOptions(dtype="fp32"))
+        assert convert(local / "meta", "s3://bucket/hf", SMALL).published
+        assert there(store, "hf", tmp_path) == read(local / "hf")
+
+    def test_malformed_lines_and_lists(
+        self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path
+    ) -> None:
+        """Correctly sealed, and ignored; a list of what others have there moves nothing."""
+        proxy.plan = fail("403", method="PUT", path="model-00009")
+        with pytest.raises(OutputError):
+            convert(local / "meta", "s3://bucket/hf", SMALL)
+        proxy.plan = None
+        store.get("hf/.llama-convert", tmp_path / "staged")
+        lines = [7, [], {}, {"name": "x"}, {"complete": "x"}, {"name": [1], "digests": 1}]
+        for journal in (tmp_path / "staged").glob(".journal*"):
+            journal.write_bytes(journal.read_bytes() + b"".join(map(sealed, lines)))
+        store.put(tmp_path / "staged", "hf/.llama-convert")
+        convert(local / "meta", "s3://bucket/hf", SMALL)
+        assert there(store, "hf", tmp_path) == read(local / "hf")
+        (tmp_path / "planted/.llama-convert").mkdir(parents=True)
+        (tmp_path / "planted/thesis.tex").write_bytes(b"years of work")
+        said = {"thesis.tex": [13, "0" * 32], "nothing": [1, "x"], "../x": [1, "x"]}
+        for form in ({"plan": "", "files": [*said], "older": [*said]}, {"files": said}, {"files": 7}, [said]):
+            (tmp_path / "planted/.llama-convert/.publishing").write_bytes(sealed(form))
+            store.put(tmp_path / "planted", "planted")
+            with pytest.raises(ConflictError, match=r"holds thesis\.tex"):
+                convert(local / "meta", "s3://bucket/planted", SMALL)
+            assert "planted/thesis.tex" in store.keys("planted")
 
     def test_foreign_files_stay(self, store: ObjectStore, local: Path) -> None:
         store.put(local / "hf", "hf")

@@ -9,6 +9,7 @@ rename needs both folders to be where they were.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -73,8 +74,14 @@ class Claim:
             for folder in folders:
                 for inside in Path(folder).iterdir():
                     self._move(inside)
-                with suppress(OSError):  # its run has just put something there
+                try:
                     os.rmdir(folder)
+                except OSError as error:
+                    if error.errno not in (
+                        errno.ENOTEMPTY,
+                        errno.EEXIST,
+                    ):  # its run has just put a file there
+                        raise
         for entry in self._taken():
             os.unlink(entry)
 

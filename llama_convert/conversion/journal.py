@@ -105,7 +105,7 @@ class Journal(Record):
         first, *rest = list(unsealed(content)) or [{}]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
-            self.thrown_away = len({line["name"] for line in rest if "name" in line})
+            self.thrown_away = len({str(line["name"]) for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
             self._append(sealed(head))
             return
