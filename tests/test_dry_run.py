@@ -127,7 +127,6 @@ NOTHING: dict[str, tuple[Callable[..., Any], str, dict[str, Any], str]] = {
     "task and finish": (convert, "meta2", {"array_task": "1/2", "finish": True}, "--finish"),
     "finish, no resume": (convert, "meta2", {"finish": True, "resume": False}, "--no-resume"),
     "tokenizer of shards": (shard, "hf2", {"tokenizer": "meta2/tokenizer.model"}, "--tokenizer"),
-    "dtype of a tokenizer": (convert, "meta2", {"model_size": "tokenizer_only", "dtype": "fp16"}, "--dtype"),
 }
 
 

@@ -64,9 +64,6 @@ class _Conversion:
         dtype = parse_weight_dtype(options.dtype)
         max_shard_size = parse_size(options.max_shard_size)
         if options.model_size == TOKENIZER_ONLY:
-            if dtype or options.max_shard_size != ConvertOptions.max_shard_size:
-                message = "--dtype and --max-shard-size only apply to weights; tokenizer_only writes none."
-                raise UsageError("BAD_USAGE", message)
             return self._tokenizer_only()
         folder = locate(
             self.source,
@@ -121,9 +118,6 @@ class _Conversion:
 
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
-        if path is None and self.own_template is not None:
-            message = "--chat-template is written with a tokenizer, and there is none."
-            raise UsageError("BAD_USAGE", message, hint="Pass --tokenizer PATH too.")
         if path is None:
             self._refuse_tokenizer_options("without a tokenizer", *_TOKENIZER_OPTIONS)
             self.warn(
