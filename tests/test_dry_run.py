@@ -36,7 +36,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("hf2", "hf3"):
         shutil.copytree(folder / name, folder / f"{name} as downloaded")
         for ours in ("llama-convert.json", "README.md", "NOTICE"):
-            (folder / f"{name} as downloaded" / ours).unlink()
+            (folder / f"{name} as downloaded" / ours).unlink(missing_ok=True)
     (folder / "hf3 as downloaded/README.md").write_text("a card of somebody else")
     (folder / "hf3 as downloaded/NOTICE.txt").write_text("a notice")
     shutil.copytree(folder / "hf2", folder / "hf2, tokenizer.json alone")

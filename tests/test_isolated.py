@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import subprocess
+import signal
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,12 +101,41 @@ def test_no_ids(converted: Path, tmp_path: Path) -> None:
 
 
 def test_crash(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that ends the process."""
-    script = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    real = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda _, **rest: real([sys.executable, "-c", script], **rest))
-    with pytest.raises(InputError, match="SIGSEGV"):
+    """A library that ends the process, which the server survives."""
+    crash = (
+        "import os; from llama_convert.verification import isolated as m; m._answer = lambda _: os.abort()"
+    )
+    monkeypatch.setattr(isolated, "_COMMAND", ["-c", f"{crash}; m.main()"])
+    monkeypatch.setattr(isolated, "_server", isolated._Server())
+    for _ in range(2):
+        with pytest.raises(InputError, match="SIGABRT"):
+            run_isolated("check_tokenizer", [converted], None)
+
+
+def test_an_interruption_ends_the_fork(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next call is answered by another server."""
+    server = isolated._Server()
+    monkeypatch.setattr(isolated, "_server", server)
+    assert run_isolated("check_tokenizer", [converted], None)
+    assert server._process
+    first = server._process
+    monkeypatch.setattr(isolated, "_HEAD", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
         run_isolated("check_tokenizer", [converted], None)
+    assert first.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    assert run_isolated("check_tokenizer", [converted], None)
+
+
+class Interrupted(struct.Struct):
+    def __new__(cls) -> Interrupted:
+        return super().__new__(cls, "<iQ")
+
+    def __init__(self) -> None:
+        super().__init__("<iQ")
+
+    def unpack(self, _: object) -> Any:
+        raise KeyboardInterrupt
 
 
 def test_a_fault_of_ours_is_no_finding(converted: Path) -> None:

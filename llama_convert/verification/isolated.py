@@ -11,13 +11,17 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NoReturn
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON
@@ -35,6 +39,10 @@ _ONE_THREAD = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_COMMAND = ("-m", "llama_convert.verification.isolated")
+_MAX_ANSWER = 64 << 20
+_HEAD = struct.Struct("<iQ")
+"""Before each answer: exit status and size."""
 _HINT = "Compare normalizer, pre_tokenizer and decoder with those of the model that the tokenizer comes from."
 
 
@@ -61,28 +69,69 @@ def run_isolated(call: str, paths: Sequence[Path], *arguments: Any, **more_paths
         "memory": memory,
         "seconds": seconds,
     }
-    child = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        cwd=Path(__file__).parents[2],  # not the user's folder, whose modules Python would import
-        env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
-        check=False,
-    )
+    status, output = _server.call(json.dumps(request).encode())
     limit = f"{format_size(memory)} of memory"
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
+    if status < 0:
+        name = signal.Signals(-status).name
         used = f"{seconds} s of CPU time" if name == "SIGXCPU" else limit
         reason = f"needs more than {used}, or crashes the library that runs it ({name})"
         raise InputError("TOKENIZER_RESOURCES", reason, file=paths[0], hint=_HINT)
-    if child.returncode:
-        raise RuntimeError(child.stderr.decode(errors="replace"))
-    answer: dict[str, Any] = parse_json(child.stdout, most_lists=MOST_LISTS_OF_TOKENIZER)
+    if status:
+        raise RuntimeError(output.decode(errors="replace"))
+    answer: dict[str, Any] = parse_json(output, most_lists=MOST_LISTS_OF_TOKENIZER)
     if answer.get("out_of_memory"):
         raise InputError("TOKENIZER_RESOURCES", f"needs more than {limit}", file=paths[0], hint=_HINT)
     if error := answer.get("error"):
         raise InputError(**error)
     return answer["result"]
+
+
+class _Server:
+    """A process that has imported what runs tokenizers; each call is answered by a fork of it.
+
+    It starts with the first call and ends with this process, or with an exception during a call.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        """The process that started it: a fork of that one starts another."""
+        self._lock = Lock()
+
+    def call(self, request: bytes) -> tuple[int, bytes]:
+        """The exit status of the fork, negative if a signal ended it, and what it wrote."""
+        with self._lock:
+            process = self._process if self._owner == os.getpid() else None
+            process = process or self._start()
+            try:
+                assert process.stdin
+                assert process.stdout
+                process.stdin.write(request + b"\n")
+                process.stdin.flush()
+                status, size = _HEAD.unpack(process.stdout.read(_HEAD.size))
+                return status, process.stdout.read(size)
+            except BaseException:  # Ctrl-C too: nobody waits for the answer any more
+                self._process = None
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        absolute = filter(os.path.isabs, sys.path)  # not the user's folder, whose modules Python would import
+        self._process = subprocess.Popen(
+            [sys.executable, *_COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(absolute)},
+            start_new_session=True,  # Ctrl-C goes to this process alone
+        )
+        self._owner = os.getpid()
+        return self._process
+
+
+_server = _Server()
 
 
 def _size(path: Path) -> int:
@@ -136,16 +185,49 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"out_of_memory": True}
 
 
-def main() -> None:
-    """Answer the request on stdin."""
-    output = os.dup(1)
-    os.dup2(2, 1)  # libraries may print
-    request = parse_json(sys.stdin.buffer.read())
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, request["seconds"])
-    _limit(resource.RLIMIT_AS, request["memory"])
+def _be_the_fork(line: bytes, output: int) -> NoReturn:
+    """Answer one request within its limits, and exit."""
+    status = 1
+    try:
+        request = parse_json(line)
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_CPU, request["seconds"])
+        _limit(resource.RLIMIT_AS, request["memory"])
+        content, status = json.dumps(_answer(request)).encode(), 0
+    except BaseException:
+        content = traceback.format_exc().encode()
     with os.fdopen(output, "wb") as stream:
-        stream.write(json.dumps(_answer(request)).encode())
+        stream.write(content)
+    os._exit(status)
+
+
+def _serve(line: bytes) -> tuple[int, bytes]:
+    """Fork for a request; its exit status, and what it wrote."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _be_the_fork(line, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        content = stream.read(_MAX_ANSWER + 1)
+    if len(content) > _MAX_ANSWER:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), content[:_MAX_ANSWER]
+
+
+def main() -> None:
+    """Answer the requests on stdin, a line each, until it ends."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries may print
+    _calls()
+    for module in ("tokenizers", "tiktoken", "sentencepiece"):
+        import_module(module)
+    for line in sys.stdin.buffer:
+        status, content = _serve(line)
+        output.write(_HEAD.pack(status, len(content)) + content)
+        output.flush()
 
 
 if __name__ == "__main__":
