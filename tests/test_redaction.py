@@ -13,7 +13,7 @@ pytest.importorskip("aiohttp")
 
 from llama_convert import ConvertOptions, convert
 from llama_convert.redaction import redact, redact_url
-from llama_convert.stores import filesystem
+from llama_convert.stores import retry
 from tests import synthetic
 from tests.run import llama_convert
 from tests.stores import RangeServer
@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RangeServ
     (folder / "models/bad").mkdir()
     (folder / "models/bad/params.json").write_text("{")
     with RangeServer(folder) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filesystem, "_FIRST_PAUSE", 0.001)
+        patch.setattr(retry, "_FIRST_PAUSE", 0.001)
         yield server, folder
 
 

@@ -25,7 +25,7 @@ from llama_convert import ConvertOptions, convert, inspect, shard, verify
 from llama_convert.conversion.journal import sealed
 from llama_convert.errors import ConflictError, InputError, OutputError, UsageError
 from llama_convert.formats.files import elsewhere
-from llama_convert.stores import filesystem
+from llama_convert.stores import filesystem, retry
 from llama_convert.stores.filesystem import shown
 from tests import large, synthetic
 from tests.peers import ROOT
@@ -53,7 +53,7 @@ def proxied() -> Iterator[tuple[ObjectStore, FaultyProxy]]:
     ):
         for name, value in store.environment(proxy.url).items():
             patch.setenv(name, value)
-        patch.setattr(filesystem, "_FIRST_PAUSE", 0.01)
+        patch.setattr(retry, "_FIRST_PAUSE", 0.01)
         filesystem.open_filesystem.cache_clear()
         yield store, proxy
         filesystem.open_filesystem.cache_clear()
@@ -257,7 +257,7 @@ class TestWeb:
 
     @pytest.mark.parametrize("fault", ["500", "reset", "truncate"])
     def test_faults(self, local: Path, tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.01)
 
         def plan(method: str, path: str, headers: Any, number: int) -> Fault | None:
             return fault if method == "GET" and number % 4 == 3 else None
@@ -268,7 +268,7 @@ class TestWeb:
 
     def test_no_ranges(self, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Refused: it would send everything for each header."""
-        monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.01)
         with (
             RangeServer(local / "meta", ranges=False) as server,
             pytest.raises(InputError, match="whole files"),

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from llama_convert import convert, inspect
-from llama_convert.stores import filesystem
+from llama_convert.stores import retry
 from tests import synthetic
 from tests.run import Run, llama_convert
 from tests.stores import Exchange, Fault, Loopback, RangeServer
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.001)
 
 
 def assert_refused(run: Run, words: str) -> None:

@@ -36,8 +36,9 @@ from llama_convert.conversion.units import gather
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
 from llama_convert.formats.layout import Layout
-from llama_convert.stores.filesystem import is_web, open_filesystem, persistently, shown
+from llama_convert.stores.filesystem import is_web, open_filesystem, shown
 from llama_convert.stores.mount import put_placeholder
+from llama_convert.stores.retry import persistently
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 allows 10,000

@@ -7,15 +7,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from llama_convert.stores.filesystem import persistently, shown
+from llama_convert.stores.filesystem import shown
+from llama_convert.stores.retry import ShortAnswerError, persistently
 
 _WINDOW = 128 << 10
 """Bytes that are fetched where fewer are asked for: headers lie together."""
 _WINDOWS = 4
-
-
-class ShortAnswerError(Exception):
-    """A server sent fewer bytes than it was asked for, or all of them."""
 
 
 class FarReader:

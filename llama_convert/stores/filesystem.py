@@ -1,27 +1,20 @@
-"""The file system behind a URL, set up to fail quickly: trying again is done in one place, ours."""
+"""The file system behind a URL, set up to fail quickly: `retry` tries again."""
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from llama_convert.errors import InputError, OutputError, UsageError
+from llama_convert.errors import UsageError
 from llama_convert.redaction import redact_url
+from llama_convert.stores.retry import CONNECT, READ
+from llama_convert.stores.web import WebFiles
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
-_FORBIDDEN = "permission denied; are the credentials in place?"
-ATTEMPTS = 6
-_FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
-CONNECT, READ = 10, 60
-"""Seconds until an answer, and until the next bytes of one, are given up."""
-
 _HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/[^/]+(/.*)?)?/?")
-T = TypeVar("T")
 
 
 def is_url(location: object) -> bool:
@@ -89,8 +82,6 @@ def open_filesystem(url: str, *, writing: bool = False) -> tuple[Any, str]:
     if scheme in ("s3", "s3a") and not writing:
         fs.retries = 1
     if is_web(url):
-        from llama_convert.stores.web import WebFiles
-
         fs = WebFiles(fs)
     return fs, path
 
@@ -107,32 +98,3 @@ def _options(scheme: str, *, writing: bool) -> dict[str, Any]:
             },
         }
     return {"use_listings_cache": False}
-
-
-def persistently(what: str, where: str, ask: Callable[[], T]) -> T:
-    """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
-
-    Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words
-    are repeated: they may hold a signature.
-
-    Raises:
-        InputError: there is no such thing, or we may not have it.
-        OutputError: it fails again and again.
-    """
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
-        try:
-            return ask()
-        except FileNotFoundError:
-            raise InputError("INPUT_NOT_FOUND", f"{where}: not found") from None
-        except PermissionError:
-            raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
-        except (InputError, OutputError):
-            raise
-        except Exception as error:
-            status = getattr(error, "status", None) or getattr(error, "errno", None)
-            if status in (401, 403):
-                raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
-            last = f"{type(error).__name__}{f' {status}' if status else ''}"
-    raise OutputError("INPUT_IO", f"{where}: {what} fails: {last}; tried {ATTEMPTS} times")

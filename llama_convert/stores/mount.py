@@ -21,7 +21,8 @@ from llama_convert.formats.files import Elsewhere, elsewhere, is_file_name
 from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import call
 from llama_convert.stores.far_reader import FarReader
-from llama_convert.stores.filesystem import above, below, is_url, is_web, open_filesystem, persistently, shown
+from llama_convert.stores.filesystem import above, below, is_url, is_web, open_filesystem, shown
+from llama_convert.stores.retry import persistently
 
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 _SMALL = 64 << 20

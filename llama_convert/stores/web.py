@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.stores.far_reader import ShortAnswerError
-from llama_convert.stores.filesystem import CONNECT, READ, shown
+from llama_convert.redaction import redact_url
+from llama_convert.stores.retry import CONNECT, READ, ShortAnswerError
 
 _SLOWEST = 10_000
 """Bytes a second below which an answer is given up."""
@@ -86,4 +86,4 @@ class WebFiles:
 
 def _refused(url: str, what: str) -> InputError:
     hint = "Use a server that supports range requests, or download the checkpoint first."
-    return InputError("INPUT_SERVER", f"{shown(url)}: the server {what}", hint=hint)
+    return InputError("INPUT_SERVER", f"{redact_url(url)}: the server {what}", hint=hint)

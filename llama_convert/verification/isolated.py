@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
@@ -145,14 +144,14 @@ def _size(path: Path) -> int:
 
 def _calls() -> dict[str, Callable[..., Any]]:
     """What can be called; imported within the limits."""
-    from llama_convert.verification import words
     from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
+    from llama_convert.verification.tokenizer.coding import decode, encode
 
     checks = {each.__name__: each for each in (check_original, check_tokenizer, compare_tokenizers)}
     return {
         **{name: _as_data(check) for name, check in checks.items()},
-        "encode": words.encode,
-        "decode": words.decode,
+        "encode": encode,
+        "decode": decode,
     }
 
 
@@ -222,8 +221,6 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries may print
     _calls()
-    for module in ("tokenizers", "tiktoken", "sentencepiece"):
-        import_module(module)
     for line in sys.stdin.buffer:
         status, content = _serve(line)
         output.write(_HEAD.pack(status, len(content)) + content)
