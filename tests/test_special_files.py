@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,7 +161,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
     ),
 }
 CASES = [
-    pytest.param(name, place, words, id=f"{' '.join(words)}: {name}")
+    (name, place, words)
     for place, (names, commands) in COMMANDS.items()
     for name in names
     for words in commands
@@ -207,10 +208,17 @@ def test_commands_are_right(words: tuple[str, ...], forks: Forks, converted: Pat
     assert ended.exit_code == {("verify", "FILE"): 3, ("inspect", "FILE"): 3}.get(words, 0), ended
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in KINDS]
-)
-@pytest.mark.parametrize(("name", "place", "words"), CASES)
+def _cases() -> Iterator[Any]:
+    """Every case with every kind; one of the `QUICK` kinds, in turn, outside the slow tests."""
+    for number, case in enumerate(CASES):
+        for kind in KINDS:
+            is_quick = kind is QUICK[number % len(QUICK)]
+            name, _, words = case
+            marks = [] if is_quick else [pytest.mark.slow]
+            yield pytest.param(*case, kind, marks=marks, id=f"{' '.join(words)}: {name}, {kind.__name__}")
+
+
+@pytest.mark.parametrize(("name", "place", "words", "kind"), _cases())
 def test_commands_end(
     name: str,
     place: str,
@@ -244,6 +252,8 @@ ALLOWED = {
     "conversion/sync.py": {"os.open", "open"},
     # The first bytes of a file that is regular, to see whether a report may replace it.
     "verification/page/write.py": {"open", "os.open"},
+    # A pipe between two processes of ours.
+    "verification/isolated.py": {"os.fdopen"},
     # The package's own.
     "cli/pages.py": {"read_text"},
     "tokenizers/chat.py": {"read_text"},
