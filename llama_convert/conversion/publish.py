@@ -76,6 +76,7 @@ class Staging:
         """Whether an older model may be replaced."""
         self._lock = Lock(self._folder, shared=shared)
         self._shared = shared
+        self._private = private
         self._created: list[Path] = []
         for place in (destination, *destination.parents):
             if os.path.lexists(place) and not place.is_dir():
@@ -117,10 +118,10 @@ class Staging:
                 self._claim.take()
                 self._take_back(self.path)
                 self._probe()
-            elif self._shared:
-                self._join()
-            else:
+            elif self._private:
                 self.path.mkdir(exist_ok=True)
+            else:
+                self._join()
         except BaseException as error:
             is_lost = self._claim is not None and self._claim.is_lost
             self._leave(keep=True)
