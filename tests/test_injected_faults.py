@@ -84,9 +84,8 @@ def fail_everywhere(case: Case, out: Path, call: str, faults: list[int | str], s
 def test_each_call_fails(cases: dict[str, Case], tmp_path: Path, call: str) -> None:
     """Each with one of the errors."""
     name = "convert --to meta" if call == "preadv" else "convert two ranks"
-    step = {"open": 4, "preadv": 30, "pwrite": 5, "write": 5, "fsync": 3, "replace": 2, "io_open": 2}.get(
-        call, 1
-    )
+    often = {"open": 12, "unlink": 6, "preadv": 30, "pwrite": 9, "write": 9, "fsync": 7, "replace": 4}
+    step = often.get(call, 1 if call == "rename" else 3)
     assert fail_everywhere(cases[name], tmp_path / "out", call, [FAULTS[name] for name in ERRORS], step)
 
 

@@ -189,7 +189,7 @@ def test_too_many_merges_are_refused(trained: bytes, tmp_path: Path) -> None:
         open_tokenizer(file)
     assert caught.value.code == "TOKENIZER_PIECES"
     (finding,) = check_original(file).findings
-    assert finding.code == "TOKENIZER_FORM"
+    assert finding.code == "TOKENIZER_UNREADABLE"
 
 
 def test_too_many_merges_of_ranks_are_refused(tmp_path: Path) -> None:
@@ -201,4 +201,4 @@ def test_too_many_merges_of_ranks_are_refused(tmp_path: Path) -> None:
         open_tokenizer(file)
     assert caught.value.code == "TOKENIZER_RANKS"
     (finding,) = check_original(file).findings
-    assert finding.code == "TOKENIZER_FORM"
+    assert finding.code == "TOKENIZER_UNREADABLE"

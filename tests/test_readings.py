@@ -152,7 +152,9 @@ def test_a_wrong_factor_is_found(tmp_path: Path, manifest: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "instruct", "shape", "expected"), CASES, ids=lambda value: str(value)[:8]
+    ("version", "instruct", "shape", "expected"),
+    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+    ids=lambda value: str(value)[:8],
 )
 def test_with_the_tokenizer(
     tmp_path: Path,

@@ -20,7 +20,7 @@ from llama_convert.checkpoints.meta import open_meta
 from llama_convert.conversion import execute
 from llama_convert.formats.safetensors import read_header
 from tests import invariant, synthetic
-from tests.invariant import STAGING, Case, Ended, check, fresh_folder, read, run, signal_at
+from tests.invariant import Case, Ended, check, fresh_folder, read, run, signal_at, staged
 from tests.synthetic import LLAMA2
 from tests.test_checksums import flat
 
@@ -73,7 +73,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 def recorded(out: Path) -> dict[str, int]:
     """Rows of each weight that the journal records."""
-    lines = (out / STAGING / ".journal").read_bytes().splitlines()[1:]
+    lines = (staged(out) / ".journal").read_bytes().splitlines()[1:]
     entries = (json.loads(line.split(b" ", 1)[1]) for line in lines)
     return {entry["name"]: entry["rows"] for entry in entries}
 
@@ -202,7 +202,7 @@ def test_a_damaged_beginning_is_written_again(cases: dict[str, Case], tmp_path: 
     fresh_folder(out)
     stop_inside(case, out, WEIGHT)
     file, offset = first_place(case, WEIGHT)
-    flip(out / STAGING / file, offset + 10)
+    flip(staged(out) / file, offset + 10)
     ended = step_by_step(case, out)
     assert check(out, case) == "new"
     assert good == 0 or reused(ended) < good
@@ -228,7 +228,7 @@ def test_damage_read_before_the_interruption_is_found_after_it(
 
 
 def edited(change: Callable[[dict[str, Any]], object], out: Path) -> None:
-    journal = out / STAGING / ".journal"
+    journal = staged(out) / ".journal"
     *lines, last = journal.read_bytes().splitlines()
     entry = json.loads(last.split(b" ", 1)[1])
     change(entry)
