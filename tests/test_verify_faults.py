@@ -504,7 +504,7 @@ FILES = {
     "file cut within its header": Fault(
         "gqa",
         lambda out, _: os.truncate(out / SHARD, 20),
-        (Seen("structure", "INPUT_SAFETENSORS", SHARD, "says that its header has"),),
+        (Seen("structure", "INPUT_SAFETENSORS", SHARD, "the header would have"),),
         Seen("logits", "INPUT_SAFETENSORS", SHARD),
     ),
     "file empty": Fault(
