@@ -289,7 +289,7 @@ class Child:
         return False
 
     def ended(self) -> Ended:
-        """How it ends; it goes on if it was paused."""
+        """How it ends; it continues if it was paused."""
         if self._status is None:
             os.kill(self._child, signal.SIGCONT)
             _, self._status = os.waitpid(self._child, 0)

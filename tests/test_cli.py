@@ -296,9 +296,9 @@ main()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 128 + getattr(signal, name)
-    told = run.stderr.splitlines()[-1]
-    assert told.startswith("llama-convert: Interrupted. Saved ")
-    assert told.endswith(" KB. Run the same command to resume.")
+    last_line = run.stderr.splitlines()[-1]
+    assert last_line.startswith("llama-convert: Interrupted. Saved ")
+    assert last_line.endswith(" KB. Run the same command to resume.")
     assert not list((tmp_path / "out").glob("*.json"))
     assert not list((tmp_path / "out").glob("*.safetensors"))
     assert llama_convert("convert", FIXTURE, tmp_path / "out").exit_code == 0

@@ -37,7 +37,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / name, folder / f"{name} as downloaded")
         for ours in ("llama-convert.json", "README.md", "NOTICE"):
             (folder / f"{name} as downloaded" / ours).unlink(missing_ok=True)
-    (folder / "hf3 as downloaded/README.md").write_text("a card of somebody else")
+    (folder / "hf3 as downloaded/README.md").write_text("a card of another user")
     (folder / "hf3 as downloaded/NOTICE.txt").write_text("a notice")
     shutil.copytree(folder / "hf2", folder / "hf2, tokenizer.json alone")
     (folder / "hf2, tokenizer.json alone/tokenizer.model").unlink()
@@ -88,7 +88,7 @@ def test_lists_what_is_written(sources: Path, monkeypatch: pytest.MonkeyPatch, l
 
 
 def test_a_card_that_stays(sources: Path, tmp_path: Path) -> None:
-    """Somebody's own card in the output is not among what is written."""
+    """A user's own card in the output is not among what is written."""
     convert(META2, tmp_path / "out")
     (tmp_path / "out/README.md").write_text("mine")
     options = ConvertOptions(overwrite=True, dry_run=True)

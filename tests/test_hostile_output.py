@@ -283,7 +283,7 @@ def test_a_list_whose_files_were_replaced(cases: dict[str, Case], tmp_path: Path
 
 
 def test_the_files_of_an_older_model(source: Path, tmp_path: Path) -> None:
-    """What --overwrite removes: weights, settings, what the manifest names and nobody has edited."""
+    """What --overwrite removes: weights, settings, what the manifest names and no user has edited."""
     out = tmp_path / "out"
     convert(source, out, ConvertOptions(max_shard_size="100KB"))
     others = {

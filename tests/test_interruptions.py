@@ -272,12 +272,12 @@ def stopped(case: Case, out: Path, number: int, what: signal.Signals, *, often: 
     assert ended.exit_code == 128 + what, (number, ended)
     assert "Traceback" not in ended.stderr
     assert ended.message.startswith("llama-convert: Interrupted. "), ended.stderr
-    told = json.loads(ended.stdout)
-    assert told["code"] == "STOPPED"
-    assert told["resumable"] == (GOES_ON in ended.message or ended.message.endswith("is complete."))
+    report = json.loads(ended.stdout)
+    assert report["code"] == "STOPPED"
+    assert report["resumable"] == (GOES_ON in ended.message or ended.message.endswith("is complete."))
     if journaled(out):
         assert ended.message.startswith("llama-convert: Interrupted. Saved ")
-    if state == "none" and not told["resumable"]:
+    if state == "none" and not report["resumable"]:
         assert ended.message.endswith("Nothing to resume."), (number, ended.stderr)
         assert not journaled(out)
     return ended

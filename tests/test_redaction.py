@@ -147,7 +147,7 @@ def test_the_api(served: tuple[RangeServer, Path], tmp_path: Path) -> None:
     server, _ = served
     url = f"{server.url.replace('//', f'//me:{SECRET}@')}/models/meta?token={SECRET}"
     result = convert(url, tmp_path / "out", ConvertOptions())
-    assert result.source == url  # for whoever goes on with it
+    assert result.source == url  # for the caller that continues with it
     assert SECRET not in str(result.to_json())
     assert result.to_json()["source"] == f"{server.url}/models/meta"
 

@@ -136,10 +136,10 @@ def test_an_interruption_saves_every_block(cases: dict[str, Case], tmp_path: Pat
         fresh_folder(out)
         ended = step_by_step(case, out, signal_at(number, what, ["pwrite"]), "--json")
         assert ended.exit_code == 128 + what
-        told = json.loads(ended.stdout)
-        assert told["resumable"]
-        assert ended.message == f"llama-convert: Interrupted. {told['kept']}"
-        saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", told["kept"])
+        report = json.loads(ended.stdout)
+        assert report["resumable"]
+        assert ended.message == f"llama-convert: Interrupted. {report['kept']}"
+        saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", report["kept"])
         assert saved
         resumed = step_by_step(case, out)
         assert f"Resumed: reused {saved[1]} from the previous run" in resumed.stderr

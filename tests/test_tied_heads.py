@@ -141,13 +141,13 @@ def test_read_by_name(merged: Path) -> None:
 
 
 def test_inspect(merged: Path, tmp_path: Path) -> None:
-    told = inspect(merged)
-    assert told.ok
-    (disagreement,) = (one for one in told.findings if one.code == "CONFIG_TENSORS_DISAGREE")
+    report = inspect(merged)
+    assert report.ok
+    (disagreement,) = (one for one in report.findings if one.code == "CONFIG_TENSORS_DISAGREE")
     assert disagreement.warning
-    assert told.config
-    assert told.config["tied"] is False
-    assert told.parameters.head == SHAPE.vocab_size * SHAPE.dim
+    assert report.config
+    assert report.config["tied"] is False
+    assert report.parameters.head == SHAPE.vocab_size * SHAPE.dim
     dropped = tied(tmp_path / "dropped", lambda embedding: embedding.clone())
     plant.rewrite(dropped, lambda state: state.pop(HEAD))
     comparison = compare(merged, dropped)

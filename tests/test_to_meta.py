@@ -366,7 +366,7 @@ def test_the_release_is_told_by_context_and_factor(tmp_path: Path, case: str) ->
 def test_a_factor_that_readers_cannot_tell_is_warned_of(
     tmp_path: Path, tied: bool, factor: float, readers: int
 ) -> None:
-    """config.json tells the release, and params.json does not; the manifest does, while it is there."""
+    """config.json identifies the release, and params.json does not; the manifest does, while it is there."""
     source = huggingface(tmp_path / "hf", LLAMA3.but(tied=tied))
     scaling = LLAMA31_ROPE["rope_scaling"] | {"factor": factor}
     change_config(source, max_position_embeddings=131072, rope_scaling=scaling)

@@ -172,7 +172,7 @@ def test_both_pause(
     count: int,
     second: str,
 ) -> None:
-    """The first goes on to its end while the second pauses: of two that take each other's, one goes on."""
+    """The first runs to its end while the second pauses: one of them always continues."""
     case, out = cases[NAMES[1]], tmp_path / "out"
     total = n_calls(case, out)
     early = range(1, 12)  # each makes its folder, and looks for others

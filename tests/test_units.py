@@ -167,7 +167,7 @@ def test_a_damaged_unit_is_written_again(cases: dict[str, Case], tmp_path: Path)
 def test_a_bit_that_flips_after_its_task(
     cases: dict[str, Case], tmp_path: Path, name: str, where: str
 ) -> None:
-    """Size and time are as they were; whoever finishes names the file, and its task's rerun mends it."""
+    """Size and time are as they were; the finishing run names the file, and its task's rerun mends it."""
     case, out = cases[name], tmp_path / "out"
     case.share(out, "1/2")
     staged = (out / ".llama-convert/shared").iterdir()
@@ -294,8 +294,8 @@ def start(case: Case, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait(process: subprocess.Popen[str]) -> int:
-    _, told = process.communicate(timeout=HANG)
-    assert "Traceback" not in told, told
+    _, output = process.communicate(timeout=HANG)
+    assert "Traceback" not in output, output
     return process.returncode
 
 

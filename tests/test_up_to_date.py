@@ -149,7 +149,7 @@ HF = {
 @pytest.mark.parametrize("changed", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("name", HF)
 def test_another_model_of_the_same_shape(tmp_path: Path, name: str, changed: str) -> None:
-    """Nothing in the headers or times of safetensors files tells it; one value is enough."""
+    """Nothing in the headers or times of safetensors files shows it; one value is enough."""
     command, source, out = HF[name], tmp_path / "hf", tmp_path / "out"
     state = synthetic.weights(SHAPE)
     for folder, number in (("one", 1.0), ("two", 2.0)):

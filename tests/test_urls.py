@@ -476,7 +476,7 @@ class TestTargets:
             convert(local / "meta", "s3://bucket/hf", ConvertOptions(max_shard_size="20KB", finish=True))
 
     def test_an_object_that_is_replaced(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
-        """Of the same size, at the same time: the store's version tells it from what was sent."""
+        """Of the same size, at the same time: the store's version distinguishes it from what was sent."""
         one, two = (ConvertOptions(max_shard_size="20KB", array_task=f"{number}/2") for number in (1, 2))
         convert(local / "meta", "s3://bucket/hf", one)
         name = next(key for key in store.keys("hf") if key.startswith("hf/model"))

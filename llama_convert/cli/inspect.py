@@ -20,7 +20,7 @@ Inspected = Annotated[
 ]
 Other = Annotated[
     str | None,
-    typer.Argument(metavar="PATH2", show_default=False, help="Another, to be told how the two differ."),
+    typer.Argument(metavar="PATH2", show_default=False, help="Another, to compare with."),
 ]
 Tensors = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 _OUTPUT = "Output"
-_RELEASE = "What the files are (told from the files when left out)"
+_RELEASE = "What the files are (detected from the files when left out)"
 _CHAT = "Tokenizer and chat"
 _COMPATIBLE = "Of the Hugging Face script"
 _LOOKING = "What is looked at"
@@ -345,7 +345,7 @@ ArrayTask = Annotated[
     typer.Option(
         metavar="I/N",
         show_default=False,
-        help="Write only the Ith of N shares of the files; whoever writes the last one publishes.",
+        help="Write only the Ith of N shares of the files; the last task finalizes the output.",
         rich_help_panel=_MANY,
     ),
 ]

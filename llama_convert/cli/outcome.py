@@ -144,12 +144,12 @@ def _tell(
     hint = _hint(known) if known else None
     resume = kept or ("Nothing to resume." if hasattr(error, "kept") else "")
     if isinstance(error, KeyboardInterrupt):
-        told = styled(f"llama-convert: {message} {resume}".rstrip())
+        text = styled(f"llama-convert: {message} {resume}".rstrip())
     else:
         if resume:
             console.print(f"llama-convert: {resume}")
-        told = styled(f"llama-convert: error: {message}", style="bold red")
-    console.print(told, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
+        text = styled(f"llama-convert: error: {message}", style="bold red")
+    console.print(text, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
     if hint:
         console.print(f"llama-convert: hint: {hint}")  # as one line, so that it can be copied
     if as_json:

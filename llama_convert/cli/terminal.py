@@ -36,7 +36,7 @@ def lines(parts: Iterable[Part], style: str = "") -> Text:
 
 
 class Terminal(Console):
-    """A console for untrusted text: nothing is highlighted or taken for markup."""
+    """A console for untrusted text: nothing is highlighted or read as markup."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -63,7 +63,7 @@ def _create_temporary(folder: Path) -> tuple[int, Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of runs that were killed: nobody has them locked."""
+    """Remove temporary files of runs that were killed: no process has them locked."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):

@@ -74,7 +74,7 @@ class Run:
         Args:
             job: what is to be done.
             options: how.
-            notes: is told of what is found.
+            notes: receives what is found.
             private: whether the destination stands for a URL, so that no other run can find it.
 
         Raises:
@@ -232,7 +232,7 @@ class Run:
             raise
 
     def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
-        """Write some of the files; whoever writes the last one publishes.  Raises as `alone`."""
+        """Write some of the files; the last task finalizes the output.  Raises as `alone`."""
         job, files = self.job, share.of(self.job.files)
         if job.plan and self._stands(only=files):
             return self._finish_unless_locked()
@@ -244,7 +244,7 @@ class Run:
         self.result.files = {file: self.result.files[file] for file in files}
         self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
         if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
-            self.notes.note("others are to be written yet; whoever writes the last one publishes")
+            self.notes.note("others are to be written yet; the last task finalizes the output")
             return self.result
         return self._finish_unless_locked()
 
@@ -460,9 +460,9 @@ class Run:
         try:
             yield
         except OSError as error:
-            told = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
-            self._say_what_is_kept(told, staging, saved)
-            raise told from error
+            failed = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
+            self._say_what_is_kept(failed, staging, saved)
+            raise failed from error
         except BaseException as error:
             self._say_what_is_kept(error, staging, saved)
             raise

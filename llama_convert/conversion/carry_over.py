@@ -61,7 +61,7 @@ def small_files(
     Args:
         folder: the source, or a folder around it.
         weights: the files of the checkpoint's weights.
-        notes: is told of files that are left behind.
+        notes: receives the names of files that are left behind.
         skip: patterns of names that are not copied, besides those of weights and dot-files.
         wanted: decides by the name, too.
 
@@ -90,7 +90,7 @@ def _check_link(file: Path, folders: Collection[Path]) -> None:
 
     A link may lead to a file in its own folder or below it, and to one of ``folders``, where the weights
     really are: the blobs of the same repository in the Hub's cache, or a folder to all of whose files
-    somebody made links. Files that are parsed (weights, settings, ``tokenizer.model``) may be links to
+    a user made links. Files that are parsed (weights, settings, ``tokenizer.model``) may be links to
     anywhere: of a file of another kind nothing gets into the output.
 
     Raises:
@@ -171,7 +171,7 @@ def tokenizer_back(found: list[Path], source: Path, rows: int, notes: Notes) -> 
             raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=file) from None
         if model is None:
             notes.warn(
-                f"{file}: Meta's form of this tokenizer cannot be told from it, so none is carried over; "
+                f"{file}: Meta's form of this tokenizer cannot be derived from it, so none is carried over; "
                 "--tokenizer PATH names the tokenizer.model of its release"
             )
             return None

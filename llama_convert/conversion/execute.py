@@ -191,7 +191,7 @@ class _Work:
         """Write the other rows to all their places.
 
         Yields:
-            What is written so far: after every `CHECKPOINT` bytes, and at the end or when told to stop.
+            What is written so far: after every `CHECKPOINT` bytes, and at the end or when interrupted.
         """
         task, files, unrecorded = self._task, self._all_files.counting(self._read), 0
         for start, end in row_blocks(task.source, self._block_size, task.rows_in_a_run, self._rows):
@@ -268,7 +268,7 @@ class _Part:
     def resume(self, rows: int, digest: str, crc32: int, stop: Event) -> bool:
         """Go on after the weight's first ``rows``, if the file holds the bytes with this digest.
 
-        Not if told to stop before it is known.
+        Not if interrupted before it is known.
         """
         first, last = self.place.rows
         size = (min(max(rows, first), last) - first) * self.row_bytes

@@ -20,7 +20,7 @@ LOCK = ".lock"
 class Lock:
     """A file in the staging folder that is locked while a run works there, and that names the run.
 
-    It spares a second run the work, and the first the loss of its own. Array tasks share the lock.
+    It spares a second run the work, and the first the loss of its folder. Array tasks share the lock.
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:

@@ -58,7 +58,7 @@ class ConvertOptions:
     fsync: bool = True
     """Whether to wait until all is on disk."""
     array_task: str | None = None
-    """``I/N``: write only the Ith of N shares of the files; whoever writes the last one publishes."""
+    """``I/N``: write only the Ith of N shares of the files; the last task finalizes the output."""
     finish: bool = False
     """Whether only to publish what array tasks have written."""
     workers: int = DEFAULT_WORKERS

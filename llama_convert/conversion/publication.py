@@ -1,8 +1,8 @@
 """Moving staged files into place: a list of them is on disk before the first is renamed.
 
 A run that is killed in between leaves the list, and the next one takes the files back. The list names each
-file with its inode, so a file that is not the one that was staged is never moved, whoever wrote the list.
-Until the last files are in place, no loader takes the folder for a model.
+file with its inode, so a file that is not the one that was staged is never moved, even if
+another process wrote the list. Until the last files are in place, no loader takes the folder for a model.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
-    """What the new model replaces: files of its own names, and what makes an older model of the folder.
+    """What the new model replaces: files of the same names, and what makes an older model of the folder.
 
     That is weights, which no index would name any more; what loaders read; and what the older model's
     manifest names, unless it was edited since.

@@ -1,8 +1,8 @@
 """Nothing counts as written until it is published.
 
 Files are made in a staging folder inside the output folder (so on its file system) and renamed into place
-when all of them are complete and on disk, the ones that make a folder a model last.  A run works in a folder
-of its own there, its `Claim`; array tasks share one, which the run that publishes takes over.  What a killed
+when all of them are complete and on disk, the ones that make a folder a model last.  A run works in its own
+folder there, its `Claim`; array tasks share one, which the run that publishes takes over.  What a killed
 run leaves there, the next one resumes: weights are hashed and kept if they match, and a publication that was
 interrupted is first undone.
 """
@@ -56,7 +56,7 @@ class Staging:
             overwrite: whether a model that is there may be replaced.
             fsync: whether to wait for the disk, without which no promise holds beyond a power cut.
             shared: whether others may work here too, each on files of its own.
-            private: whether no other process can find the folder, so nobody else can work there.
+            private: whether no other process can find the folder, so no other run can work there.
 
         Raises:
             ConflictError: it holds something already.

@@ -191,7 +191,7 @@ def _prepared(
     except OutputError as error:
         if error.code != "UNITS_MISSING":
             raise
-        notes.note(f"{error.message}; whoever writes the last one publishes")
+        notes.note(f"{error.message}; the last task finalizes the output")
         return sent
 
 

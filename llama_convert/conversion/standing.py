@@ -53,7 +53,7 @@ def existing_output(
         identity: what decides the output.
         sources: `describe_file` of each source file, and its name.
         options: how to read, and whether warnings count.
-        notes: is told what was found.
+        notes: receives what was found.
         only: the files whose weights are compared; None: all.
 
     Returns:

@@ -4,9 +4,9 @@ A store cannot rename, so each file is written under its own name, and is there 
 it, in ``.llama-convert/``, its journal is kept until everything is published: the next run passes over what
 has one.  Without ``config.json`` or ``params.json``, which come last, nothing takes the folder for a model.
 
-Two runs at once into one place are not told of each other, as a store has neither locks nor renames. Runs of
+Two runs at once into one place do not detect each other, as a store has neither locks nor renames. Runs of
 the same plan write the same bytes. Of different plans each file is whole, but the files may be of both;
-`verify` tells by the manifest's checksums.
+`verify` detects it by the manifest's checksums.
 """
 
 from __future__ import annotations

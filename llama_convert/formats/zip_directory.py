@@ -65,7 +65,7 @@ def read_directory(reader: Reader) -> ZipDirectory:
             infos, directory_start = archive.infolist(), archive.start_dir
     except (
         zipfile.BadZipFile,
-        NotImplementedError,  # what zipfile raises of features it does not know
+        NotImplementedError,  # zipfile raises it for unsupported features
         OverflowError,
         ValueError,
         struct.error,

@@ -82,7 +82,7 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
 
 
 def _agreed(a: Opened, b: Opened) -> tuple[Opened, Opened]:
-    """Both, Meta's files taken for a release that the other checkpoint is of, if they allow that."""
+    """Both, Meta's files assumed to be of the other checkpoint's release, if they allow that."""
     side_b, side_a, _ = agreed(b.side, a.side)
     return replace(a, side=side_a), replace(b, side=side_b)
 

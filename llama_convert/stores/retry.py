@@ -24,7 +24,7 @@ class ShortAnswerError(Exception):
 def persistently(what: str, where: str, ask: Callable[[], T]) -> T:
     """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
 
-    Whatever a library raises is taken for a fault of the way there, but for a plain no.  None of its words
+    Whatever a library raises counts as a network fault, except a plain refusal.  None of its words
     are repeated: they may hold a signature.
 
     Raises:

@@ -109,7 +109,7 @@ class _Server:
                 process.stdin.flush()
                 status, size = _HEAD.unpack(process.stdout.read(_HEAD.size))
                 return status, process.stdout.read(size)
-            except BaseException:  # Ctrl-C too: nobody waits for the answer any more
+            except BaseException:  # Ctrl-C too: no caller waits for the answer any more
                 self._process = None
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -178,8 +178,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"result": call(*paths, *request["arguments"], **named)}
     except InputError as error:
         known = ("code", "message", "file", "hint", "expected", "found")
-        told = {name: getattr(error, name) for name in known}
-        return {"error": {name: value if value is None else str(value) for name, value in told.items()}}
+        values = {name: getattr(error, name) for name in known}
+        return {"error": {name: value if value is None else str(value) for name, value in values.items()}}
     except MemoryError:
         return {"out_of_memory": True}
 
