@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_convert.checkpoints.lazy import LazyWeight, OpenCheckpoint, open_checkpoint
+    from llama_convert.conversion.convert import convert, shard
     from llama_convert.conversion.options import ConvertOptions, ConvertResult
-    from llama_convert.conversion.run import convert, shard
     from llama_convert.errors import LlamaConvertError
     from llama_convert.inspection.describe import inspect
     from llama_convert.observer import Observer
     from llama_convert.verification.options import VerifyOptions
     from llama_convert.verification.report import VerifyReport
-    from llama_convert.verification.run import verify
+    from llama_convert.verification.verify import verify
 
 __version__ = "0.1.0"
 
@@ -40,13 +40,13 @@ __all__ = [
 _HOMES = {
     "checkpoints.lazy": ("LazyWeight", "OpenCheckpoint", "open_checkpoint"),
     "conversion.options": ("ConvertOptions", "ConvertResult"),
-    "conversion.run": ("convert", "shard"),
+    "conversion.convert": ("convert", "shard"),
     "errors": ("LlamaConvertError",),
     "inspection.describe": ("inspect",),
     "observer": ("Observer",),
     "verification.options": ("VerifyOptions",),
     "verification.report": ("VerifyReport",),
-    "verification.run": ("verify",),
+    "verification.verify": ("verify",),
 }
 
 

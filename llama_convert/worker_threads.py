@@ -9,7 +9,7 @@ from threading import Event
 
 
 @contextmanager
-def stoppable_threads(workers: int) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+def interruptible_threads(workers: int) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
     """A thread pool, and an event that is set when the context ends; tasks check it between blocks.
 
     Python waits for the running threads before it handles an exception such as Ctrl-C or exits, so a task

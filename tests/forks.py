@@ -23,9 +23,9 @@ _SERVER = """
 import json, os, resource, signal, sys
 from llama_convert.cli import main
 import llama_convert.cli.app
-import llama_convert.conversion.run, llama_convert.inspection.describe, llama_convert.verification.run
+import llama_convert.conversion.convert, llama_convert.inspection.describe, llama_convert.verification.verify
 import llama_convert.verification.structure, llama_convert.verification.values
-import llama_convert.cli.inspect_report, llama_convert.cli.report, llama_convert.cli.result
+import llama_convert.cli.inspect_report, llama_convert.cli.verify_report, llama_convert.cli.result
 
 hang, memory = map(int, sys.argv[1:])
 for line in sys.stdin:

@@ -26,7 +26,7 @@ from typing import Any
 
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
 from llama_convert.cli import app, main, progress, result
-from llama_convert.conversion import publication, publish, reshard, to_huggingface, to_meta
+from llama_convert.conversion import finalize, reshard, staging, to_huggingface, to_meta
 from tests.limits import HANG
 from tests.peers import ROOT
 
@@ -221,7 +221,7 @@ class Calls:
         for module in (io, builtins):
             self._wrap(module, "open", "io_open")
         self._wrap(Path, "write_bytes", "write_bytes")
-        for module in (publication, publish):
+        for module in (finalize, staging):
             self._wrap(module, "write_new", "write_bytes")
 
     def _wrap(self, owner: Any, attribute: str, name: str) -> None:

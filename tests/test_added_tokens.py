@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.errors import RefusedError, UsageError
+from llama_convert.findings import Finding
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Finding, Level
-from llama_convert.verification.run import verify
+from llama_convert.verification.report import Level
+from llama_convert.verification.verify import verify
 from tests.peers import ROOT, Peer
 from tests.run import llama_convert
 from tests.test_merge_order import extended
@@ -110,7 +111,7 @@ def test_lost_tokens_are_named(record: str, only: bool, converted: dict[str, Pat
     with pytest.raises(RefusedError):
         convert(source, tmp_path / "strict", ConvertOptions(to="meta", strict=True))
     (finding,) = found(tmp_path / "meta", source)
-    assert (finding.code, finding.file, finding.warning) == ("TOKEN_MISSING", "tokenizer.model", True)
+    assert (finding.code, finding.file, finding.is_warning) == ("TOKEN_MISSING", "tokenizer.model", True)
     assert all(repr(name) in finding.message for name in names)
 
 

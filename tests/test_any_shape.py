@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.llama import rotary
 from llama_convert.reorder import RowTranspose
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Level
-from llama_convert.verification.run import verify
+from llama_convert.verification.verify import verify
 from tests import synthetic
 from tests.synthetic import Shape
 from tests.test_convert import FIXTURES, assert_same, tensors

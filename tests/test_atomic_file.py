@@ -15,7 +15,7 @@ import pytest
 from llama_convert import convert
 from llama_convert.checkpoints.manifest import read_manifest
 from llama_convert.conversion.atomic_file import write_atomically
-from llama_convert.conversion.card import is_ours
+from llama_convert.conversion.model_card import is_ours
 from tests.invariant import CHANGES, FAULTS, fail_at, run, signal_at
 from tests.peers import ROOT
 from tests.run import llama_convert
@@ -254,7 +254,7 @@ def test_nothing_but_a_report_is_replaced_by_one(
 def test_a_file_that_appears_while_verifying_stays(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_convert.verification import run as verification
+    from llama_convert.verification import verify as verification
 
     real, file = verification.verify, tmp_path / "report.html"
 

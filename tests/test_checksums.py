@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.errors import InputError
 from llama_convert.formats.torch_zip import read_torch_file
 from tests import synthetic

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from llama_convert.checkpoints.locate import locate
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.errors import ConflictError, InputError, RefusedError
 from llama_convert.observer import Observer
 from tests import synthetic

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from llama_convert import convert, errors
+from llama_convert.cli.documentation import KINDS, pages
 from llama_convert.cli.dropin import modernise
-from llama_convert.cli.pages import KINDS, pages
 from tests import docs, plant, synthetic
 from tests.docs import PAGES, README, Document
 from tests.peers import ROOT

@@ -23,15 +23,15 @@ import pytest
 import safetensors
 import torch
 
-from llama_convert.checkpoints.gather import read_rows
 from llama_convert.checkpoints.huggingface import survey
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.params import read_params
+from llama_convert.checkpoints.row_reader import read_rows
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.sources import compare_with_checklist
 from llama_convert.errors import LlamaConvertError

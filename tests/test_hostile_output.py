@@ -15,8 +15,8 @@ import pytest
 
 from llama_convert import ConvertOptions, convert, shard
 from llama_convert.checkpoints.manifest import describe_content, write_manifest
+from llama_convert.conversion.finalize import PUBLISHING, Publication
 from llama_convert.conversion.journal import sealed, unsealed
-from llama_convert.conversion.publication import PUBLISHING, Publication
 from llama_convert.errors import ConflictError, InputError, UsageError
 from tests import invariant
 from tests.invariant import STAGING, Case, check, run, signal_at, staged
@@ -310,27 +310,27 @@ def test_the_files_of_an_older_model(source: Path, tmp_path: Path) -> None:
 # What is planted among staged files.
 
 
-def plant_hard_links(folder: Path, elsewhere: Path, names: list[str]) -> None:
+def plant_hard_links(folder: Path, remote_files: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        (elsewhere / str(number)).write_bytes(b"stays")
-        os.link(elsewhere / str(number), folder / name)
+        (remote_files / str(number)).write_bytes(b"stays")
+        os.link(remote_files / str(number), folder / name)
 
 
-def plant_links(folder: Path, elsewhere: Path, names: list[str]) -> None:
+def plant_links(folder: Path, remote_files: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        (elsewhere / str(number)).write_bytes(b"stays")
-        (folder / name).symlink_to(elsewhere / str(number))
+        (remote_files / str(number)).write_bytes(b"stays")
+        (folder / name).symlink_to(remote_files / str(number))
 
 
-def plant_pipes(folder: Path, elsewhere: Path, names: list[str]) -> None:
+def plant_pipes(folder: Path, remote_files: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for name in names:
         os.mkfifo(folder / name)
 
 
-def plant_folders(folder: Path, elsewhere: Path, names: list[str]) -> None:
+def plant_folders(folder: Path, remote_files: Path, names: list[str]) -> None:
     for name in names:
         (folder / name / ".taken-x" / "shared").mkdir(parents=True)
 
@@ -346,16 +346,16 @@ def test_planted_among_staged_files(
     tasks: bool,
 ) -> None:
     """Nothing outside is written to, whatever stages the files."""
-    case, out, elsewhere = cases["convert two ranks"], tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    case, out, remote_files = cases["convert two ranks"], tmp_path / "out", tmp_path / "elsewhere"
+    remote_files.mkdir()
     weights = [name for name in case.whole if name.endswith(".safetensors")]
     journals = [".journal", *(f".journal.{name}" for name in weights)]
     lock = [".lock"] if not place else []
-    plant(out / STAGING / place, elsewhere, [*case.whole, *journals, *lock, ".probe", f"{PUBLISHING}-new"])
+    plant(out / STAGING / place, remote_files, [*case.whole, *journals, *lock, ".probe", f"{PUBLISHING}-new"])
     for share in ("1/2", "2/2") if tasks else ("",):
         ended = run(case.command(out, *(["--array-task", share] if share else [])))
         assert ended.exit_code == 0, ended.stderr
-    assert set(contents(elsewhere).values()) <= {b"stays"}
+    assert set(contents(remote_files).values()) <= {b"stays"}
     assert check(out, case) == "new"
     assert not (out / STAGING).exists()
     assert all(path.stat().st_nlink == 1 for path in out.iterdir())

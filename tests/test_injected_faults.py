@@ -303,44 +303,44 @@ def test_the_umask_decides_the_mode(cases: dict[str, Case], tmp_path: Path, name
 @pytest.mark.parametrize("name", ["convert two ranks", "convert --to meta"])
 def test_links_are_not_followed(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
     """In place of the staging folder, of each file in it, and of each file of the output."""
-    case, out, elsewhere = cases[name], tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "file").write_bytes(b"stays")
+    case, out, remote_files = cases[name], tmp_path / "out", tmp_path / "elsewhere"
+    remote_files.mkdir()
+    (remote_files / "file").write_bytes(b"stays")
     out.mkdir()
-    (out / STAGING).symlink_to(elsewhere)
+    (out / STAGING).symlink_to(remote_files)
     ended = run(case.command(out))
     assert ended.exit_code == 5
     assert "or a link to one" in ended.message
     fresh_folder(out)
     (out / STAGING).mkdir(parents=True)
     for file in {*invariant.OURS, *case.whole} - {".lock"}:
-        (out / STAGING / file).symlink_to(elsewhere / "file")
+        (out / STAGING / file).symlink_to(remote_files / "file")
     rerun_over_links = run(case.command(out))
     assert rerun_over_links.exit_code == 0, rerun_over_links.stderr
     assert check(out, case) == "new"
     fresh_folder(out).mkdir()
     for number, file in enumerate(case.whole):
-        (out / file).symlink_to(elsewhere / ("file" if number % 2 else "nothing"))
+        (out / file).symlink_to(remote_files / ("file" if number % 2 else "nothing"))
     ended = run(case.command(out, "--overwrite"))
     assert ended.exit_code == 0, ended.stderr
     assert check(out, case) == "new"
     assert not any(path.is_symlink() for path in out.iterdir())
-    assert read(elsewhere) == {"file": b"stays"}
+    assert read(remote_files) == {"file": b"stays"}
 
 
 @pytest.mark.parametrize("file", [".lock", ".journal", "config.json", "model-00001-of-00004.safetensors"])
 def test_a_link_that_comes_later_is_not_followed(cases: dict[str, Case], tmp_path: Path, file: str) -> None:
     """In what a stopped run has left."""
-    case, out, elsewhere = cases["convert two ranks"], tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.write_bytes(b"stays")
+    case, out, remote_files = cases["convert two ranks"], tmp_path / "out", tmp_path / "elsewhere"
+    remote_files.write_bytes(b"stays")
     run(case.command(out), invariant.signal_at(2, signal.SIGKILL, ["replace"]), [out])
     place = (out / STAGING if file == ".lock" else staged(out)) / file
     place.unlink()
-    place.symlink_to(elsewhere)
+    place.symlink_to(remote_files)
     ended = run(case.command(out))
     assert ended.exit_code == 0, ended.stderr
     assert check(out, case) == "new"
-    assert elsewhere.read_bytes() == b"stays"
+    assert remote_files.read_bytes() == b"stays"
 
 
 # Power cuts.

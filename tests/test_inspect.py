@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from llama_convert.errors import InputError
 from llama_convert.inspection.describe import inspect
-from llama_convert.inspection.model import Inspection
+from llama_convert.inspection.records import Inspection
 from tests import large, plant, synthetic
 from tests.peers import ROOT
 from tests.run import llama_convert, measured, peak_memory
@@ -44,7 +44,7 @@ def converted(tmp_path: Path, *options: str, source: Path = FIXTURES[1]) -> Path
 
 
 def codes(result: Inspection, *, warnings: bool = False) -> set[str]:
-    return {finding.code for finding in result.findings if finding.warning == warnings}
+    return {finding.code for finding in result.findings if finding.is_warning == warnings}
 
 
 def test_counts_of_a_meta_folder(tmp_path: Path, shape: Shape) -> None:

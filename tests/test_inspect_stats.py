@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from llama_convert.checkpoints import gather
+from llama_convert.checkpoints import row_reader
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.inspection.describe import inspect
 from llama_convert.inspection.opened import open_any
@@ -118,7 +118,7 @@ def test_damage_is_found_on_the_way(tmp_path: Path) -> None:
     (place,) = [e.stored.pieces[0].slab.offset for e in open_any(tmp_path).entries if e.name == "norm.weight"]
     plant.flip_bit(file, place)
     result = inspect(tmp_path, stats=True)
-    assert [(f.code, f.tensor) for f in result.findings if not f.warning] == [("INPUT_CRC", "norm.weight")]
+    assert [(f.code, f.tensor) for f in result.findings if not f.is_warning] == [("INPUT_CRC", "norm.weight")]
     assert [tensor.name for tensor in result.tensors if tensor.stats is None] == ["norm.weight"]
     assert llama_convert("inspect", tmp_path, "--stats").exit_code == 1
 
@@ -141,7 +141,7 @@ def test_a_long_vector_is_read_in_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spanned", [1, 24, 1 << 20])
 def test_elements_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spanned: int) -> None:
-    monkeypatch.setattr(gather, "_MOST_SPANNED", spanned)
+    monkeypatch.setattr(row_reader, "_MOST_SPANNED", spanned)
     values = torch.arange(10_000, dtype=torch.float32).as_strided((7, 9), (1000, 111), 3)
     vector = torch.arange(10_000, dtype=torch.float32)[::999]
     torch.save({"a": values, "b": vector, "c": torch.ones(1).expand(33)}, tmp_path / "x.pth")

@@ -464,9 +464,9 @@ def believable(line: bytes, change: Callable[[dict[str, Any]], object]) -> bytes
 
 
 def as_link(file: Path) -> None:
-    elsewhere = file.parents[3] / "elsewhere"
-    os.replace(file, elsewhere)
-    file.symlink_to(elsewhere)
+    remote_files = file.parents[3] / "elsewhere"
+    os.replace(file, remote_files)
+    file.symlink_to(remote_files)
 
 
 def as_folder(file: Path) -> None:
@@ -520,16 +520,16 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 def damage_and_go_on(case: Case, out: Path, damage: str, stop: Callable[[Case, Path], int]) -> None:
     stop(case, out)
-    elsewhere = out.parent / "elsewhere"
-    elsewhere.write_bytes(b"stays")
+    remote_files = out.parent / "elsewhere"
+    remote_files.write_bytes(b"stays")
     with contextlib.suppress(StopIteration):  # there are no settings yet
         DAMAGES[damage](out)
-    before = elsewhere.read_bytes()
+    before = remote_files.read_bytes()
     ended = run(case.command(out))
     assert ended.exit_code == 0, ended.stderr
     assert check(out, case, ended=ended) == "new"
     assert not (out / STAGING).exists()
-    assert elsewhere.read_bytes() == before
+    assert remote_files.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

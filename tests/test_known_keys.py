@@ -10,8 +10,8 @@ import pytest
 
 from llama_convert.checkpoints.huggingface_config import read_config
 from llama_convert.checkpoints.params import read_params
+from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
 from llama_convert.errors import InputError
 from llama_convert.inspection.describe import inspect
 from llama_convert.llama.config import RopeScaling
@@ -181,7 +181,7 @@ def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
         assert run.exit_code == 0
     for file, source in sources.items():
         code = f"{file.split('.')[0].upper()}_KEYS"
-        assert (code, True) in {(one.code, one.warning) for one in inspect(source).findings}
+        assert (code, True) in {(one.code, one.is_warning) for one in inspect(source).findings}
         report = look(source, source, "structure")
         assert report.ok
         assert_seen(report, Seen("structure", code, file, "in the source", warning=True))

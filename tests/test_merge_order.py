@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer
 from llama_convert.tokenizers.merge_order import arrange
@@ -92,7 +92,7 @@ def test_verify_finds_the_order_of_ids(trained: bytes, tmp_path: Path) -> None:
     content["model"]["merges"] = by_id + [merge for merge in merges if merge not in by_id]
     file.write_text(json.dumps(content))
     (finding,) = both.verify().findings
-    assert (finding.code, finding.warning) == ("TOKENIZER_IDS", False)
+    assert (finding.code, finding.is_warning) == ("TOKENIZER_IDS", False)
     assert "大学生" in finding.message
 
 
@@ -115,7 +115,9 @@ def test_where_no_order_is_right_an_example_says_so(
     assert repr(example) in warning
     with pytest.raises(RefusedError):
         convert(both.source, tmp_path / "strict", ConvertOptions(model_size="tokenizer_only", strict=True))
-    assert any(finding.code == "TOKENIZER_IDS" and not finding.warning for finding in both.verify().findings)
+    assert any(
+        finding.code == "TOKENIZER_IDS" and not finding.is_warning for finding in both.verify().findings
+    )
     code = """
 from transformers import LlamaTokenizer
 result = LlamaTokenizer.from_pretrained(folder)(text)["input_ids"]

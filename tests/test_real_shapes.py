@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.llama.releases import RELEASES
 from tests import large
 from tests.synthetic import Shape

@@ -241,7 +241,7 @@ def test_other_refusals(tmp_path: Path, good: Path, arguments: list[str], exit_c
 def test_a_disk_too_small_is_known_beforehand(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_convert.conversion.run import convert
+    from llama_convert.conversion.convert import convert
     from llama_convert.errors import OutputError
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**4))  # type: ignore[attr-defined]
@@ -255,7 +255,7 @@ def test_a_bug_of_ours_is_told_as_one(
 ) -> None:
     import typer
 
-    from llama_convert.cli.outcome import outcome
+    from llama_convert.cli.errors import outcome
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with pytest.raises(typer.Exit) as caught, outcome(as_json=True, debug=False):

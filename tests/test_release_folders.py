@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from tests import synthetic
 from tests.peers import Peer
 from tests.synthetic import LLAMA2, LLAMA3

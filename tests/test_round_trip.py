@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_convert.checkpoints.params import read_params
+from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Level
-from llama_convert.verification.run import verify
+from llama_convert.verification.verify import verify
 from tests import synthetic
 from tests.synthetic import LLAMA2, LLAMA3, Shape, assert_ranks
 from tests.test_convert import FIXTURES

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_convert.checkpoints.params import read_params
+from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
 from llama_convert.errors import UsageError
 from tests import large, synthetic
 from tests.peers import ROOT
@@ -187,10 +187,10 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
     """One folder up, as LLaMA 1 came, or where an option says, even if there is another."""
     other = (ROOT / "fixtures/llama3.2-tied/tokenizer.model").read_bytes()
     shutil.copytree(LLAMA31, tmp_path / "around/meta")
-    elsewhere = tmp_path / "elsewhere/tokenizer.model"
-    elsewhere.parent.mkdir()
-    elsewhere.write_bytes(other)
-    shard(tmp_path / "around/meta", tmp_path / "1", mp=1, options=ConvertOptions(tokenizer=elsewhere))
+    remote_files = tmp_path / "elsewhere/tokenizer.model"
+    remote_files.parent.mkdir()
+    remote_files.write_bytes(other)
+    shard(tmp_path / "around/meta", tmp_path / "1", mp=1, options=ConvertOptions(tokenizer=remote_files))
     assert (tmp_path / "1/tokenizer.model").read_bytes() == other
     own = tmp_path / "around/meta/tokenizer.model"
     original = own.read_bytes()

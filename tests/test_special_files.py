@@ -251,13 +251,13 @@ ALLOWED = {
     "conversion/output.py": {"os.open"},
     "conversion/sync.py": {"os.open", "open"},
     # The first bytes of a file that is regular, to see whether a report may replace it.
-    "verification/page/write.py": {"open", "os.open"},
+    "verification/html_report/write.py": {"open", "os.open"},
     # A pipe between two processes of ours.
-    "verification/isolated.py": {"os.fdopen"},
+    "verification/sandbox.py": {"os.fdopen"},
     # The package's own.
-    "cli/pages.py": {"read_text"},
+    "cli/documentation.py": {"read_text"},
     "tokenizers/chat.py": {"read_text"},
-    "verification/recognise.py": {"open"},
+    "verification/official_files.py": {"open"},
     # The header of a file of weights, bounded and checked there.
     "formats/safetensors.py": {"json.loads"},
 }

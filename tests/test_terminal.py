@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from llama_convert.checkpoints.manifest import read_manifest, write_manifest
-from llama_convert.cli import outcome, terminal
-from llama_convert.cli.report import print_report
+from llama_convert.cli import errors, terminal
 from llama_convert.cli.terminal import Terminal, lines, styled
-from llama_convert.verification.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
+from llama_convert.cli.verify_report import print_report
+from llama_convert.findings import Finding
+from llama_convert.verification.report import FileIdentity, Level, LevelReport, Status, VerifyReport
 from tests.peers import ROOT
 from tests.run import llama_convert
 
@@ -71,7 +72,7 @@ def test_json(text: str) -> None:
     stream = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", stream)
-        outcome.print_json({text: [text, {"x": text}]})
+        errors.print_json({text: [text, {"x": text}]})
     assert stream.getvalue().isascii()
     assert_harmless(stream.getvalue())
     assert json.loads(stream.getvalue())[text if text != "schema" else "schema"]
@@ -266,7 +267,7 @@ def test_one_module_prints() -> None:
     """All text for people is made in `terminal`; rich's own classes for it are used nowhere else."""
     cli = Path(terminal.__file__).parent
     for file in cli.rglob("*.py"):
-        if file.name in ("terminal.py", "pages.py"):  # the package's own documentation
+        if file.name in ("terminal.py", "documentation.py"):  # the package's own documentation
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_convert import open_checkpoint
-from llama_convert.checkpoints import gather
+from llama_convert.checkpoints import row_reader
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.huggingface_config import read_config, with_tied
+from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.inspection.compare import compare
 from llama_convert.inspection.describe import inspect
@@ -144,7 +144,7 @@ def test_inspect(merged: Path, tmp_path: Path) -> None:
     report = inspect(merged)
     assert report.ok
     (disagreement,) = (one for one in report.findings if one.code == "CONFIG_TENSORS_DISAGREE")
-    assert disagreement.warning
+    assert disagreement.is_warning
     assert report.config
     assert report.config["tied"] is False
     assert report.parameters.head == SHAPE.vocab_size * SHAPE.dim
@@ -226,9 +226,9 @@ def test_the_one_matrix_may_be_stored_as_the_head(tmp_path: Path) -> None:
 
 def test_the_first_difference_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
-    rows_of = gather.rows_of
-    monkeypatch.setattr(gather, "_COMPARED", 512)
-    monkeypatch.setattr(gather, "rows_of", lambda *args: read.append(args) or rows_of(*args))
+    rows_of = row_reader.rows_of
+    monkeypatch.setattr(row_reader, "_COMPARED", 512)
+    monkeypatch.setattr(row_reader, "rows_of", lambda *args: read.append(args) or rows_of(*args))
     open_huggingface(tied(tmp_path / "first", lambda embedding: embedding + 1))
     assert len(read) == 2
     read.clear()

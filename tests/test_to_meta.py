@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llama_convert.checkpoints.params import ffn_width, params_json, width_params
+from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert, shard
 from llama_convert.errors import RefusedError, UsageError
 from llama_convert.inspection.describe import inspect
 from llama_convert.llama.config import LlamaConfig, RopeScaling

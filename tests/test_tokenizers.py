@@ -252,7 +252,7 @@ def test_llama3_known_ids(llama3_tokenizer_model: Path, transformers: Peer, tmp_
     report = convert(llama3_tokenizer_model, tmp_path, instruct=True)
     found = spoken(transformers, tmp_path, ["Hello world", " Hello", "  two"])
     assert found["with_bos"] == [[128000, 9906, 1917], [128000, 22691], [128000, 220, 1403]]
-    assert (report.bos_id, report.eos_id, report.n_words) == (128000, 128009, 128256)
+    assert (report.bos_id, report.eos_id, report.vocab_size) == (128000, 128009, 128256)
     assert found["eos"] == 128009
 
 
@@ -262,7 +262,7 @@ def test_small_tiktoken(small_tiktoken: Path, transformers: Peer, tmp_path: Path
     found = spoken(transformers, tmp_path, texts)
     assert differences(texts, with_specials(meta_tiktoken(small_tiktoken)), found["plain"]) == []
     assert found["decoded"] == texts
-    assert (report.bos_id, report.n_words, found["length"]) == (512, 768, 768)
+    assert (report.bos_id, report.vocab_size, found["length"]) == (512, 768, 768)
 
 
 def sentencepiece_models() -> list[str]:
@@ -280,7 +280,7 @@ def test_sentencepiece(name: str, request: pytest.FixtureRequest, transformers: 
     assert found["with_bos"] == [[1, *ids] for ids in found["plain"]]
     assert found["decoded"] == [reference.decode(ids) for ids in found["plain"]]
     assert found["decoded"] == [text.replace("▁", " ") for text in TEXTS]
-    assert found["length"] == report.n_words == reference.vocab_size()
+    assert found["length"] == report.vocab_size == reference.vocab_size()
     assert (found["bos"], found["eos"], found["clean"], found["heard"]) == (1, 2, False, [])
     assert found["keys"] == ["attention_mask", "input_ids"]
     assert (tmp_path / "tokenizer.model").read_bytes() == path.read_bytes()

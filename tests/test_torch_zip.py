@@ -19,9 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_convert.checkpoints.gather import read_rows
+from llama_convert.checkpoints.row_reader import read_rows
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.errors import InputError
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_zip import read_torch_file

@@ -24,11 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_convert import ConvertOptions, convert, shard
-from llama_convert.checkpoints.gather import rows_of
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.row_reader import rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.errors import InputError, OutputError, RefusedError, UsageError
 from tests import synthetic
 from tests.limits import HANG

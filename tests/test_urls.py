@@ -24,7 +24,7 @@ pytest.importorskip("aiohttp")
 from llama_convert import ConvertOptions, convert, inspect, shard, verify
 from llama_convert.conversion.journal import sealed
 from llama_convert.errors import ConflictError, InputError, OutputError, UsageError
-from llama_convert.formats.files import elsewhere
+from llama_convert.formats.files import remote_files
 from llama_convert.stores import filesystem, retry
 from llama_convert.stores.filesystem import shown
 from tests import large, synthetic
@@ -116,7 +116,7 @@ class TestSources:
         assert (far.parameters, far.kinds, far.release) == (here.parameters, here.kinds, here.release)
         assert inspect("s3://bucket/hf/model-00001-of-00012.safetensors").parameters
         assert verify("s3://bucket/hf", "s3://bucket/meta").ok
-        assert not elsewhere
+        assert not remote_files
 
     def test_messages_name_the_url(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
         store.put(local / "meta", "meta")

@@ -156,7 +156,7 @@ result = {
 @each_fixture
 def test_a_padding_token_is_added(tmp_path: Path, transformers: Peer, name: str) -> None:
     folder, expected = converted(name, tmp_path / "out")
-    text, ids, n_words = expected["text"], expected["greedy_ids"], len(expected["prompt_ids"])
+    text, ids, n_prompt_tokens = expected["text"], expected["greedy_ids"], len(expected["prompt_ids"])
     longer = text[: text.index(" ", 100)]
     answer = run(
         transformers, PADDED, folder=folder, saved=tmp_path / "saved", prompts=[expected["prompt"], longer]
@@ -164,12 +164,15 @@ def test_a_padding_token_is_added(tmp_path: Path, transformers: Peer, name: str)
     pad, size = answer["before"]
     assert pad is None
     short, long = answer["inputs"]
-    padding = [size] * (len(long) - n_words)
+    padding = [size] * (len(long) - n_prompt_tokens)
     assert len(padding) > 10
-    assert short == padding + ids[:n_words]
+    assert short == padding + ids[:n_prompt_tokens]
     assert long == ids[: len(long)]
     assert answer["together"] == answer["alone"]
-    assert answer["together"] == [ids[n_words : n_words + 30], ids[len(long) : len(long) + 30]]
+    assert answer["together"] == [
+        ids[n_prompt_tokens : n_prompt_tokens + 30],
+        ids[len(long) : len(long) + 30],
+    ]
     assert answer["problems"] == {}
     assert answer["again"] == [answer["inputs"], answer["together"]]
     assert answer["pad"] == ["<pad>", size, size]

@@ -16,12 +16,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
 from llama_convert.errors import InputError, UsageError
+from llama_convert.findings import Finding
 from llama_convert.verification.options import VerifyOptions, parse_levels
-from llama_convert.verification.report import Finding, Level, VerifyReport
-from llama_convert.verification.run import verify
+from llama_convert.verification.report import Level, VerifyReport
+from llama_convert.verification.verify import verify
 from tests import plant, synthetic
 from tests.peers import ROOT
 from tests.plant import HEAD, gate, k, q
@@ -72,7 +73,7 @@ class TestRight:
         convert(fixture, tmp_path / "out")
         for folder in (fixture, tmp_path / "out"):
             report = look(folder, None)
-            assert statuses(report) == {**ALL_PASS, "weights": "not run"}
+            assert statuses(report) == {**ALL_PASS, "weights": "skipped"}
             assert all_findings(report) == []
 
     @each_fixture
@@ -169,7 +170,7 @@ def test_no_false_alarm(case: Case, seed: int, shard: int, tmp_path_factory: pyt
     convert(folder / "meta", folder / "out", ConvertOptions(dtype=case.cast, max_shard_size=str(shard)))
     for dtype in ("fp32", "bf16"):
         report = look(folder / "out", folder / "meta", dtype=dtype)
-        assert statuses(report) == {**ALL_PASS, "tokenizer": "not run"}
+        assert statuses(report) == {**ALL_PASS, "tokenizer": "skipped"}
         assert all_findings(report) == []
     assert look(folder / "meta", None).ok
     shutil.rmtree(folder)
@@ -182,7 +183,7 @@ def test_rounding_that_a_model_amplifies_is_no_failure(tmp_path: Path) -> None:
     report = look(tmp_path / "out", tmp_path / "meta", "logits")
     assert report.ok
     told = findings(report, "logits")
-    assert {(one.code, one.warning) for one in told} == {("LOGITS_DIFFER", True)}
+    assert {(one.code, one.is_warning) for one in told} == {("LOGITS_DIFFER", True)}
     assert all("each layer by itself agrees" in str(one.hint) for one in told)
 
 
@@ -319,8 +320,8 @@ class TestMeta:
     def test_right(self, audited: Path, name: str) -> None:
         report = look(audited / name, None)
         assert statuses(report) == {
-            "structure": "pass", "values": "pass", "weights": "not run", "tokenizer": "not run",
-            "logits": "not run",
+            "structure": "pass", "values": "pass", "weights": "skipped", "tokenizer": "skipped",
+            "logits": "skipped",
         }  # fmt: skip
         assert all_findings(report) == []
 
@@ -339,7 +340,7 @@ class TestMeta:
         truncate(R1, 0.6)(source)
         report = look(tmp_path / "out", source)
         assert_seen(report, Seen("structure", "INPUT_TRUNCATED", R1, "in the source: "))
-        assert statuses(report)["weights"] == statuses(report)["logits"] == "not run"
+        assert statuses(report)["weights"] == statuses(report)["logits"] == "skipped"
 
     def test_a_rank_whose_norm_was_rounded_is_remarked_on(self, audited: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(audited / "plain", tmp_path / "meta"))
@@ -389,7 +390,7 @@ class TestSpeech:
     def test_both_sides_go_on_alike(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
         options = VerifyOptions(parse_levels(["structure"]), prompt="One day", max_new_tokens=4, device="cpu")
-        said = verify(tmp_path / "out", LLAMA31, options).continuations
+        said = verify(tmp_path / "out", LLAMA31, options).completions
         assert said["output"] == said["source"] != ""
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
+from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.conversion.run import convert
+from llama_convert.findings import Finding
 from llama_convert.verification.options import VerifyOptions, parse_levels
-from llama_convert.verification.report import Finding, VerifyReport
-from llama_convert.verification.run import verify
+from llama_convert.verification.report import VerifyReport
+from llama_convert.verification.verify import verify
 from tests import plant
 from tests.plant import EMBED, HEAD, NORM, Change, Model, down, gate, k, norms, o, q, up, v
 from tests.synthetic import LLAMA2, LLAMA3
@@ -77,7 +78,7 @@ class Seen:
 
     def fits(self, finding: Finding) -> bool:
         place = self.where in (finding.tensor, finding.file)
-        kind = (finding.code, finding.warning) == (self.code, self.warning)
+        kind = (finding.code, finding.is_warning) == (self.code, self.warning)
         return kind and place and self.says in f"{finding.message}; {finding.hint}"
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from llama_convert.verification.page import render_page
-from llama_convert.verification.report import FileIdentity, Finding, Level, LevelReport, Status, VerifyReport
+from llama_convert.findings import Finding
+from llama_convert.verification.html_report import render_page
+from llama_convert.verification.report import FileIdentity, Level, LevelReport, Status, VerifyReport
 
 WHEN = datetime(2026, 11, 21, 7, 11, tzinfo=timezone.utc)
 EVIL = "<script>alert('x')</script> & <b>"
@@ -148,10 +149,10 @@ def everything(value: float = 1e-7) -> VerifyReport:
         level("structure"),
         level("values", measures=given["values"]),
         level("weights", Status.FAIL, measures=given["weights"], findings=[fault]),
-        level("tokenizer", Status.NOT_RUN),
+        level("tokenizer", Status.SKIPPED),
         level("logits", measures={**given["logits"], **speech}),
         files=[FileIdentity("tokenizer.json", 9_085_657, "official", "as published", "sha256", "79e3")],
-        continuations={"source": "Once upon", "output": "a time"},
+        completions={"source": "Once upon", "output": "a time"},
     )
 
 
@@ -197,14 +198,14 @@ def test_all_of_a_report_is_on_it(page: Any) -> None:
     [
         ([level("structure"), level("weights")], "PASS Nothing is wrong with structure and weights."),
         (
-            [level(findings=[Finding("A", "hm", warning=True)])],
+            [level(findings=[Finding("A", "hm", severity="warning")])],
             "PASS Nothing is wrong with logits. 1 warning.",
         ),
         (
-            [level("structure"), level("weights", Status.NOT_RUN), level("logits", Status.NOT_RUN)],
+            [level("structure"), level("weights", Status.SKIPPED), level("logits", Status.SKIPPED)],
             "PASS Nothing is wrong with structure. Not looked at: weights and logits.",
         ),
-        ([level("structure", Status.NOT_RUN)], "incomplete Nothing was looked at."),
+        ([level("structure", Status.SKIPPED)], "incomplete Nothing was looked at."),
         ([], "incomplete Nothing was looked at."),
         ([level("structure", Status.FAIL)], "FAIL 1 of 1 levels failed: structure."),
     ],
@@ -217,8 +218,8 @@ def test_the_verdict(page: Any, levels: list[LevelReport], verdict: str) -> None
 
 def test_errors_come_before_warnings(page: Any) -> None:
     findings = [
-        [Finding("A", "first warning", warning=True), Finding("B", "first error")],
-        [Finding("C", "second error"), Finding("D", "second warning", warning=True)],
+        [Finding("A", "first warning", severity="warning"), Finding("B", "first error")],
+        [Finding("C", "second error"), Finding("D", "second warning", severity="warning")],
     ]
     text = page(report(level("structure", findings=findings[0]), level("weights", findings=findings[1])))
     assert re.findall("(?:first|second) (?:error|warning)", text) == [
@@ -328,7 +329,7 @@ def test_texts_are_escaped_wherever_they_come_from(page: Any) -> None:
         source_layout=EVIL,
         release=EVIL,
         files=[FileIdentity(EVIL, 1, EVIL, EVIL, EVIL, EVIL)],
-        continuations={EVIL: EVIL},
+        completions={EVIL: EVIL},
     )
     text = page(evil)
     assert not re.search(r"<script|<b>|& ", text)
@@ -338,7 +339,7 @@ def test_texts_are_escaped_wherever_they_come_from(page: Any) -> None:
 
 def test_words_of_all_languages_come_through(page: Any, tmp_path: Path) -> None:
     said = "你好,世界 👋\n  مرحبا بالعالم\n\nПривет"
-    text = page(report(level(), continuations={"output": said}, path=Path("caf\udce9")))
+    text = page(report(level(), completions={"output": said}, path=Path("caf\udce9")))
     assert f'<blockquote dir="auto">{said}</blockquote>' in text
     assert r"caf\udce9" in text
 
@@ -356,9 +357,9 @@ def test_matplotlib_is_there_only_while_a_page_is_written() -> None:
     program = """
 import sys
 from pathlib import Path
-import llama_convert.cli.verify, llama_convert.verification.run
-assert not {"matplotlib", "llama_convert.verification.page"} & set(sys.modules)
-from llama_convert.verification.page import render_page
+import llama_convert.cli.verify, llama_convert.verification.verify
+assert not {"matplotlib", "llama_convert.verification.html_report"} & set(sys.modules)
+from llama_convert.verification.html_report import render_page
 from llama_convert.verification.report import *
 level = LevelReport(Level.LOGITS, Status.PASS, "", measures={"bits_per_byte": 0.7, "limit": 1.5})
 page = render_page(VerifyReport(Path("out"), "meta", None, None, None, [level]))

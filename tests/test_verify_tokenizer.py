@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llama_convert.conversion.run import convert
+from llama_convert.conversion.convert import convert
+from llama_convert.findings import Finding
 from llama_convert.tokenizers import TokenizerOptions, chat_template, convert_tokenizer, open_tokenizer
-from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer import (
     TokenizerCheck,
     check_original,
@@ -431,7 +431,7 @@ def test_missing(tmp_path: Path) -> None:
     assert check_tokenizer(tmp_path) is None
     assert_found(compare_tokenizers(RANKS_MODEL, tmp_path), "TOKENIZER_MISSING", "no tokenizer.json")
     shutil.copy(RANKS_MODEL, tmp_path)
-    assert [(finding.code, finding.warning) for finding in alone(tmp_path).findings] == [
+    assert [(finding.code, finding.is_warning) for finding in alone(tmp_path).findings] == [
         ("TOKENIZER_MISSING", True)
     ]
 
@@ -537,7 +537,7 @@ def test_guards_leave_the_bos_to_the_template(tmp_path: Path) -> None:
     folder = written_from(RANKS_MODEL, tmp_path, chat_template=template)
     rewrite(folder / "tokenizer.json", lambda c: c["post_processor"]["processors"].pop())
     (finding,) = alone(folder).findings
-    assert (finding.code, finding.warning) == ("TOKENIZER_BOS", True)
+    assert (finding.code, finding.is_warning) == ("TOKENIZER_BOS", True)
 
 
 @pytest.mark.parametrize(("rows", "warning"), [(639, False), (641, True)])
@@ -545,7 +545,7 @@ def test_size(rows: int, warning: bool, tmp_path: Path) -> None:
     folder = written_from(RANKS_MODEL, tmp_path)
     for check in (compare_tokenizers(RANKS_MODEL, folder, rows), alone(folder, vocab_size=rows)):
         (finding,) = check.findings
-        assert (finding.code, finding.warning) == ("TOKENIZER_SIZE", warning)
+        assert (finding.code, finding.is_warning) == ("TOKENIZER_SIZE", warning)
 
 
 # --------------------------------------------------------------------------------- Meta's file alone

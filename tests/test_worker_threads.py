@@ -14,12 +14,12 @@ import pytest
 
 from llama_convert.checkpoints.checklist import md5_of_all
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.inspection.stats import all_stats
 from llama_convert.llama.weights import EMBEDDING, Weight
+from llama_convert.verification.tensor_pairs import Pair, Rows, differing
 from llama_convert.verification.values import scan_all
-from llama_convert.verification.weights import Pair, Rows, differing
 
 ROWS, COLUMNS = 1 << 20, 1 << 10
 TOTAL = 2 * ROWS * COLUMNS

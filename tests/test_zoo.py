@@ -142,11 +142,11 @@ def test_an_output_folder_that_holds_something_stays(
     tmp_path: Path, goods: dict[str, Path], name: str
 ) -> None:
     """Whatever the source is, what stood at the output's place stands there afterwards."""
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "config.json").write_text("{}")
+    out, remote_files = tmp_path / "out", tmp_path / "elsewhere"
+    remote_files.mkdir()
+    (remote_files / "config.json").write_text("{}")
     places = {
-        "as it is": lambda: shutil.copytree(elsewhere, out),
+        "as it is": lambda: shutil.copytree(remote_files, out),
         "a link to it": lambda: out.symlink_to("elsewhere"),
         "a file": lambda: out.write_text("mine"),
         "a dangling link": lambda: out.symlink_to("nowhere"),

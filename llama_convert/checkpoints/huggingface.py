@@ -15,7 +15,7 @@ from llama_convert.checkpoints.huggingface_config import HuggingFaceConfig, read
 from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.checkpoints.shards import INDEX_FILE, SINGLE_FILE
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.files import is_file_name, is_plain, quoted
@@ -174,7 +174,7 @@ def _survey(folder: Path, problems: list[LlamaConvertError]) -> HuggingFaceCheck
 
 def _has_another_head(weights: dict[Weight, StoredWeight]) -> bool:
     """Whether the files hold an LM head that differs from the embedding."""
-    from llama_convert.checkpoints.gather import same_numbers  # numpy, which takes a moment
+    from llama_convert.checkpoints.row_reader import same_numbers  # numpy, which takes a moment
 
     head, embedding = weights.get(Weight(HEAD)), weights.get(Weight(EMBEDDING))
     if head is None or embedding is None:

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_convert.checkpoints.folders import is_huggingface
-from llama_convert.checkpoints.gather import Bytes, as_float32, rows_of
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.row_reader import Bytes, as_float32, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import StoredWeight
+from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.dtypes import BFLOAT16, Dtype
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.rotary import CheckpointLayout, reordering

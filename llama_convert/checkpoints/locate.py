@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_convert.checkpoints.content import content_of
 from llama_convert.checkpoints.folders import RANK_FILE, SAYS_NOTHING, below, is_meta
-from llama_convert.checkpoints.meant import Otherwise, no_checkpoint, nothing_here
+from llama_convert.checkpoints.suggestions import Otherwise, no_checkpoint, no_checkpoint_at
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small, same_file
 
@@ -50,7 +50,7 @@ def locate(
     """
     found = _found(path, (model_size or "").lower(), output) if path.is_dir() else []
     if len(found) != 1:
-        raise nothing_here(path, "meta", output=output, otherwise=otherwise)
+        raise no_checkpoint_at(path, "meta", output=output, otherwise=otherwise)
     folder = found[0]
     rank_files = _rank_files(folder)
     here = folder.resolve()

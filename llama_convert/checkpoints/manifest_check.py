@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.gather import digest_of
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
+from llama_convert.checkpoints.row_reader import digest_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import StoredWeight
+from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.errors import LlamaConvertError
 
 STALE = "The weights are newer than this manifest and the model card next to it: no checksum matches."

@@ -19,7 +19,7 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.tensors import StoredTensor
@@ -297,7 +297,7 @@ def _kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], joined: _
 
 def _head_digests(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> Iterator[bytes | None]:
     """A digest of each head's rows, read as it is asked for; None for a placeholder of zeros."""
-    from llama_convert.checkpoints.gather import rows_of  # numpy, which takes a moment
+    from llama_convert.checkpoints.row_reader import rows_of  # numpy, which takes a moment
 
     weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
     for start in range(0, tensor.shape[0], head_dim):
@@ -310,7 +310,7 @@ def _check_ranks_differ(files: SourceFiles, paths: tuple[Path, ...], ranks: list
 
     They are compared by their checksums, and the first row itself.  Rows all of one number are a placeholder.
     """
-    from llama_convert.checkpoints.gather import rows_of  # numpy, which takes a moment
+    from llama_convert.checkpoints.row_reader import rows_of  # numpy, which takes a moment
 
     seen: dict[object, Path] = {}
     for path, rank in zip(paths, ranks, strict=True):
@@ -423,7 +423,7 @@ def _is_tied(files: SourceFiles, weights: dict[Weight, StoredWeight]) -> bool:
         return False
     if embedding.pieces == head.pieces:
         return True
-    from llama_convert.checkpoints.gather import row_blocks, rows_of  # numpy, which takes a moment
+    from llama_convert.checkpoints.row_reader import row_blocks, rows_of  # numpy, which takes a moment
 
     for start, stop in row_blocks(embedding, 1 << 20):
         one, other = (rows_of(files, weight, start, stop) for weight in (embedding, head))

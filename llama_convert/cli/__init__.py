@@ -23,7 +23,7 @@ def main() -> None:
     try:
         ended = app(args=arguments, prog_name="llama-convert", standalone_mode=False)
     except Exception as error:
-        from llama_convert.cli.outcome import refuse_usage
+        from llama_convert.cli.errors import refuse_usage
 
         ended = refuse_usage(error, as_json="--json" in arguments)
     sys.exit(ended)

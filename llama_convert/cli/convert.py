@@ -62,19 +62,19 @@ def convert_command(
 
       llama-convert --input_dir LLaMA --output_dir llama-7b --model_size 7B
     """
-    from llama_convert.cli.outcome import outcome, talk
+    from llama_convert.cli.errors import outcome, stderr_console
 
-    console = talk()
+    console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
-        from llama_convert.checkpoints.meant import tokenizer_named
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
+        from llama_convert.checkpoints.suggestions import tokenizer_named
+        from llama_convert.cli.distributed import workers_of
         from llama_convert.cli.hub import push, require_hub
-        from llama_convert.cli.many import workers_of
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
+        from llama_convert.conversion.convert import convert
         from llama_convert.conversion.execute import DEFAULT_WORKERS
         from llama_convert.conversion.options import ConvertOptions, parse_layout
-        from llama_convert.conversion.run import convert
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
@@ -167,7 +167,7 @@ def _one(name: str, positional: str | None, option: str | None) -> str | None:
 
 def _missing(source: str | None, to: str) -> UsageError:
     """What to tell of a folder that was not given."""
-    from llama_convert.checkpoints.meant import command
+    from llama_convert.checkpoints.suggestions import command
     from llama_convert.errors import UsageError
     from llama_convert.redaction import redact_url
 

@@ -9,14 +9,14 @@ import typer
 
 def _topics(incomplete: str) -> list[str]:
     """The topics that a shell offers."""
-    from llama_convert.cli.pages import pages
+    from llama_convert.cli.documentation import pages
 
     return [topic for topic in pages() if topic.startswith(incomplete)]
 
 
 def _codes(incomplete: str) -> list[str]:
     """The error codes that a shell offers."""
-    from llama_convert.cli.pages import pages
+    from llama_convert.cli.documentation import pages
 
     return [code for code in pages()["error-codes"].headings if code.startswith(incomplete)]
 
@@ -50,8 +50,8 @@ def help_command(topic: Topic = None) -> None:
 
       llama-convert help getting-started
     """
-    from llama_convert.cli.outcome import outcome
-    from llama_convert.cli.pages import find_page, render
+    from llama_convert.cli.documentation import find_page, render
+    from llama_convert.cli.errors import outcome
 
     with outcome(as_json=False, debug=False):
         if topic is None:
@@ -70,15 +70,15 @@ def explain_command(code: Code) -> None:
 
       llama-convert explain INPUT_CRC
     """
-    from llama_convert.cli.outcome import outcome
-    from llama_convert.cli.pages import find_code, render
+    from llama_convert.cli.documentation import find_code, render
+    from llama_convert.cli.errors import outcome
 
     with outcome(as_json=False, debug=False):
         render(find_code(code))
 
 
 def _list_pages() -> None:
-    from llama_convert.cli.pages import KINDS, pages
+    from llama_convert.cli.documentation import KINDS, pages
 
     typer.echo("Show a page:      llama-convert help TOPIC")
     typer.echo("Explain an error: llama-convert explain CODE")

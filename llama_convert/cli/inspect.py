@@ -10,7 +10,7 @@ from llama_convert.cli import options as cli
 
 if TYPE_CHECKING:
     from llama_convert.inspection.differences import Comparison
-    from llama_convert.inspection.model import Inspection
+    from llama_convert.inspection.records import Inspection
 
 Inspected = Annotated[
     str | None,
@@ -65,9 +65,9 @@ def inspect_command(
 
       llama-convert inspect Llama3.1-8B llama-3.1-8b --stats --json
     """
-    from llama_convert.cli.outcome import outcome, print_json, talk
+    from llama_convert.cli.errors import outcome, print_json, stderr_console
 
-    console = talk()
+    console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.errors import UsageError
         from llama_convert.inspection.describe import inspect

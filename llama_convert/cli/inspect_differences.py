@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, shown, title
+from llama_convert.cli.messages import LAYOUTS, finding_lines, shown, title
 from llama_convert.cli.terminal import lines, styled
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
 
@@ -20,7 +20,7 @@ def comparison_parts(it: Comparison) -> Iterator[Table | Text]:
     """Both sides, every difference, and the verdict."""
     for letter, side in (("A", it.a), ("B", it.b)):
         yield styled(f"{letter}  {side.path}: {title(side)}, {LAYOUTS[side.layout]} layout", style="bold")
-        yield from finding_lines(finding for finding in side.findings if not finding.warning)
+        yield from finding_lines(finding for finding in side.findings if not finding.is_warning)
     yield from finding_lines(it.findings)
     settings = [*_rows("config", it.config), *_rows("tokenizer", it.tokenizer)]
     tensors = [*_rows("shape", it.shapes), *_rows("dtype", it.dtypes)]

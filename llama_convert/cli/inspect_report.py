@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.inspect_tensors import tensor_list
-from llama_convert.cli.inspect_words import LAYOUTS, finding_lines, settings, shown, title
-from llama_convert.cli.report import page, print_page
+from llama_convert.cli.messages import LAYOUTS, finding_lines, settings, shown, title
 from llama_convert.cli.terminal import styled
-from llama_convert.inspection.model import File, Inspection, Kind, Parameters, Release
+from llama_convert.cli.verify_report import page, print_page
+from llama_convert.inspection.records import File, Inspection, Kind, Parameters, Release
 from llama_convert.units import format_size
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from llama_convert.cli.terminal import styled
-from llama_convert.inspection.model import Tensor
+from llama_convert.inspection.records import Tensor
 from llama_convert.units import format_size
 
 if TYPE_CHECKING:

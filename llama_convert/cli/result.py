@@ -6,8 +6,8 @@ import shlex
 
 import typer
 
-from llama_convert.cli.outcome import print_json, talk
-from llama_convert.cli.report import page, print_report
+from llama_convert.cli.errors import print_json, stderr_console
+from llama_convert.cli.verify_report import page, print_report
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
@@ -40,9 +40,9 @@ def show_result(
             for name, size in result.files.items():
                 page().print(f"{size:>15,}  {name}", soft_wrap=True)
     elif verify and result.published:
-        from llama_convert.conversion.record import record_verification
+        from llama_convert.conversion.verification_record import record_verification
         from llama_convert.verification.options import VerifyOptions
-        from llama_convert.verification.run import verify as run_verify
+        from llama_convert.verification.verify import verify as run_verify
 
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
         report = run_verify(result.destination, result.source, asked, observer)
@@ -61,7 +61,7 @@ def show_result(
             words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
-            talk().print(
+            stderr_console().print(
                 f"llama-convert: verify it with: {shlex.join(words)}"
             )  # as one line, however long, so that it can be copied
 

@@ -43,18 +43,18 @@ def shard_command(
 
       llama-convert shard llama-3.1-8b small-files --max-shard-size 2GB --verify
     """
-    from llama_convert.cli.outcome import outcome, talk
+    from llama_convert.cli.errors import outcome, stderr_console
 
-    console = talk()
+    console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.folders import is_huggingface
-        from llama_convert.checkpoints.meant import command, tokenizer_named
-        from llama_convert.cli.many import workers_of
+        from llama_convert.checkpoints.suggestions import command, tokenizer_named
+        from llama_convert.cli.distributed import workers_of
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
+        from llama_convert.conversion.convert import shard
         from llama_convert.conversion.execute import DEFAULT_WORKERS
         from llama_convert.conversion.options import ConvertOptions
-        from llama_convert.conversion.run import shard
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 

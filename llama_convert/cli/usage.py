@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.meant import command, nearest
+from llama_convert.checkpoints.suggestions import command, nearest
 from llama_convert.cli.dropin import COMMANDS, dashes
 
 _EXTRA = re.compile(r"unexpected extra argument.* \((.+)\)$")

@@ -56,18 +56,18 @@ def verify_command(
 
       llama-convert verify out --source in --prompt "Once upon a time" --json
     """
-    from llama_convert.cli.outcome import outcome, print_json, talk
+    from llama_convert.cli.errors import outcome, print_json, stderr_console
 
-    console = talk()
+    console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
-        from llama_convert.checkpoints.meant import tokenizer_named
-        from llama_convert.cli.page_file import check_page_file, write_page
+        from llama_convert.checkpoints.suggestions import tokenizer_named
         from llama_convert.cli.progress import ConsoleObserver
-        from llama_convert.cli.report import print_report
-        from llama_convert.conversion.record import record_verification, require_manifest
+        from llama_convert.cli.report_file import check_page_file, write_page
+        from llama_convert.cli.verify_report import print_report
+        from llama_convert.conversion.verification_record import record_verification, require_manifest
         from llama_convert.errors import UsageError
         from llama_convert.verification.options import VerifyOptions, parse_levels
-        from llama_convert.verification.run import verify
+        from llama_convert.verification.verify import verify
 
         if path is None:
             hint = "llama-convert verify PATH --source ORIGINAL; see llama-convert verify --help"

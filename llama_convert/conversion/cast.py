@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_convert.checkpoints.magnitudes import INFINITY, Bytes, count_nonzero, largest
+from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, largest
 from llama_convert.dtypes import Dtype
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import xxhash
 from isal import isal_zlib
 
 from llama_convert.checkpoints.checksums import Checksums
-from llama_convert.checkpoints.gather import Bytes, row_blocks, rows_of
-from llama_convert.checkpoints.magnitudes import Oddities
+from llama_convert.checkpoints.row_reader import Bytes, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
+from llama_convert.checkpoints.value_scan import ValueScan
 from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
 from llama_convert.conversion.journal import Entry, Record
 from llama_convert.conversion.output import Output
@@ -159,7 +159,7 @@ class _Work:
         """Begin at the first row."""
         task = self._task
         self._rows = 0
-        self._cast, self._oddities = CastCounts(), Oddities()
+        self._cast, self._oddities = CastCounts(), ValueScan()
         self._rounded: str | None = None
         self._parts = [_Part(place, self._outputs[place.file], task.dtype.itemsize) for place in task.places]
         self._read = Checksums()

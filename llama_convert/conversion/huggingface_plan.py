@@ -6,7 +6,7 @@ import math
 
 from llama_convert.checkpoints.open import Checkpoint
 from llama_convert.checkpoints.shards import INDEX_FILE, index_json, split_into_shards
-from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
 from llama_convert.formats.safetensors import lay_out

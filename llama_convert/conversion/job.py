@@ -11,7 +11,7 @@ import xxhash
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.staging import Staging
 from llama_convert.formats.files import read_small
 
 LARGEST_CARRIED = 64 << 20

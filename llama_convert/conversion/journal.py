@@ -20,13 +20,13 @@ from typing import Any
 import xxhash
 
 from llama_convert import __version__
-from llama_convert.checkpoints.magnitudes import Oddities
+from llama_convert.checkpoints.value_scan import ValueScan
 from llama_convert.conversion.cast import CastCounts
+from llama_convert.conversion.json_values import from_json
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import failure, open_own
-from llama_convert.conversion.typed import from_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import elsewhere, read_descriptor
+from llama_convert.formats.files import read_descriptor, remote_files
 from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import as_called
 
@@ -51,7 +51,7 @@ class Entry:
     checksums: tuple[int, ...]
     """CRC-32 of the same, where the file's format has one."""
     cast: CastCounts
-    oddities: Oddities
+    oddities: ValueScan
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
     read: tuple[tuple[int, int, int, int], ...] = ()
@@ -214,8 +214,8 @@ def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> st
 
 def _state(file: Path) -> list[int] | str:
     """What changes when the file does; of an upload, which is complete or absent, the store's version."""
-    if file in elsewhere:
-        return elsewhere[file].version()
+    if file in remote_files:
+        return remote_files[file].version()
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 

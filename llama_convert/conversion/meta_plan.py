@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llama_convert.checkpoints.open import Checkpoint
-from llama_convert.checkpoints.stored import matrix_shape
+from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
 from llama_convert.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llama_convert.checkpoints.gather import Bytes
+from llama_convert.checkpoints.row_reader import Bytes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import WriteBack, discard, failure, open_own
 from llama_convert.formats.layout import Layout

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llama_convert.conversion.publish import STAGING
+from llama_convert.conversion.staging import STAGING
 from llama_convert.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
 from llama_convert.dtypes import Dtype
 from llama_convert.formats.layout import Layout
 from llama_convert.reorder import RowTranspose

@@ -8,19 +8,19 @@ from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.huggingface_config import with_tied
 from llama_convert.checkpoints.locate import locate
-from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.meta import open_meta
 from llama_convert.checkpoints.open import Checkpoint
 from llama_convert.checkpoints.params import with_kv_heads
-from llama_convert.conversion.carry_over import carry_over, small_files
+from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
+from llama_convert.conversion.auxiliary_files import carry_over, small_files
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import Staging
-from llama_convert.conversion.remarks import warn_of_head
+from llama_convert.conversion.staging import Staging
+from llama_convert.conversion.warnings import warn_of_head
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
 from llama_convert.llama.releases import Identity
@@ -93,7 +93,7 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
         if source.is_dir() and is_meta(source):
             message = f"--max-shard-size cuts Hugging Face's layout; {source} has Meta's"
             raise UsageError("BAD_USAGE", message, hint=otherwise(source))
-        raise nothing_here(source, "huggingface", output=destination, otherwise=otherwise)
+        raise no_checkpoint_at(source, "huggingface", output=destination, otherwise=otherwise)
     if options.embedding_axis is not None or not options.checklist:
         raise UsageError("BAD_USAGE", "--embedding-axis and --no-checklist are of Meta's layout")
     if options.tokenizer:

@@ -9,7 +9,7 @@ from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_di
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.report import Report
+from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.conversion.notes import Notes
 from llama_convert.errors import InputError, LlamaConvertError
-from llama_convert.formats.files import elsewhere
+from llama_convert.formats.files import remote_files
 from llama_convert.names import as_called
 
 
@@ -40,8 +40,8 @@ def states_of(files: set[Path]) -> States:
 
 def _state(file: Path) -> State:
     status = file.stat()
-    if file in elsewhere:
-        version = elsewhere[file].version()
+    if file in remote_files:
+        version = remote_files[file].version()
     else:
         version = "" if as_called(str(file)) != str(file) else str(status.st_ino)
     return State(status.st_size, status.st_mtime_ns, version)
@@ -94,7 +94,7 @@ def compare_with_checklist(folder: Path, workers: int, notes: Notes) -> None:
     notes.note(f"{len(files)} files have the MD5s of {CHECKLIST}")
 
 
-def said_by_checklist(folder: Path) -> Mapping[Path, str]:
+def listed_in_checklist(folder: Path) -> Mapping[Path, str]:
     """The MD5 of each file as the folder's ``checklist.chk`` has it; nothing where that cannot be read."""
     try:
         checklist = read_checklist(folder)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
 from llama_convert.checkpoints.locate import MetaFolder, locate
-from llama_convert.checkpoints.meant import command
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
-from llama_convert.conversion.carry_over import carry_over, licences
+from llama_convert.checkpoints.suggestions import command
+from llama_convert.conversion.auxiliary_files import carry_over, licences
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import Staging
-from llama_convert.conversion.remarks import warn_of_head
+from llama_convert.conversion.staging import Staging
 from llama_convert.conversion.sync import failure
+from llama_convert.conversion.warnings import warn_of_head
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
 from llama_convert.formats.files import read_small
@@ -177,7 +177,7 @@ class _Conversion:
     def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
         if tokenizer is None:
             return
-        rows, words = checkpoint.config.vocab_size, tokenizer.n_words
+        rows, words = checkpoint.config.vocab_size, tokenizer.vocab_size
         if words > rows:
             raise InputError(
                 "TOKENIZER_MISMATCH",
@@ -286,7 +286,7 @@ def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | No
     params = read_params(params_file) if params_file.exists() else None
     traits = Traits(
         shape=(0, 0, 0, 0, 0),
-        vocab_size=tokenizer.n_words,
+        vocab_size=tokenizer.vocab_size,
         norm_eps=params.norm_eps if params else 1e-5,
         rope_theta=params.rope_theta if params else None,
         use_scaled_rope=params.use_scaled_rope if params else scaled and tokenizer.kind == "tiktoken",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.meant import command, nothing_here
 from llama_convert.checkpoints.params import params_json
-from llama_convert.conversion.carry_over import (
+from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
+from llama_convert.conversion.auxiliary_files import (
     carry_over,
     small_files,
     tokenizer_back,
@@ -18,7 +18,7 @@ from llama_convert.conversion.job import Job
 from llama_convert.conversion.meta_plan import Cut, plan_meta
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
-from llama_convert.conversion.publish import Staging
+from llama_convert.conversion.staging import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -33,7 +33,7 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         InputError: the source is missing, damaged, inconsistent, or what Meta's layout cannot say.
     """
     if not source.is_dir() or not is_huggingface(source):
-        raise nothing_here(
+        raise no_checkpoint_at(
             source,
             "huggingface",
             output=destination,

@@ -22,19 +22,19 @@ from typing import Any
 
 import xxhash
 
-from llama_convert.checkpoints.gather import Bytes
 from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.row_reader import Bytes
 from llama_convert.conversion.execute import Progress, execute
+from llama_convert.conversion.finalize import PUBLISHING, in_order, is_name
 from llama_convert.conversion.journal import JOURNAL, MAX_JOURNAL, Journal, journal_of, sealed, unsealed
+from llama_convert.conversion.json_values import from_json
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publication import PUBLISHING, in_order, is_name
-from llama_convert.conversion.publish import STAGING, Staging
-from llama_convert.conversion.report import Report
-from llama_convert.conversion.typed import from_json
-from llama_convert.conversion.units import gather
+from llama_convert.conversion.staging import STAGING, Staging
+from llama_convert.conversion.work_units import gather
+from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
-from llama_convert.formats.files import MAX_TOKENIZER_JSON, elsewhere, read_small
+from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small, remote_files
 from llama_convert.formats.layout import Layout
 from llama_convert.stores.filesystem import is_web, open_filesystem, shown
 from llama_convert.stores.mount import put_placeholder
@@ -78,7 +78,7 @@ class Store:
         for name in self._begun:
             if (self.place / name).exists():
                 os.replace(self.place / name, staging / name)
-                elsewhere[staging / name] = elsewhere.pop(self.place / name)
+                remote_files[staging / name] = remote_files.pop(self.place / name)
         for name in small:
             (self.place / name).unlink()
         self._small = small
@@ -227,7 +227,7 @@ class _List:
 
 def _describe(file: Path) -> tuple[int, str] | None:
     """Size and XXH3-128 of a small file; None if there is none."""
-    if not file.is_file() or file in elsewhere:
+    if not file.is_file() or file in remote_files:
         return None
     content = read_small(file, MAX_TOKENIZER_JSON)
     return len(content), xxhash.xxh3_128_hexdigest(content)

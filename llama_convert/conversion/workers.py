@@ -21,14 +21,14 @@ from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.publish import SHARED, STAGING, Staging
-from llama_convert.conversion.report import Report
 from llama_convert.conversion.sources import check_unchanged, states_of
-from llama_convert.conversion.units import gather, is_written
+from llama_convert.conversion.staging import SHARED, STAGING, Staging
+from llama_convert.conversion.work_units import gather, is_written
+from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
-from llama_convert.stores.mount import standing_for
+from llama_convert.stores.mount import mounted
 
 _as_long_as_the_process = ExitStack()
 atexit.register(_as_long_as_the_process.close)
@@ -94,7 +94,7 @@ def _write(order: Order, job: Job, plan: Plan, file: str) -> None:
 def _upload(order: Order, plan: Plan, file: str) -> None:
     from llama_convert.conversion.upload import Store
 
-    with standing_for(order.destination, may_be_absent=True) as place:
+    with mounted(order.destination, may_be_absent=True) as place:
         store = Store(order.destination, place)
         (place / STAGING).mkdir(exist_ok=True)
         store.upload(plan, file, order.options, order.fingerprint)
@@ -103,7 +103,7 @@ def _upload(order: Order, plan: Plan, file: str) -> None:
 @lru_cache(maxsize=1)
 def _job(order: Order) -> Job:
     """Worked out once in each process."""
-    source = _as_long_as_the_process.enter_context(standing_for(order.source))
+    source = _as_long_as_the_process.enter_context(mounted(order.source))
     job = order.prepare(source, Path(order.destination), order.options, Notes(Observer()))
     if plan_digest(job.plan, job.settings(order.options)) != order.identity:
         message = "is another checkpoint here than where the order came from"

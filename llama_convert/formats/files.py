@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     file: Path
     size: int
-    is_far: bool
+    is_remote: bool
     """Whether each read is a request that takes a while."""
 
     def read_some(self, target: memoryview, offset: int) -> int:
@@ -70,7 +70,7 @@ def read_at(reader: Reader, size: int, offset: int) -> bytes:
 
 
 class _LocalReader:
-    is_far = False
+    is_remote = False
 
     def __init__(self, file: Path, descriptor: int) -> None:
         self.file = file
@@ -89,7 +89,7 @@ class _LocalReader:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteFile:
     """A file of which only a placeholder of its size is here."""
 
     open: Callable[[], Reader]
@@ -98,7 +98,7 @@ class Elsewhere:
     """Asks what tells it from what may stand there another time."""
 
 
-elsewhere: dict[Path, Elsewhere] = {}
+remote_files: dict[Path, RemoteFile] = {}
 """By its placeholder."""
 
 
@@ -122,8 +122,8 @@ def open_regular(path: Path) -> Reader:
         InputError: it is missing, unfinished, forbidden, or a pipe, folder or device, which may never end.
         OutputError: the machine cannot open it.
     """
-    if path in elsewhere:
-        return elsewhere[path].open()
+    if path in remote_files:
+        return remote_files[path].open()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -98,7 +98,7 @@ def read_directory(reader: Reader) -> ZipDirectory:
             raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
         if name in entries:
             raise refuse("INPUT_ZIP", f"two entries are called {name}")
-        offset = _torchs_offset(info, next_start) if reader.is_far else None
+        offset = _torchs_offset(info, next_start) if reader.is_remote else None
         offset = offset or _data_offset(reader, info)
         if offset is None:
             raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")

@@ -11,17 +11,17 @@ import xxhash
 
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import InputError, OutputError
+from llama_convert.findings import Finding
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.inspection.describe import describe, progress
 from llama_convert.inspection.differences import Comparison, Differing, ValueDifference
-from llama_convert.inspection.model import Inspection
 from llama_convert.inspection.opened import Entry, Opened, open_any
+from llama_convert.inspection.records import Inspection
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
-from llama_convert.stores.mount import standing_for
-from llama_convert.verification.readings import agreed
-from llama_convert.verification.report import Finding
-from llama_convert.verification.weights import Difference, Pair, Rows, differing, pairs
+from llama_convert.stores.mount import mounted
+from llama_convert.verification.assumed_release import agreed
+from llama_convert.verification.tensor_pairs import Difference, Pair, Rows, differing, pairs
 
 Entries = dict[Weight | str, Entry]
 
@@ -41,7 +41,7 @@ def compare(
         InputError: one of them is no checkpoint at all.
         OutputError: the machine could not read.
     """
-    with standing_for(a) as one, standing_for(b) as other:
+    with mounted(a) as one, mounted(b) as other:
         return _compare(one, other, observer or Observer() if stats else None)
 
 

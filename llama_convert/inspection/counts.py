@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from llama_convert.checkpoints.stored import StoredWeight
-from llama_convert.inspection.model import DtypeCount, Kind, Parameters
+from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.inspection.opened import Entry, Opened
+from llama_convert.inspection.records import DtypeCount, Kind, Parameters
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA
 
 

@@ -17,17 +17,17 @@ from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.errors import LlamaConvertError, UsageError
+from llama_convert.findings import Finding
 from llama_convert.inspection.counts import count_dtypes, count_parameters, kinds_of
+from llama_convert.inspection.findings import oddities, shared_storages
 from llama_convert.inspection.folder import checksums_of, files_of
-from llama_convert.inspection.model import Conversion, Inspection, Release, Tensor, Tokenizer
-from llama_convert.inspection.oddities import oddities, shared_storages
 from llama_convert.inspection.opened import Entry, Opened, open_any
+from llama_convert.inspection.records import Conversion, Inspection, Release, Tensor, Tokenizer
 from llama_convert.inspection.release import release_of
-from llama_convert.inspection.words import words_of
+from llama_convert.inspection.tokenizer_info import tokenizer_of
 from llama_convert.observer import Observer
-from llama_convert.stores.mount import standing_for
+from llama_convert.stores.mount import mounted
 from llama_convert.units import parse_size
-from llama_convert.verification.report import Finding
 
 if TYPE_CHECKING:
     from llama_convert.inspection.stats import Stats
@@ -53,7 +53,7 @@ def inspect(
         InputError: there is no checkpoint at all.
         OutputError: the machine could not read.
     """
-    with standing_for(path) as place:
+    with mounted(path) as place:
         return _inspect(place, tensors, observer or Observer() if stats else None)
 
 
@@ -78,8 +78,8 @@ def describe(opened: Opened) -> Inspection:
     """All that headers and small files tell."""
     findings = [Finding.of(problem) for problem in opened.problems]
     if opened.side.checkpoint:
-        findings += [Finding.of(error, warning=True) for error in opened.side.checkpoint.warnings]
-    tokenizer, wrong = words_of(opened)
+        findings += [Finding.of(error, severity="warning") for error in opened.side.checkpoint.warnings]
+    tokenizer, wrong = tokenizer_of(opened)
     findings += wrong
     config, raw = _config(opened)
     meta = opened.side.checkpoint if isinstance(opened.side.checkpoint, MetaCheckpoint) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_convert.inspection.model import Inspection
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding
+from llama_convert.inspection.records import Inspection
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.checkpoints.stored import storages_without_crc
-from llama_convert.inspection.model import File
+from llama_convert.checkpoints.stored_weight import storages_without_crc
 from llama_convert.inspection.opened import Opened, weight_files
+from llama_convert.inspection.records import File
 
 _ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "meta": {

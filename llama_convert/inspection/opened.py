@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_convert.checkpoints.folders import RANK_FILE
-from llama_convert.checkpoints.meant import nothing_here
 from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.checkpoints.stored import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor, contiguous_strides
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.weights import LLAMA, RECOMPUTED, Weight, parse_huggingface_name, parse_meta_name
-from llama_convert.verification.sides import Side, open_side
+from llama_convert.verification.inputs import Input, open_input
 
 _READERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".pth": read_torch_file,
@@ -72,7 +72,7 @@ class Opened:
     path: Path
     folder: Path
     """Where its files lie: it, or below it."""
-    side: Side
+    side: Input
     entries: list[Entry]
     single_file: bool = False
     problems: list[LlamaConvertError] = field(default_factory=list)
@@ -91,7 +91,7 @@ def open_any(path: Path) -> Opened:
     """
     if path.is_file():
         return _open_file(path)
-    side = open_side(path)
+    side = open_input(path)
     problems = list(side.problems)
     folder = _folder(side)
     if isinstance(side.checkpoint, MetaCheckpoint):
@@ -108,10 +108,10 @@ def open_any(path: Path) -> Opened:
 def _open_file(path: Path) -> Opened:
     reader = _READERS.get(path.suffix)
     if reader is None:
-        raise nothing_here(path, None)
+        raise no_checkpoint_at(path, None)
     layout = "huggingface" if path.suffix == ".safetensors" else "meta"
     entries = _entries([reader(path)], layout)
-    return Opened(path, path.parent, Side(path.parent, layout, None), entries, single_file=True)
+    return Opened(path, path.parent, Input(path.parent, layout, None), entries, single_file=True)
 
 
 def _recomputed(checkpoint: MetaCheckpoint) -> Iterable[Entry]:
@@ -121,7 +121,7 @@ def _recomputed(checkpoint: MetaCheckpoint) -> Iterable[Entry]:
     return [Entry(_whole(t), t.shape, None) for name, t in first.items() if name not in known]
 
 
-def _folder(side: Side) -> Path:
+def _folder(side: Input) -> Path:
     """Where a refused checkpoint lies is known from what it was refused for."""
     place = side.problems[0].file if side.checkpoint is None and side.problems else None
     if place is None:

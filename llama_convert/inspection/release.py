@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
-from llama_convert.inspection.model import Release
+from llama_convert.inspection.records import Release
 from llama_convert.llama.releases import Identity, TokenizerKind
-from llama_convert.verification.sides import Checkpoint
+from llama_convert.verification.inputs import Checkpoint
 
 
 def release_of(checkpoint: Checkpoint, tokenizer: TokenizerKind | None, manifest: str | None) -> Release:

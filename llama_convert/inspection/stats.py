@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_convert.checkpoints.gather import Bytes, as_float32, row_blocks, rows_of
+from llama_convert.checkpoints.row_reader import Bytes, as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from llama_convert.errors import LlamaConvertError, OutputError
 from llama_convert.inspection.histogram import Counts, Floats, Histogram, histogram_of
-from llama_convert.worker_threads import stoppable_threads
+from llama_convert.worker_threads import interruptible_threads
 
 BLOCK_SIZE = 1 << 20
 WORKERS = 2
@@ -68,7 +68,7 @@ def all_stats(
         except LlamaConvertError as error:
             return error
 
-    with stoppable_threads(WORKERS) as (pool, stop):
+    with interruptible_threads(WORKERS) as (pool, stop):
         return list(pool.map(work, tensors))
 
 

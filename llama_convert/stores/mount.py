@@ -17,11 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import Elsewhere, elsewhere, is_file_name
+from llama_convert.formats.files import RemoteFile, is_file_name, remote_files
 from llama_convert.formats.strict_json import parse_json
 from llama_convert.names import call
-from llama_convert.stores.far_reader import FarReader
 from llama_convert.stores.filesystem import above, below, is_url, is_web, open_filesystem, shown
+from llama_convert.stores.range_reader import RangeReader
 from llama_convert.stores.retry import persistently
 
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
@@ -43,7 +43,7 @@ Info = Mapping[str, Any]
 
 
 @contextmanager
-def standing_for(location: Path | str, *, may_be_absent: bool = False) -> Iterator[Path]:
+def mounted(location: Path | str, *, may_be_absent: bool = False) -> Iterator[Path]:
     """The folder or file at a location: itself, or for a URL one that stands for it.
 
     Args:
@@ -63,8 +63,8 @@ def standing_for(location: Path | str, *, may_be_absent: bool = False) -> Iterat
         try:
             yield place
         finally:
-            for file in [file for file in list(elsewhere) if file.is_relative_to(root)]:
-                del elsewhere[file]
+            for file in [file for file in list(remote_files) if file.is_relative_to(root)]:
+                del remote_files[file]
 
 
 def mount(url: str, root: Path, *, may_be_absent: bool = False) -> Path:
@@ -106,7 +106,7 @@ def _place(fs: Any, path: str, file: Path, info: Info, url: str) -> None:
     if is_weights or size > _SMALL:
         modified = put_placeholder(fs, path, file, int(size), url)
     else:
-        file.write_bytes(FarReader(fs, path, url, file, int(size)).read_all())
+        file.write_bytes(RangeReader(fs, path, url, file, int(size)).read_all())
         modified = _modified(info)
     os.utime(file, ns=(modified, modified))
 
@@ -124,7 +124,7 @@ def put_placeholder(fs: Any, path: str, file: Path, size: int, url: str) -> int:
 
     file.touch()
     os.truncate(file, size)
-    elsewhere[file] = Elsewhere(lambda: FarReader(fs, path, url, file, size), version)
+    remote_files[file] = RemoteFile(lambda: RangeReader(fs, path, url, file, size), version)
     return _modified(_info(fs, path, url) or {})
 
 

@@ -27,7 +27,7 @@ class TokenizerReport:
 
     bos_id: int
     eos_id: int
-    n_words: int
+    vocab_size: int
     files: tuple[Path, ...]
 
 
@@ -93,7 +93,7 @@ def convert_tokenizer(
     return TokenizerReport(
         bos_id=pipeline.special[pipeline.bos],
         eos_id=pipeline.special[pipeline.eos],
-        n_words=tokenizer.n_words,
+        vocab_size=tokenizer.vocab_size,
         files=tuple(written),
     )
 

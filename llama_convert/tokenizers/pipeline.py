@@ -50,7 +50,7 @@ class Tokenizer(ABC):
         """Tokens that the file holds."""
 
     @property
-    def n_words(self) -> int:
+    def vocab_size(self) -> int:
         """Tokens that a model can emit."""
         return self.n_base + self.n_special
 

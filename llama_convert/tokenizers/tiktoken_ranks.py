@@ -53,7 +53,7 @@ class TiktokenModel(Tokenizer):
             return name in SPECIAL_NAMES or name in map(_printable, self.tokens)
         if number < self.n_base:
             return _printable(self.tokens[number]) == name
-        return number < self.n_words and name in SPECIAL_NAMES
+        return number < self.vocab_size and name in SPECIAL_NAMES
 
     def pipeline(self, options: TokenizerOptions) -> Pipeline:
         """With `ignore_merges` a pre-token that is a word is taken whole, as tiktoken takes it."""

@@ -10,12 +10,12 @@ from typing import Any
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype, parse_weight_dtype
 from llama_convert.errors import LlamaConvertError, UsageError
+from llama_convert.findings import Finding
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.weights import Weight, huggingface_weights
 from llama_convert.observer import Observer
+from llama_convert.verification.inputs import Checkpoint, Input
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Finding
-from llama_convert.verification.sides import Checkpoint, Side
 
 Outcome = tuple[str, list[Finding], dict[str, Any]]
 """What was looked at, what is wrong with it, and the figures."""
@@ -23,7 +23,7 @@ Outcome = tuple[str, list[Finding], dict[str, Any]]
 _COMPUTE = (FLOAT32, BFLOAT16)
 
 
-class NotRunError(Exception):
+class SkippedError(Exception):
     """A level has nothing to look at; says why."""
 
 
@@ -31,8 +31,8 @@ class NotRunError(Exception):
 class Context:
     """What every level is given."""
 
-    output: Side
-    source: Side | None
+    output: Input
+    source: Input | None
     options: VerifyOptions
     observer: Observer
     compute: Dtype
@@ -41,7 +41,7 @@ class Context:
     """Whether the problems with the headers have been reported."""
 
     @property
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[Input]:
         """The output, and the source if there is one."""
         return [side for side in (self.output, self.source) if side is not None]
 
@@ -63,7 +63,7 @@ class Context:
                 wrong = contradictions(side.checkpoint)
             if wrong:
                 if self.told:
-                    raise NotRunError("what the structure level found must be mended first")
+                    raise SkippedError("what the structure level found must be mended first")
                 raise wrong[0]
         assert self.output.checkpoint is not None
         return self.output.checkpoint, self.source.checkpoint if self.source else None

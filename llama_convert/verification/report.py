@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from llama_convert.errors import LlamaConvertError
+from llama_convert.findings import Finding
 
 
 class Level(str, Enum):
@@ -25,39 +25,7 @@ class Status(str, Enum):
 
     PASS = "pass"
     FAIL = "fail"
-    NOT_RUN = "not run"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or with `warning` one that should be looked at."""
-
-    code: str
-    """A stable word for programs."""
-    message: str
-    """What is wrong, in a sentence that needs no context but file and tensor."""
-    file: str | None = None
-    """The name of the file at fault, relative to its checkpoint's folder."""
-    tensor: str | None = None
-    expected: str | None = None
-    found: str | None = None
-    hint: str | None = None
-    """The likely cause, or what to do."""
-    warning: bool = False
-
-    @classmethod
-    def of(cls, error: LlamaConvertError, *, warning: bool = False) -> Finding:
-        """What an error says that was raised while looking."""
-        return cls(
-            code=error.code,
-            message=error.message,
-            file=error.file.name if error.file else None,
-            tensor=error.tensor,
-            expected=error.expected,
-            found=error.found,
-            hint=error.hint,
-            warning=warning,
-        )
+    SKIPPED = "skipped"
 
 
 @dataclass
@@ -103,7 +71,7 @@ class VerifyReport:
     release: str | None
     levels: list[LevelReport]
     files: list[FileIdentity] = field(default_factory=list)
-    continuations: dict[str, str] = field(default_factory=dict)
+    completions: dict[str, str] = field(default_factory=dict)
     """What each side says after the prompt, by ``source`` and ``output``."""
 
     @property
@@ -131,24 +99,3 @@ class VerifyReport:
                 for level in self.levels
             ],
         }
-
-
-SHOWN = 10
-"""Findings of one kind that are listed; the rest are counted."""
-
-
-def at_most(findings: list[Finding]) -> list[Finding]:
-    """The first findings of each kind, and a count of the rest."""
-    result: list[Finding] = []
-    seen: dict[tuple[str, str | None], int] = {}
-    for finding in findings:
-        kind = (finding.code, finding.hint)
-        seen[kind] = seen.get(kind, 0) + 1
-        if seen[kind] <= SHOWN:
-            result.append(finding)
-    for (code, hint), count in seen.items():
-        if count > SHOWN:
-            last = next(f for f in reversed(result) if (f.code, f.hint) == (code, hint))
-            message = f"and {count - SHOWN} more alike"
-            result.insert(result.index(last) + 1, Finding(code, message, hint=hint, warning=last.warning))
-    return result

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.findings import Finding, severity_of
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.verification.context import Context, Outcome, config_file, contradictions, declared_config
-from llama_convert.verification.report import Finding
-from llama_convert.verification.sides import Checkpoint
+from llama_convert.verification.inputs import Checkpoint
 
 
-def look_at_structure(context: Context) -> Outcome:
+def check_structure(context: Context) -> Outcome:
     """What opening both sides found, and where their hyper-parameters differ."""
     context.told = True
     findings = [Finding.of(error) for error in context.output.problems]
@@ -28,11 +28,13 @@ def look_at_structure(context: Context) -> Outcome:
     if source is not None:
         findings += config_differences(source, output)
         findings += [
-            replace(Finding.of(error, warning=True), message=f"in the source: {error.message}")
+            replace(Finding.of(error, severity="warning"), message=f"in the source: {error.message}")
             for error in source.warnings
         ]
     wrong = contradictions(output)
-    findings += [Finding.of(error, warning=error not in wrong) for error in output.warnings]
+    findings += [
+        Finding.of(error, severity=severity_of(warning=error not in wrong)) for error in output.warnings
+    ]
     meta = isinstance(output, MetaCheckpoint)
     n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
     summary = (
@@ -62,8 +64,10 @@ def config_differences(source: Checkpoint, output: Checkpoint) -> list[Finding]:
             expected=value,
             found=other[name],
             # The context length says how far to go, not what to compute.
-            warning=name == "max_position_embeddings"
-            or (name == "tie_word_embeddings" and stores_head and not found.tied),
+            severity=severity_of(
+                warning=name == "max_position_embeddings"
+                or (name == "tie_word_embeddings" and stores_head and not found.tied)
+            ),
         )
         for name, value in one.items()
         if value != other[name]

@@ -18,19 +18,19 @@ import numpy as np
 import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
-from llama_convert.checkpoints.gather import as_float32, row_blocks, rows_of
-from llama_convert.checkpoints.magnitudes import Oddities, magnitudes
 from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
 from llama_convert.checkpoints.manifest_check import STALE, agreement
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.row_reader import as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored import StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
+from llama_convert.checkpoints.value_scan import ValueScan, magnitudes
 from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
+from llama_convert.findings import Finding, at_most
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA, Weight
 from llama_convert.verification.context import Context, Outcome
-from llama_convert.verification.report import Finding, at_most
-from llama_convert.worker_threads import stoppable_threads
+from llama_convert.worker_threads import interruptible_threads
 
 BLOCK_SIZE = 4 << 20
 WORKERS = 2
@@ -50,13 +50,13 @@ class Scan:
     stored: StoredWeight
     digest: str
     """XXH3-128 of its bytes."""
-    oddities: Oddities
+    oddities: ValueScan
     zero_rows: int
     rms: float
     """Root mean square of a sample of rows."""
 
 
-def look_at_values(context: Context) -> Outcome:
+def check_values(context: Context) -> Outcome:
     """One pass over the output's weights, and the checksums its files carry."""
     output, _ = context.opened()
     checked = ["NaN, infinities, dead rows"]
@@ -70,7 +70,9 @@ def look_at_values(context: Context) -> Outcome:
     if isinstance(output, MetaCheckpoint):
         checked += ["CRC-32s, copies on all ranks alike"]
         findings += [
-            Finding("RANKS_REPLICAS", "copies on the ranks differ by rounding", file, name, warning=True)
+            Finding(
+                "RANKS_REPLICAS", "copies on the ranks differ by rounding", file, name, severity="warning"
+            )
             for name, file in rounded.items()
         ]
     wrong, there = check_manifest(context.output.folder, scans)
@@ -97,7 +99,7 @@ def scan_all(
         except LlamaConvertError as error:
             return Finding.of(error)
 
-    with stoppable_threads(WORKERS) as (pool, stop):
+    with interruptible_threads(WORKERS) as (pool, stop):
         for result in pool.map(work, weights.items()):
             if isinstance(result, Scan):
                 scans.append(result)
@@ -114,7 +116,7 @@ def _scan(
     stopped: Event,
 ) -> Scan:
     digest = xxhash.xxh3_128()
-    oddities, zero_rows = Oddities(), 0
+    oddities, zero_rows = ValueScan(), 0
     squares, sampled = 0.0, 0
     for start, stop in row_blocks(stored, BLOCK_SIZE):
         if stopped.is_set():
@@ -154,7 +156,7 @@ def implausible(scans: Sequence[Scan]) -> list[Finding]:
             )
         elif scan.zero_rows and scan.weight.kind not in (EMBEDDING, HEAD):  # words never used may be zero
             message = f"{scan.zero_rows} of {rows} rows are zero"
-            findings.append(Finding("VALUES_DEAD_ROWS", message, file, stored.name, warning=True))
+            findings.append(Finding("VALUES_DEAD_ROWS", message, file, stored.name, severity="warning"))
     return findings + _far_from_neighbours(scans)
 
 
@@ -175,7 +177,7 @@ def _far_from_neighbours(scans: Sequence[Scan]) -> list[Finding]:
                         f"its root mean square is {scan.rms:.3g}, that of the layers around it {usual:.3g}",
                         scan.stored.file_of(0, 0).name,
                         scan.stored.name,
-                        warning=True,
+                        severity="warning",
                     )
                 )
     return findings
@@ -238,7 +240,9 @@ def check_checklist(folder: Path) -> tuple[list[Finding], int]:
         return [Finding.of(error)], 0
     if checklist is None:
         return [], 0
-    findings = [Finding("INPUT_CHECKLIST", line, CHECKLIST, warning=True) for line in checklist.malformed]
+    findings = [
+        Finding("INPUT_CHECKLIST", line, CHECKLIST, severity="warning") for line in checklist.malformed
+    ]
     for name in checklist.absent:
         findings.append(Finding("INPUT_CHECKLIST", "the checklist names it, and it is not here", name))
     agreeing = 0

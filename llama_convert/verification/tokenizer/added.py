@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.findings import Finding
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
-from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.original import Original
 from llama_convert.verification.tokenizer.vocabulary import is_special_name
 from llama_convert.verification.tokenizer.wording import Wrong, group
@@ -22,7 +22,7 @@ def lost_tokens(original: Original, folder: Path, file: str) -> Iterator[Finding
     ids = {name: number for number, name in enumerate(original.names)}
 
     def is_lost(name: str, number: int | None) -> bool:
-        in_special = number is None or len(ids) <= number < original.n_words
+        in_special = number is None or len(ids) <= number < original.vocab_size
         if original.kind == "tiktoken" and in_special and is_special_name(name):
             return False
         return name not in ids or number not in (None, ids[name])
@@ -35,7 +35,12 @@ def lost_tokens(original: Original, folder: Path, file: str) -> Iterator[Finding
     )
     hint = "Meta's form has no place for added tokens; their rows of the embedding are kept."
     for finding in group(
-        "TOKEN_MISSING", "added token", "of the source missing", map(Wrong, shown), hint=hint, warning=True
+        "TOKEN_MISSING",
+        "added token",
+        "of the source missing",
+        map(Wrong, shown),
+        hint=hint,
+        severity="warning",
     ):
         yield replace(finding, file=file)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding
 from llama_convert.verification.tokenizer.added import lost_tokens
 from llama_convert.verification.tokenizer.configs import Configs
 from llama_convert.verification.tokenizer.corpus import CORPUS
@@ -71,7 +71,7 @@ def check_tokenizer(folder: Path, vocab_size: int | None = None) -> TokenizerChe
     check = check_original(original, vocab_size)
     message = f"there is no tokenizer.json, only {original.name}"
     hint = "`convert --model_size tokenizer_only` writes one."
-    missing = Finding("TOKENIZER_MISSING", message, file="tokenizer.json", hint=hint, warning=True)
+    missing = Finding("TOKENIZER_MISSING", message, file="tokenizer.json", hint=hint, severity="warning")
     return replace(check, findings=[*check.findings, missing])
 
 
@@ -91,13 +91,13 @@ def check_original(
         check_number(original.order, path)
     except InputError as error:
         return TokenizerCheck([Finding.of(error)], f"{path.name} was not read")
-    findings = [*size(original.n_words, vocab_size), *order_of_parts(original), *_round_trips(original)]
+    findings = [*size(original.vocab_size, vocab_size), *order_of_parts(original), *_round_trips(original)]
     if source:
         findings += _copied(original, source)
     if folder:
         findings += lost_tokens(original, folder, path.name)
-    summary = f"{original.n_words:,} tokens of {original.source}, and {len(CORPUS)} texts there and back"
-    measures = {"tokens": original.n_words, "texts": len(CORPUS)}
+    summary = f"{original.vocab_size:,} tokens of {original.source}, and {len(CORPUS)} texts there and back"
+    measures = {"tokens": original.vocab_size, "texts": len(CORPUS)}
     return TokenizerCheck([replace(finding, file=path.name) for finding in findings], summary, measures)
 
 
@@ -106,7 +106,7 @@ def _copied(copy: Original, source: Path) -> Iterator[Finding]:
     try:
         original = open_original(source)
     except InputError as error:
-        yield replace(Finding.of(error), warning=True)
+        yield replace(Finding.of(error), severity="warning")
         return
     if (copy.kind, copy.names, copy.order) != (original.kind, original.names, original.order):
         hint = "Pass --tokenizer PATH if the output was made with another tokenizer."
@@ -167,4 +167,4 @@ def _compare(original: Original, written: Written, folder: Path, vocab_size: int
 def _limits(written: Written) -> Iterator[Finding]:
     limits = [Wrong(name) for name in written.limits]
     hint = "transformers ignores it, other programs do not."
-    yield from group("TOKENIZER_LIMITS", "limit", "on texts", limits, hint=hint, warning=True)
+    yield from group("TOKENIZER_LIMITS", "limit", "on texts", limits, hint=hint, severity="warning")

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 from jinja2 import Environment, TemplateSyntaxError
 
 from llama_convert.errors import InputError
+from llama_convert.findings import Finding, severity_of
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
-from llama_convert.verification.report import Finding
 from llama_convert.verification.tokenizer.original import Original
 from llama_convert.verification.tokenizer.vocabulary import MARK
 from llama_convert.verification.tokenizer.wording import Wrong, group, listed, short
@@ -106,7 +106,12 @@ class Configs:
             yield from self._role(role, original, ids)
         if self._content["tokenizer_config.json"].get("add_bos_token") is False:
             message = "add_bos_token is false, and transformers puts no BOS before a text"
-            yield Finding("TOKENIZER_BOS", message, file="tokenizer_config.json", warning=self.is_guard)
+            yield Finding(
+                "TOKENIZER_BOS",
+                message,
+                file="tokenizer_config.json",
+                severity=severity_of(warning=self.is_guard),
+            )
         yield from self._descriptions(ids)
         for file, template in self.templates:
             written = _MARKS.findall(template) if original.kind == "tiktoken" else []

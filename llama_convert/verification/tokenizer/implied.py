@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from llama_convert.errors import InputError
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding
 from llama_convert.verification.tokenizer.merges import UNORDERED
 from llama_convert.verification.tokenizer.original import (
     BYTE_PIECES,
@@ -60,7 +60,7 @@ def _implied_pieces(names: list[str], written: Written) -> Original:
         source="its own ids and merges",
         kind="sentencepiece",
         names=names,
-        n_words=len(names),
+        vocab_size=len(names),
         special=range(3),
         bos=1,
         order={name: None if UNORDERED.fullmatch(name) else written.ids[name] for name in joined},
@@ -77,7 +77,7 @@ def _implied_ranks(names: list[str], written: Written) -> Original:
     tokens = [bytes(values[letter] for letter in name) for name in ordered]
     special = range(n_base, min(len(names), n_base + N_SPECIAL))
     original = tiktoken_original(tokens, "its ids taken for ranks")
-    return replace(original, n_words=len(names), special=special)
+    return replace(original, vocab_size=len(names), special=special)
 
 
 def _begun(names: Sequence[str], first: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from llama_convert.errors import InputError
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding
 from llama_convert.verification.tokenizer.original import SPACE, Original
 from llama_convert.verification.tokenizer.ties import tied_pieces
 from llama_convert.verification.tokenizer.wording import Wrong, group

@@ -51,7 +51,7 @@ class Original:
     kind: Literal["tiktoken", "sentencepiece"]
     names: Sequence[str]
     """Of the ids from 0 on.  Ids beyond have names that the file does not say."""
-    n_words: int
+    vocab_size: int
     special: Collection[int]
     bos: int
     order: Mapping[str, float | None]
@@ -130,7 +130,7 @@ def tiktoken_original(tokens: Sequence[bytes], source: str) -> RunnableOriginal:
         source=source,
         kind="tiktoken",
         names=names,
-        n_words=len(tokens) + N_SPECIAL,
+        vocab_size=len(tokens) + N_SPECIAL,
         special=range(len(tokens), len(tokens) + N_SPECIAL),
         bos=len(tokens),
         order={name: rank for rank, name in enumerate(names)},
@@ -156,7 +156,7 @@ def _sentencepiece(model: bytes, source: str) -> RunnableOriginal:
         source=source,
         kind="sentencepiece",
         names=names,
-        n_words=len(names),
+        vocab_size=len(names),
         special=special,
         bos=processor.bos_id(),
         order={name: -processor.get_score(number) for name, number in normal.items()},

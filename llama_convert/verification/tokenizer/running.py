@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding, severity_of
 from llama_convert.verification.tokenizer.corpus import CORPUS
 from llama_convert.verification.tokenizer.original import BYTE_PIECES, SPACE, Ids, Original, RunnableOriginal
 from llama_convert.verification.tokenizer.ties import competing
@@ -147,7 +147,9 @@ class Running:
         if absent and guard:
             hint = "Published tokenizers of Llama Guard are so; the chat template puts it there."
         said = f"of {len(CORPUS)} not begun with the BOS alone, id {bos}"
-        yield from group("TOKENIZER_BOS", "text", said, wrong, hint=hint, warning=absent and guard)
+        yield from group(
+            "TOKENIZER_BOS", "text", said, wrong, hint=hint, severity=severity_of(warning=absent and guard)
+        )
 
     def _decoded(self) -> Iterator[Finding]:
         """Whether each text is the same there and back, the original's ids taken where they are known."""

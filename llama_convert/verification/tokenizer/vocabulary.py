@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from llama_convert.verification.report import Finding
+from llama_convert.findings import Finding, severity_of
 from llama_convert.verification.tokenizer.original import SPACE, Original
 from llama_convert.verification.tokenizer.wording import Wrong, group, listed
 from llama_convert.verification.tokenizer.written import Json, Written
@@ -70,14 +70,14 @@ def size(words: int, rows: int | None) -> Iterator[Finding]:
             expected=str(rows),
             found=str(words),
             hint="It belongs to another checkpoint." if words > rows else "The other rows are never used.",
-            warning=words < rows,
+            severity=severity_of(warning=words < rows),
         )
 
 
 def vocabulary(original: Original, written: Written) -> Iterator[Finding]:
     """Every name that is missing, too many, another's, or at another id."""
     ids, names, known = written.ids, original.names, set(original.names)
-    unnamed = range(len(names), original.n_words)
+    unnamed = range(len(names), original.vocab_size)
     missing = {number: name for number, name in enumerate(names) if name not in ids}
     extra = {number: name for name, number in ids.items() if name not in known and number not in unnamed}
     yield from _moved({name: number for number, name in enumerate(names)}, ids)
@@ -96,9 +96,11 @@ def vocabulary(original: Original, written: Written) -> Iterator[Finding]:
         surplus = [
             Wrong(f"{name!r} (id {number})")
             for number, name in extra.items()
-            if added == (number >= original.n_words and name in written.added)
+            if added == (number >= original.vocab_size and name in written.added)
         ]
-        yield from group("TOKEN_EXTRA", "token", "that the original has not", surplus, warning=added)
+        yield from group(
+            "TOKEN_EXTRA", "token", "that the original has not", surplus, severity=severity_of(warning=added)
+        )
 
 
 def _moved(right: Mapping[str, int], ids: Mapping[str, int]) -> Iterator[Finding]:
@@ -130,7 +132,7 @@ def special(original: Original, written: Written) -> Iterator[Finding]:
     for code, said, holds, hint in _FAULTS:
         wrong = [Wrong(repr(name)) for name in names if holds(added.get(name, {}))]
         warning = code == "TOKEN_NORMALIZED"
-        yield from group(code, "special token", said, wrong, hint=hint, warning=warning)
+        yield from group(code, "special token", said, wrong, hint=hint, severity=severity_of(warning=warning))
     ordinary = [
         Wrong(repr(name))
         for name in added
@@ -153,4 +155,4 @@ def _special_names(first: int, ids: Mapping[str, int]) -> Iterator[Finding]:
     absent = [Wrong(repr(name)) for name in _NAMED_BY_ALL if name not in ids]
     said = "of every Llama 3 missing by name"
     hint = "Right only if the checkpoint was trained with names of its own."
-    yield from group("TOKEN_RENAMED", "special token", said, absent, hint=hint, warning=True)
+    yield from group("TOKEN_RENAMED", "special token", said, absent, hint=hint, severity="warning")

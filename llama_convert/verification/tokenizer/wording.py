@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from llama_convert.verification.report import SHOWN, Finding
+from llama_convert.findings import SHOWN, Finding, Severity
 
 _LONGEST = 200
 """Characters of one item of a message: names in files that are not trusted may have millions."""
@@ -20,7 +20,13 @@ class Wrong(NamedTuple):
 
 
 def group(
-    code: str, noun: str, said: str, wrong: Iterable[Wrong], *, hint: str | None = None, warning: bool = False
+    code: str,
+    noun: str,
+    said: str,
+    wrong: Iterable[Wrong],
+    *,
+    hint: str | None = None,
+    severity: Severity = "error",
 ) -> Iterator[Finding]:
     """One finding for all that is wrong, if anything is: how many, the first ten, and the first in full."""
     each = list(wrong)
@@ -29,7 +35,7 @@ def group(
         message = f"{len(each):,} {nouns} {said}: {listed([one.shown for one in each])}"
         expected, found = (text and short(text, _LONGEST) for text in each[0][1:])
         yield Finding(
-            code, message, "tokenizer.json", expected=expected, found=found, hint=hint, warning=warning
+            code, message, "tokenizer.json", expected=expected, found=found, hint=hint, severity=severity
         )
 
 
