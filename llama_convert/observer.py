@@ -9,6 +9,9 @@ class Observer:
     def note(self, text: str) -> None:
         """Something was decided."""
 
+    def detail(self, text: str) -> None:
+        """A decision that only matters to an expert."""
+
     def warning(self, text: str) -> None:
         """Something should be looked at."""
 

@@ -34,7 +34,7 @@ IMPORTED = (app, progress, result, reshard, to_huggingface, to_meta)
 """All that a run imports; its modules are there before it begins."""
 Files = dict[str, bytes]
 STAGING = ".llama-convert"
-OURS = {".journal", ".publishing", ".publishing-new", ".probe"}
+OURS = {".journal", ".finalizing", ".finalizing-new", ".probe"}
 """What may be staged next to files of the output; besides, files with these prefixes:"""
 OURS_TOO = (".journal.", ".old-", ".taken-")
 MANIFEST = "llama-convert.json"

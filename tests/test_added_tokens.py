@@ -106,7 +106,7 @@ def test_lost_tokens_are_named(record: str, only: bool, converted: dict[str, Pat
                 file.unlink()
     (warning,) = convert(source, tmp_path / "meta", TO_META).warnings
     assert f"{len(names)} token" in warning
-    assert warning.endswith(": " + ", ".join(map(repr, names)))
+    assert warning.endswith(": " + ", ".join(map(repr, names)) + ".")
     assert (tmp_path / "meta/tokenizer.model").read_bytes() == (LLAMA2 / "tokenizer.model").read_bytes()
     with pytest.raises(RefusedError):
         convert(source, tmp_path / "strict", ConvertOptions(to="meta", strict=True))
@@ -121,7 +121,7 @@ def test_the_first_five_are_named(converted: dict[str, Path], tmp_path: Path) ->
     changed("added_tokens.json", lambda c: c.update(many))(source)
     (warning,) = convert(source, tmp_path / "meta", ConvertOptions(to="meta", dry_run=True)).warnings
     assert "1,234 tokens" in warning
-    assert warning.endswith("'<0>', '<1>', '<2>', '<3>', '<4>' and 1,229 more")
+    assert warning.endswith("'<0>', '<1>', '<2>', '<3>', '<4>' and 1,229 more.")
 
 
 def test_a_tokenizer_that_has_the_tokens_can_be_named(converted: dict[str, Path], tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_renamed_special_token(converted: dict[str, Path], tmp_path: Path) -> 
     assert convert(source, tmp_path / "plain", TO_META).warnings == []
     rename(386, "<|im_start|>")(source)
     (warning,) = convert(source, tmp_path / "meta", TO_META).warnings
-    assert warning.endswith(": '<|im_start|>'")
+    assert warning.endswith(": '<|im_start|>'.")
     (finding,) = found(tmp_path / "meta", source)
     assert finding.code == "TOKEN_MISSING"
 
@@ -179,7 +179,7 @@ def test_tokens_that_transformers_saved(
     source = shutil.copytree(converted[name], tmp_path / "hf")
     shutil.copytree(tmp_path / "saved", source, dirs_exist_ok=True)
     (warning,) = convert(source, tmp_path / "meta", TO_META).warnings
-    assert warning.endswith(": " + ", ".join(map(repr, NAMES)))
+    assert warning.endswith(": " + ", ".join(map(repr, NAMES)) + ".")
     assert "TOKEN_MISSING" in {finding.code for finding in found(tmp_path / "meta", source)}
 
 

@@ -15,7 +15,7 @@ import pytest
 from llama_convert import convert
 from llama_convert.checkpoints.manifest import read_manifest
 from llama_convert.conversion.atomic_file import write_atomically
-from llama_convert.conversion.model_card import is_ours
+from llama_convert.conversion.model_card import is_unedited
 from tests.invariant import CHANGES, FAULTS, fail_at, run, signal_at
 from tests.peers import ROOT
 from tests.run import llama_convert
@@ -184,7 +184,7 @@ def test_killed_or_failing_anywhere(whole: Path, tmp_path: Path) -> None:
         for name in ("README.md", "llama-convert.json"):
             states = [(folder / name).read_bytes() for folder in (whole, tmp_path / "recorded")]
             assert (out / name).read_bytes() in states, what
-        assert is_ours(out / "README.md")
+        assert is_unedited(out / "README.md")
         if ended.exit_code == 4:
             assert names(out) == names(whole), what
         assert run(["verify", str(out), *RECORD]).exit_code == 0, what

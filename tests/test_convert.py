@@ -250,7 +250,7 @@ def test_casts_round_as_torch_does(tmp_path: Path, source: torch.dtype, dtype: s
     if source != target:
         counts = result.casts["model.norm.weight"]
         assert counts.overflowed == int((after.isinf() & before.isfinite()).sum())
-        assert counts.vanished == int(((after == 0) & (before != 0)).sum())
+        assert counts.underflowed == int(((after == 0) & (before != 0)).sum())
 
 
 def test_overflow_warns_and_fails_under_strict(tmp_path: Path) -> None:
@@ -278,9 +278,13 @@ def test_unchanged_dtype_moves_bits(tmp_path: Path) -> None:
 class Notes(Observer):
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.details: list[str] = []
 
     def note(self, text: str) -> None:
         self.texts.append(text)
+
+    def detail(self, text: str) -> None:
+        self.details.append(text)
 
 
 @pytest.mark.parametrize(
@@ -314,11 +318,54 @@ def test_a_folders_name_hints_at_instruct(tmp_path: Path, name: str, instruct: b
     notes = Notes()
     result = convert(tmp_path / name, tmp_path / "out", observer=notes)
     assert result.instruct == instruct
-    assert any("instruct" in text for text in notes.texts)
+    assumed, flag = ("an instruct", "--no-instruct") if instruct else ("a base", "--instruct")
+    (guess,) = [text for text in notes.texts if text.startswith("Assuming")]
+    assert guess.startswith(f"Assuming {assumed} model (")
+    assert guess.endswith(f"). Use {flag} to override.")
     tokenizer = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert ("chat_template" in tokenizer) == instruct
-    opposite = convert(tmp_path / name, tmp_path / "other", ConvertOptions(instruct=not instruct))
+    given = Notes()
+    opposite = convert(tmp_path / name, tmp_path / "other", ConvertOptions(instruct=not instruct), given)
     assert opposite.instruct != instruct
+    assert not any(text.startswith("Assuming") for text in given.texts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        (
+            LLAMA2.but(ranks=2),
+            ConvertOptions(),
+            ["Detected: Llama 2 (custom size), 2 shards, bf16", "Assuming a base model", "These files could"],
+        ),
+        (
+            LLAMA2,
+            ConvertOptions(llama_version="2", instruct=True),
+            ["Detected: Llama 2 Chat (custom size), 1 shard, bf16"],
+        ),
+        (
+            LLAMA3,
+            ConvertOptions(instruct=True),
+            [
+                "Detected: Llama 3.1 Instruct (custom size), 1 shard, bf16",
+                "These files could also be Llama 3.3, Llama Guard 3 or Llama 3.2. Use --llama-version 3.3, ",
+            ],
+        ),
+    ],
+)
+def test_what_was_detected_is_one_line(
+    tmp_path: Path, shape: Shape, options: ConvertOptions, expected: list[str]
+) -> None:
+    """Guesses follow it, unless a flag was given."""
+    synthetic.make(tmp_path / "meta", shape)
+    notes = Notes()
+    convert(tmp_path / "meta", tmp_path / "out", options, notes)
+    assert len(notes.texts) == len(expected), notes.texts
+    assert all(text.startswith(start) for text, start in zip(notes.texts, expected, strict=True)), notes.texts
+    assert any(text.startswith("Evidence for Llama ") for text in notes.details)
+    again = Notes()
+    convert(tmp_path / "meta", tmp_path / "out", options, again)
+    assert again.texts == [*notes.texts, "Already up to date: 5 files match the manifest."]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +438,7 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
 
     class Intruder(Observer):
         def start(self, total: int, verb: str = "written") -> None:
-            with pytest.raises(ConflictError, match="is being written by process"):
+            with pytest.raises(ConflictError, match="Being written by process"):
                 convert(FIXTURES[0], tmp_path / "out")
             self.met = True
 

@@ -32,8 +32,8 @@ from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.row_reader import read_rows
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
-from llama_convert.conversion.notes import Notes
-from llama_convert.conversion.sources import compare_with_checklist
+from llama_convert.conversion.messages import Messages
+from llama_convert.conversion.source_checks import compare_with_checklist
 from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
@@ -375,7 +375,7 @@ def beside_checklist(folder: Path) -> None:
 
 
 def read_checklist(path: Path) -> None:
-    compare_with_checklist(path.parent, 1, Notes(Observer()))
+    compare_with_checklist(path.parent, 1, Messages(Observer()))
 
 
 def open_folder(path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from llama_convert import ConvertOptions, convert, shard
 from llama_convert.checkpoints.manifest import describe_content, write_manifest
-from llama_convert.conversion.finalize import PUBLISHING, Publication
-from llama_convert.conversion.journal import sealed, unsealed
+from llama_convert.conversion.finalize import FINALIZING, Finalization
+from llama_convert.conversion.sealed_json import sealed, unsealed
 from llama_convert.errors import ConflictError, InputError, UsageError
 from tests import invariant
 from tests.invariant import STAGING, Case, check, run, signal_at, staged
@@ -258,7 +258,7 @@ def test_a_planted_list(source: Path, tmp_path: Path, form: str, place: str) -> 
     (out / STAGING / place).mkdir(parents=True)
     for name, content in MINE.items():
         (out / name).write_bytes(content)
-    (out / STAGING / place / PUBLISHING).write_bytes(lists(out)[form])
+    (out / STAGING / place / FINALIZING).write_bytes(lists(out)[form])
     for more in ([], ["--array-task", "1/1"]):
         refused = llama_convert("convert", source, out, *more)
         assert refused.exit_code == 5, refused.stderr
@@ -351,7 +351,7 @@ def test_planted_among_staged_files(
     weights = [name for name in case.whole if name.endswith(".safetensors")]
     journals = [".journal", *(f".journal.{name}" for name in weights)]
     lock = [".lock"] if not place else []
-    plant(out / STAGING / place, remote_files, [*case.whole, *journals, *lock, ".probe", f"{PUBLISHING}-new"])
+    plant(out / STAGING / place, remote_files, [*case.whole, *journals, *lock, ".probe", f"{FINALIZING}-new"])
     for share in ("1/2", "2/2") if tasks else ("",):
         ended = run(case.command(out, *(["--array-task", share] if share else [])))
         assert ended.exit_code == 0, ended.stderr
@@ -377,24 +377,24 @@ LINES: dict[str, Callable[[dict[str, Any]], object]] = {
     "one key more": lambda entry: {**entry, "more": 1},
     "name a list": lambda entry: {**entry, "name": ["x"]},
     "another name": lambda entry: {**entry, "name": "model.layers.77.mlp.up_proj.weight"},
-    "no digests": lambda entry: {**entry, "digests": []},
-    "digests a number": lambda entry: {**entry, "digests": 5},
+    "no digests": lambda entry: {**entry, "hashes": []},
+    "digests a number": lambda entry: {**entry, "hashes": 5},
     "more digests": lambda entry: {
         **entry,
-        "digests": entry["digests"] * 2,
-        "checksums": entry["checksums"] * 2,
+        "hashes": entry["hashes"] * 2,
+        "crc32s": entry["crc32s"] * 2,
     },
-    "digests of numbers": lambda entry: {**entry, "digests": [1 for _ in entry["digests"]]},
-    "a negative checksum": lambda entry: {**entry, "checksums": [-1 for _ in entry["checksums"]]},
-    "a large checksum": lambda entry: {**entry, "checksums": [1 << 40 for _ in entry["checksums"]]},
-    "no checksums": lambda entry: {**entry, "checksums": []},
+    "digests of numbers": lambda entry: {**entry, "hashes": [1 for _ in entry["hashes"]]},
+    "a negative checksum": lambda entry: {**entry, "crc32s": [-1 for _ in entry["crc32s"]]},
+    "a large checksum": lambda entry: {**entry, "crc32s": [1 << 40 for _ in entry["crc32s"]]},
+    "no checksums": lambda entry: {**entry, "crc32s": []},
     "cast a list": lambda entry: {**entry, "cast": [1, 2]},
     "cast with another key": lambda entry: {**entry, "cast": {**entry["cast"], "x": 1}},
     "cast of strings": lambda entry: {**entry, "cast": dict.fromkeys(entry["cast"], "1")},
-    "oddities without first": lambda entry: {**entry, "oddities": {"nonfinite": 0, "is_zero": False}},
-    "first of three": lambda entry: {**entry, "oddities": {**entry["oddities"], "first": [1, 2, 3]}},
+    "oddities without first": lambda entry: {**entry, "value_scan": {"nonfinite": 0, "is_zero": False}},
+    "first of three": lambda entry: {**entry, "value_scan": {**entry["value_scan"], "first": [1, 2, 3]}},
     "rounded a number": lambda entry: {**entry, "rounded": 3},
-    "a true number": lambda entry: {**entry, "oddities": {**entry["oddities"], "nonfinite": True}},
+    "a true number": lambda entry: {**entry, "value_scan": {**entry["value_scan"], "nonfinite": True}},
     "complete, and more": lambda entry: {**entry, "complete": [1, 2]},
     "complete of a string": lambda entry: {"complete": "yes"},
     "deep": lambda entry: json.loads("[" * 900 + "]" * 900),
@@ -448,15 +448,15 @@ def test_a_complete_unit_whose_lines_are_lost(cases: dict[str, Case], tmp_path: 
 
 
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
-    publication = Publication("plan", {"a": (1, 2)}, {"b": (3, 4)})
-    publication.write(tmp_path, lambda _: None)
-    assert Publication.read(tmp_path) == publication
-    content = (tmp_path / PUBLISHING).read_bytes()
+    finalization = Finalization("plan", {"a": (1, 2)}, {"b": (3, 4)})
+    finalization.write(tmp_path, lambda _: None)
+    assert Finalization.read(tmp_path) == finalization
+    content = (tmp_path / FINALIZING).read_bytes()
     for position in range(len(content)):
-        (tmp_path / PUBLISHING).write_bytes(content[:position])
-        assert Publication.read(tmp_path) in (Publication(), publication)
-    (tmp_path / PUBLISHING).write_bytes(sealed(asdict(publication) | {"files": {".lock": [1, 2]}}))
-    assert Publication.read(tmp_path) == Publication()
+        (tmp_path / FINALIZING).write_bytes(content[:position])
+        assert Finalization.read(tmp_path) in (Finalization(), finalization)
+    (tmp_path / FINALIZING).write_bytes(sealed(asdict(finalization) | {"files": {".lock": [1, 2]}}))
+    assert Finalization.read(tmp_path) == Finalization()
 
 
 def test_a_refused_input_leaves_what_others_staged(source: Path, tmp_path: Path) -> None:

@@ -358,11 +358,11 @@ def check_order(calls: list[tuple[str, str]], out: Path, whole: invariant.Files)
         elif name in ("pwrite", "write_bytes", "ftruncate", "io_open"):
             writes[path] = number
     assert len(renames) == len(whole)
-    listed = syncs[f"{staging}/.publishing-new"]
+    listed = syncs[f"{staging}/.finalizing-new"]
     for name in whole:
         synced = syncs[f"{staging}/{name}"][-1]
         assert writes.get(f"{staging}/{name}", -1) < synced < listed[0], name
-    assert writes[f"{staging}/.publishing-new"] < listed[0] < renames[0]
+    assert writes[f"{staging}/.finalizing-new"] < listed[0] < renames[0]
     for folder in (staging, f"{out}/{STAGING}", str(out)):
         assert any(listed[0] < number < renames[0] for number in syncs[folder]), folder
     names = [calls[number][1].rpartition("/")[2] for number in renames]
@@ -378,7 +378,7 @@ def check_order(calls: list[tuple[str, str]], out: Path, whole: invariant.Files)
     assert syncs[str(out)][-1] > renames[-1]
     assert syncs[str(out.parent)][-1] > renames[-1]
     cleared = [
-        n for n, (name, path) in enumerate(calls) if name == "unlink" and path == f"{staging}/.publishing"
+        n for n, (name, path) in enumerate(calls) if name == "unlink" and path == f"{staging}/.finalizing"
     ]
     assert cleared[-1] > syncs[str(out)][-1]
 

@@ -348,7 +348,7 @@ def stop_halfway(case: Case, out: Path) -> int:
 def stop_before_publishing(case: Case, out: Path) -> int:
     """Leave a staging folder with everything in it, and the list of what is to be renamed."""
     assert run(case.command(out), signal_at(2, KILL, ["replace"]), [out]).exit_code == -KILL
-    assert (staged(out) / ".publishing").exists()
+    assert (staged(out) / ".finalizing").exists()
     return journaled(out)
 
 
@@ -425,7 +425,7 @@ def test_a_model_that_was_only_not_told_of_is_not_thrown_away(cases: dict[str, C
     ended = run(case.command(out), signal_at(len(first) - 2, KILL, ["unlink"]), [out])
     assert ended.exit_code == -KILL
     assert check(out, case) == "new"
-    assert (staged(out) / ".publishing").exists()
+    assert (staged(out) / ".finalizing").exists()
     ended = run(case.command(out, "--dtype", "fp16"))
     assert ended.exit_code == 5, ended.stderr
     assert check(out, case) == "new"
@@ -480,7 +480,7 @@ def as_pipe(file: Path) -> None:
 
 
 def change_a_digest(lines: list[bytes]) -> None:
-    lines[2] = believable(lines[2], lambda entry: entry.update(digests=["0" * 32] * len(entry["digests"])))
+    lines[2] = believable(lines[2], lambda entry: entry.update(hashes=["0" * 32] * len(entry["hashes"])))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -511,8 +511,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "journal deleted": lambda out: (staged(out) / ".journal").unlink(),
     "journal a pipe": lambda out: as_pipe(staged(out) / ".journal"),
     "journal a folder": lambda out: as_folder(staged(out) / ".journal"),
-    "list garbled": lambda out: (staged(out) / ".publishing").write_bytes(b"\xff"),
-    "list of other places": lambda out: (staged(out) / ".publishing").write_text(
+    "list garbled": lambda out: (staged(out) / ".finalizing").write_bytes(b"\xff"),
+    "list of other places": lambda out: (staged(out) / ".finalizing").write_text(
         json.dumps({"plan": "", "files": ["../elsewhere"], "older": ["../elsewhere"]})
     ),
 }

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from xxhash import xxh3_128_hexdigest
 
 from llama_convert import ConvertOptions, convert, shard, verify
 from llama_convert.checkpoints.manifest import read_manifest, write_manifest
@@ -66,7 +67,7 @@ def test_of_a_custom_size(tmp_path: Path) -> None:
     assert "(https://www.llama.com/llama3_1/license/)" in text
     assert "Built with Llama" not in text
     assert "is licensed under" not in text
-    assert "An instruct model in Hugging Face's layout: 1 file of weights, bfloat16." in text
+    assert "An instruct model in Hugging Face format: 1 shard, bfloat16." in text
     assert "Not verified yet" in text
 
 
@@ -81,7 +82,7 @@ def test_of_metas(tmp_path: Path) -> None:
     assert (tmp_path / "out/NOTICE").read_text() == f"{said}Rights Reserved.\n"
     assert said in text_of(tmp_path / "out")
     convert(tmp_path / "out", tmp_path / "back", ConvertOptions(to="meta", mp=4))
-    assert "A model in Meta's layout: 4 ranks of weights, bfloat16." in text_of(tmp_path / "back")
+    assert "A model in Meta format: 4 shards, bfloat16." in text_of(tmp_path / "back")
     assert ModelCard(text_of(tmp_path / "back")).data.library_name is None
 
 
@@ -207,7 +208,8 @@ def shows_as_text(manifest: dict[str, Any], text: str) -> None:
     assert outline(tokens) == outline(expected)
     title = next(token for token, before in zip(tokens[1:], tokens, strict=False) if before.tag == "h1")
     visible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    in_code = re.sub(r"[`|\\]", lambda match: f"\\x{ord(match[0]):02x}", visible)
+    shown_in_code = {c: f"\\x{ord(c):02x}" for c in "`|\\"}
+    in_code = "".join(shown_in_code.get(c, c if c.isprintable() else ascii(c)[1:-1]) for c in text)
     assert shown(title).strip() in (visible.strip(), in_code.strip())
     assert all(c.isprintable() or c == "\n" for c in body)
     assert not re.search(r"https?:|www\.|@", re.sub(r"`[^`\n]*`|\]\(https://\S+\)", "", body), re.IGNORECASE)
@@ -338,13 +340,26 @@ def test_a_card_that_a_person_has_changed_is_that_persons(tmp_path: Path, edit: 
     convert(LLAMA31, out)
     edited = edit(text_of(out))
     (out / "README.md").write_text(edited)
-    assert not model_card.is_ours(out / "README.md")
+    assert not model_card.is_unedited(out / "README.md")
     assert verify(out, LLAMA31).ok
     assert "up to date" in llama_convert("convert", LLAMA31, out).stderr
     assert llama_convert("verify", out, "--record", "--level", "values").exit_code == 0
-    assert "stays as it is" in llama_convert("convert", LLAMA31, out, "--overwrite", "--dtype", "fp16").stderr
+    assert (
+        "Kept, because it was edited."
+        in llama_convert("convert", LLAMA31, out, "--overwrite", "--dtype", "fp16").stderr
+    )
     shard(out, tmp_path / "cut", max_shard_size="100KB")
     assert text_of(out) == text_of(tmp_path / "cut") == edited
+
+
+def test_a_card_of_an_earlier_version_is_recognized(tmp_path: Path) -> None:
+    body = "---\ntags:\n- llama\n---\n\n# Llama 3.1 8B\n\n"
+    digest = xxh3_128_hexdigest(body.encode())
+    seal = f"<!-- llama-convert wrote this card; as it did so its digest was {digest} -->\n"
+    (tmp_path / "README.md").write_text(body + seal)
+    assert model_card.is_unedited(tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(body + "Mine.\n" + seal)
+    assert not model_card.is_unedited(tmp_path / "README.md")
 
 
 def test_ours_is_made_anew(tmp_path: Path) -> None:
@@ -366,12 +381,12 @@ def test_a_verification_is_recorded(tmp_path: Path) -> None:
     recorded = manifest_of(tmp_path / "out")["verification"]
     assert (recorded["ok"], recorded["against_source"]) == (True, True)
     assert [level["status"] for level in recorded["levels"]] == ["pass"] * 5
-    assert "held it against its source: **pass**" in text_of(tmp_path / "out")
-    assert model_card.is_ours(tmp_path / "out/README.md")
+    assert "compared it with its source: **pass**" in text_of(tmp_path / "out")
+    assert model_card.is_unedited(tmp_path / "out/README.md")
     plant.edit_json(tmp_path / "out/config.json", lambda content: content.update(rope_theta=1234.0))
     assert llama_convert("verify", tmp_path / "out", "--source", LLAMA31, "--record").exit_code == 1
     assert not manifest_of(tmp_path / "out")["verification"]["ok"]
-    assert "held it against its source: **FAIL**" in text_of(tmp_path / "out")
+    assert "compared it with its source: **FAIL**" in text_of(tmp_path / "out")
     assert verify(tmp_path / "out").levels[1].findings[0].file == "config.json"  # alone: the rest is whole
 
 
@@ -388,7 +403,7 @@ def test_it_is_held_against_what_was_converted(tmp_path: Path) -> None:
 def test_only_what_we_have_made_can_be_recorded(tmp_path: Path) -> None:
     run = llama_convert("verify", LLAMA31, "--record", "--json")
     assert (run.exit_code, json.loads(run.stdout)["code"]) == (2, "BAD_USAGE")
-    assert "there is no llama-convert.json" in run.stderr
+    assert "has no llama-convert.json." in run.stderr
     convert(LLAMA31, tmp_path / "out")
     (tmp_path / "out/llama-convert.json").write_text("{")
     run = llama_convert("verify", tmp_path / "out", "--record", "--json")

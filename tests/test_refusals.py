@@ -219,8 +219,8 @@ def test_norms_that_differ_by_rounding_are_let_pass(tmp_path: Path) -> None:
         (["convert", "{good}", "{out}", "--tokenizer", "/nowhere"], 3, "/nowhere"),
         (["convert", "{good}", "/proc/llama"], 4, "/proc/llama"),
         (["convert", "{good}", "{full}"], 5, "holds something"),
-        (["convert", "{good}", "{full}/something"], 5, "is a file"),
-        (["convert", "{good}", "{out}", "--strict"], 1, "no tokenizer.model"),
+        (["convert", "{good}", "{full}/something"], 5, "Is a file"),
+        (["convert", "{good}", "{out}", "--strict"], 1, "No tokenizer.model"),
     ],
 )
 def test_other_refusals(tmp_path: Path, good: Path, arguments: list[str], exit_code: int, words: str) -> None:
@@ -245,7 +245,7 @@ def test_a_disk_too_small_is_known_beforehand(
     from llama_convert.errors import OutputError
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**4))  # type: ignore[attr-defined]
-    with pytest.raises(OutputError, match=r"needs 1\d\d\.\d KB more, 10.0 KB are free"):
+    with pytest.raises(OutputError, match=r"Needs 1\d\d\.\d KB of disk space; 10\.0 KB is free\."):
         convert(good, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -41,7 +41,7 @@ FILES = ("to hf", "to hf, cast", "files", "shared storage")
 
 def small_steps() -> None:
     """Let a run record a weight in many steps, as it does one of gigabytes."""
-    execute.CHECKPOINT = CHECKPOINT
+    execute.JOURNAL_INTERVAL = CHECKPOINT
 
 
 def command(case: Case, out: Path, *more: str) -> list[str]:

@@ -353,8 +353,8 @@ REFUSALS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     ),
     "no ranks": (["{meta}", "{out}", "--mp", "0"], 2, ("--mp",)),
     "no size": (["{hf}", "{out}", "--max-shard-size", "many"], 2, ("'many' is not a size",)),
-    "heads": (["{meta}", "{out}", "--mp", "3"], 2, ("3 ranks do not divide", "4 heads", "400 words")),
-    "more than heads": (["{meta}", "{out}", "--mp", "8"], 2, ("8 ranks do not divide 4 heads",)),
+    "heads": (["{meta}", "{out}", "--mp", "3"], 2, ("3 does not divide", "n_heads (4)", "vocab_size (400)")),
+    "more than heads": (["{meta}", "{out}", "--mp", "8"], 2, ("8 does not divide n_heads (4)",)),
     "no such axis": (["{meta}", "{out}", "--mp", "2", "--embedding-axis", "2"], 2, ("--embedding-axis",)),
     "nowhere, ranks": (["{nowhere}", "{out}", "--mp", "2"], 3, ("{nowhere}: not found",)),
     "nowhere, files": (["{nowhere}", "{out}", "--max-shard-size", "2GB"], 3, ("{nowhere}: not found",)),
@@ -362,8 +362,12 @@ REFUSALS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "a file, files": (["{hf}/config.json", "{out}", "--max-shard-size", "2GB"], 3, ("a file",)),
     "nothing there": (["{empty}", "{out}", "--max-shard-size", "2GB"], 3, ("{empty}",)),
     "DST is SRC": (["{meta}", "{meta}", "--mp", "1"], 2, ("Is the input folder",)),
-    "DST exists": (["{meta}", "{full}", "--mp", "1"], 5, ("{full}: holds something",)),
-    "DST exists, files": (["{hf}", "{full}", "--max-shard-size", "2GB"], 5, ("{full}: holds something",)),
+    "DST exists": (["{meta}", "{full}", "--mp", "1"], 5, ("{full}: Not empty (holds",)),
+    "DST exists, files": (
+        ["{hf}", "{full}", "--max-shard-size", "2GB"],
+        5,
+        ("{full}: Not empty (holds something).",),
+    ),
     "a warning": (["{bare}", "{out}", "--mp", "1", "--strict", "--tokenizer", "/nowhere"], 3, ("/nowhere",)),
 }
 
@@ -397,11 +401,15 @@ def test_refused(places: dict[str, Path], case: str) -> None:
 
 
 UNEVEN = {
-    "ffn": (LLAMA2.but(ffn_dim=90), 4, ["90 feed-forward columns"]),
-    "words": (LLAMA2.but(vocab_size=81), 2, ["81 words"]),
-    "KV heads": (Shape(dim=48, n_heads=12, n_kv_heads=6, vocab_size=96), 4, ["6 KV heads", "nor 4 ranks"]),
-    "KV heads, few": (Shape(dim=48, n_heads=12, n_kv_heads=4, vocab_size=96), 6, ["4 KV heads"]),
-    "all": (LLAMA2, 7, ["8 heads", "96 feed-forward", "80 words", "64 embedding columns", "8 KV heads"]),
+    "ffn": (LLAMA2.but(ffn_dim=90), 4, ["ffn_dim (90)"]),
+    "words": (LLAMA2.but(vocab_size=81), 2, ["vocab_size (81)"]),
+    "KV heads": (
+        Shape(dim=48, n_heads=12, n_kv_heads=6, vocab_size=96),
+        4,
+        ["(6, nor does 6 divide 4)"],
+    ),
+    "KV heads, few": (Shape(dim=48, n_heads=12, n_kv_heads=4, vocab_size=96), 6, ["n_kv_heads (4, "]),
+    "all": (LLAMA2, 7, ["n_heads (8)", "ffn_dim (96)", "vocab_size (80)", "dim (64)", "n_kv_heads (8, "]),
 }
 
 
@@ -412,7 +420,7 @@ def test_ranks_must_divide(tmp_path: Path, case: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     run = llama_convert("shard", tmp_path / "meta", tmp_path / "out", "--mp", ranks)
     assert run.exit_code == 2, run.stderr
-    for word in [f"--mp {ranks}: {ranks} ranks do not divide", *words]:
+    for word in [f"--mp {ranks}: {ranks} does not divide", *words]:
         assert word in run.stderr
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -123,7 +123,7 @@ IN_HF = (
     "model.safetensors", "model.safetensors.index.json", "llama-convert.json", "README.md", "LICENSE",
 )  # fmt: skip
 IN_META = ("params.json", "tokenizer.model", "checklist.chk", "LICENSE", "consolidated.01.pth", "README.md")
-IN_STAGING = (".lock", ".publishing", ".journal", ".journal.model.safetensors")
+IN_STAGING = (".lock", ".finalizing", ".journal", ".journal.model.safetensors")
 LEVELS = ("--level", "structure", "--level", "values", "--level", "tokenizer")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
     "hf": (
@@ -247,9 +247,9 @@ ALLOWED = {
     "formats/strict_json.py": {"json.loads"},
     # Files that are created, or are on disk for `fsync`.
     "conversion/atomic_file.py": {"os.open"},
-    "conversion/lock.py": {"os.open"},
+    "conversion/disk.py": {"os.open", "open"},
     "conversion/output.py": {"os.open"},
-    "conversion/sync.py": {"os.open", "open"},
+    "conversion/ownership.py": {"os.open"},
     # The first bytes of a file that is regular, to see whether a report may replace it.
     "verification/html_report/write.py": {"open", "os.open"},
     # A pipe between two processes of ours.

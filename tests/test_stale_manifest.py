@@ -116,7 +116,7 @@ def test_other_weights(
     assert warning.startswith(f"{source / MANIFEST}: {STALE}")
     assert run(source, tmp_path / "strict", command, "--strict").exit_code == 1
     assert not (tmp_path / "strict").exists()
-    assert model_card.is_ours(out / "README.md")
+    assert model_card.is_unedited(out / "README.md")
     assert (out / "README.md").read_bytes() != (source / "README.md").read_bytes()
     assert findings(out) == []
 
@@ -248,4 +248,4 @@ def test_a_damaged_one_is_not_used(copy: Callable[[str], Path], tmp_path: Path) 
     (source / MANIFEST).write_text(json.dumps(content | {"seal": "0"}))
     ended = run(source, tmp_path / "out", ("convert", "--to", "meta"), "--strict")
     assert ended.exit_code == 0
-    assert "it is not used" in ended.stderr
+    assert "The manifest is not used." in ended.stderr

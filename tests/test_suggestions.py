@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_convert import convert
+from llama_convert import ConvertOptions, convert
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import UsageError
 from llama_convert.llama.releases import parse_version
+from llama_convert.observer import Observer
 from tests.peers import ROOT
 from tests.run import Run, llama_convert
 
@@ -59,9 +60,13 @@ MET: dict[str, tuple[int, str, str]] = {
     "convert hf out": (3, "already in Hugging Face's layout", "llama-convert convert hf out --to meta"),
     'convert "my hf\'s" "my out"': (3, "my hf's", "llama-convert convert \"my hf's\" 'my out' --to meta"),
     "convert meta out --to meta": (3, "files of Meta's layout", "llama-convert shard meta out --mp 1"),
-    "shard hf out --mp 2": (2, "hf has Hugging Face's", "llama-convert convert hf out --to meta --mp 2"),
+    "shard hf out --mp 2": (
+        2,
+        "hf is in Hugging Face",
+        "llama-convert convert hf out --to meta --mp 2",
+    ),
     "shard meta out --max-shard-size 2GB": (
-        *(2, "meta has Meta's"),
+        *(2, "meta is in Meta format"),
         "llama-convert convert meta out --max-shard-size 2GB",
     ),
     "convert models/hfs out": (
@@ -102,7 +107,7 @@ MET: dict[str, tuple[int, str, str]] = {
     "inspect gguf": (3, "holds model.gguf: GGUF", "Convert the checkpoint it was made from."),
     # DST.
     "convert meta meta": (2, "meta: Is the input folder.", "Choose another output folder."),
-    "convert meta jsons": (5, "jsons: holds config.json", "--overwrite"),
+    "convert meta jsons": (5, "jsons: Not empty (holds config.json", "--overwrite"),
     # Words that are no commands, options or values.
     "conver meta out": (2, "No such command 'conver'", "llama-convert convert meta out"),
     "veryfy hf": (2, "No such command 'veryfy'", "llama-convert verify hf"),
@@ -117,7 +122,11 @@ MET: dict[str, tuple[int, str, str]] = {
     "convert meta out extra": (2, "extra", "llama-convert convert --help"),
     "verify hf meta": (2, "(meta)", "llama-convert verify hf --source meta"),
     "shard meta out --mp two": (2, "'two' is not a valid int", "llama-convert shard --help"),
-    "shard meta out --mp 3": (2, "3 ranks do not divide 4 heads", ""),
+    "shard meta out --mp 3": (
+        2,
+        "3 does not divide n_heads (4)",
+        "Choose a number of shards",
+    ),
     "convert meta out --max-shard-size 5": (2, "'5' would be 5 bytes; write it like 5GB", ""),
     "convert meta out --max-shard-size 5G": (2, "'5G' is not a size; write it like 5GB", ""),
     "convert meta out --llama-version 4": (2, "choose one of 1, 2, 3, 3.1", ""),
@@ -182,7 +191,7 @@ def test_what_is_told(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) 
     assert error in said(run, "error")
     told = said(run, "hint")
     if hint.startswith("llama-convert") and ";" not in hint:
-        assert shlex.split(told) == shlex.split(hint)
+        assert shlex.split(told.removeprefix("Run: ")) == shlex.split(hint)
     else:
         assert hint in told
         assert bool(hint) == bool(told)
@@ -209,8 +218,16 @@ def test_what_is_done(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) 
 
 def test_a_checkpoint_below_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
-    assert "the checkpoint is in hub/original" in llama_convert("convert", "hub", "out", "--dry-run").stderr
-    assert "the checkpoint is in" not in llama_convert("convert", "meta", "out", "--dry-run").stderr
+
+    class Details(Observer):
+        def detail(self, text: str) -> None:
+            self.texts = [*getattr(self, "texts", []), text]
+
+    below, itself = Details(), Details()
+    convert("hub", "out", ConvertOptions(dry_run=True), below)
+    convert("meta", "out", ConvertOptions(dry_run=True), itself)
+    assert "Found the checkpoint in hub/original." in below.texts
+    assert not any("Found the checkpoint" in text for text in itself.texts)
 
 
 def test_what_is_hidden_or_goes_in_circles_is_no_checkpoint(tmp_path: Path) -> None:

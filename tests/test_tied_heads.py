@@ -176,7 +176,7 @@ def test_alone_it_fails(merged: Path) -> None:
 def test_an_equal_head_is_the_embedding(tmp_path: Path, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
     source = tied(tmp_path / "hf", head)
     assert convert(source, tmp_path / "meta", ConvertOptions(to="meta")).warnings == [
-        f"{source}: no tokenizer here, so none is carried over"
+        f"{source}: No tokenizer found. The output has no tokenizer. Use --tokenizer PATH to add one."
     ]
     (rank,) = synthetic.read(tmp_path / "meta")
     assert rank[META_HEAD].data_ptr() == rank["tok_embeddings.weight"].data_ptr()

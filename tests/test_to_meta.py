@@ -327,8 +327,8 @@ def test_another_factor_is_warned_of(tmp_path: Path) -> None:
     change_config(source, rope_scaling=LLAMA31_ROPE["rope_scaling"] | {"factor": 16.0})
     result = convert(source, tmp_path / "meta", to_meta())
     (warning,) = [warning for warning in result.warnings if "RoPE" in warning]
-    assert "by 16;" in warning
-    assert "scale by 8" in warning
+    assert "is 16, " in warning
+    assert "use 8." in warning
     with pytest.raises(RefusedError):
         convert(source, tmp_path / "strict", to_meta(strict=True))
     assert not (tmp_path / "strict").exists()
@@ -371,8 +371,8 @@ def test_a_factor_that_readers_cannot_tell_is_warned_of(
     scaling = LLAMA31_ROPE["rope_scaling"] | {"factor": factor}
     change_config(source, max_position_embeddings=131072, rope_scaling=scaling)
     (warning,) = [w for w in convert(source, tmp_path / "meta", to_meta()).warnings if "RoPE" in w]
-    assert f"by {factor:g};" in warning
-    assert f"scale by {readers}" in warning
+    assert f"is {factor:g}, " in warning
+    assert f"use {readers}." in warning
     for number, expected in enumerate((factor, readers)):
         again = tmp_path / f"again{number}"
         convert(tmp_path / "meta", again)
@@ -445,7 +445,7 @@ def test_a_token_that_was_added_stays_behind(tmp_path: Path) -> None:
     token = {"id": 640, "content": "<pad>", "special": True}
     change_tokenizer(lambda c: c["added_tokens"].append(token))(tmp_path / "hf/tokenizer.json")
     result = convert(tmp_path / "hf", tmp_path / "meta", to_meta())
-    assert [warning.rpartition(": ")[2] for warning in result.warnings] == ["'<pad>'"]
+    assert [warning.rpartition(": ")[2] for warning in result.warnings] == ["'<pad>'."]
     model = (tmp_path / "meta/tokenizer.model").read_bytes()
     assert model == (BY_NAME["llama3.1-mp2"] / "tokenizer.model").read_bytes()
 
@@ -565,7 +565,11 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 TO_META = ["--to", "meta"]
 ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
-    "3 ranks of 4 heads": (["{hf}", "{out}", *TO_META, "--mp", "3"], 2, ("3 ranks", "4 heads", "400 words")),
+    "3 ranks of 4 heads": (
+        ["{hf}", "{out}", *TO_META, "--mp", "3"],
+        2,
+        ("n_heads (4), vocab_size (400)",),
+    ),
     "0 ranks": (["{hf}", "{out}", *TO_META, "--mp", "0"], 2, ("--mp",)),
     "no such axis": (["{hf}", "{out}", *TO_META, "--embedding-axis", "2"], 2, ("--embedding-axis",)),
     "no such layout": (["{hf}", "{out}", "--to", "gguf"], 2, ("--to gguf", "hf or meta")),
@@ -579,7 +583,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no dtype": (["{hf}", "{out}", *TO_META, "--dtype", "int4"], 2, ("--dtype int4",)),
     "no version": (["{hf}", "{out}", *TO_META, "--llama-version", "3.1"], 2, ("cannot be true",)),
     "DST is SRC": (["{hf}", "{hf}", *TO_META], 2, ("Is the input folder",)),
-    "DST exists": (["{hf}", "{full}", *TO_META], 5, ("{full}: holds something",)),
+    "DST exists": (["{hf}", "{full}", *TO_META], 5, ("{full}: Not empty (holds something).",)),
 }
 
 
@@ -616,30 +620,30 @@ def test_arguments_refused(places: dict[str, Path], case: str) -> None:
 GROUPED = Shape(dim=48, n_heads=12, n_kv_heads=6, vocab_size=96)
 SCALING = LLAMA31_ROPE["rope_scaling"]
 MODELS: dict[str, tuple[Shape, dict[str, Any], int, int, tuple[str, ...]]] = {
-    "ffn": (LLAMA2.but(ffn_dim=90), {}, 4, 2, ("90 feed-forward columns",)),
-    "words": (LLAMA2.but(vocab_size=81), {}, 2, 2, ("81 words",)),
-    "KV heads": (GROUPED, {}, 4, 2, ("6 KV heads", "nor 4 ranks by them")),
-    "few KV heads": (GROUPED.but(n_kv_heads=4), {}, 6, 2, ("4 KV heads", "nor 6 ranks by them")),
+    "ffn": (LLAMA2.but(ffn_dim=90), {}, 4, 2, ("ffn_dim (90)",)),
+    "words": (LLAMA2.but(vocab_size=81), {}, 2, 2, ("vocab_size (81)",)),
+    "KV heads": (GROUPED, {}, 4, 2, ("n_kv_heads (6, nor does 6 divide 4)",)),
+    "few KV heads": (GROUPED.but(n_kv_heads=4), {}, 6, 2, ("n_kv_heads (4, nor does 4 divide 6)",)),
     "everything": (
         LLAMA2,
         {},
         7,
         2,
-        ("8 heads", "96 feed", "80 words", "64 embedding columns", "8 KV heads"),
+        ("n_heads (8)", "ffn_dim (96)", "vocab_size (80)", "dim (64)", "n_kv_heads (8, "),
     ),
     "where scaling begins": (
         LLAMA3,
         {"rope_scaling": SCALING | {"low_freq_factor": 2.0}},
         1,
         3,
-        ("config.json", "low_freq_factor=2.0", "Meta's layout cannot say"),
+        ("config.json", "Meta format cannot express RoPE scaling with low_freq_factor 2."),
     ),
     "the length it was trained on": (
         LLAMA3,
         {"rope_scaling": SCALING | {"original_max_position_embeddings": 4096}},
         1,
         3,
-        ("4096", "Meta's layout cannot say"),
+        ("Meta format cannot express RoPE scaling with original_context_length 4096.",),
     ),
     "another scaling": (
         LLAMA3,
@@ -673,7 +677,7 @@ def test_heads_of_their_own_width_are_refused(tmp_path: Path) -> None:
     }
     save_file(state | wide, source / "model.safetensors")
     change_config(source, head_dim=32)
-    words = ["4 heads of 32", "not of 64 together", "Meta's layout cannot say"]
+    words = ["Meta format requires head_dim = dim / n_heads (64 / 4)."]
     assert_refused(tmp_path, [str(source), str(tmp_path / "out"), *TO_META], 3, words)
 
 
@@ -681,4 +685,4 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     source = huggingface(tmp_path / "hf", LLAMA3)
     (source / "tokenizer.json").write_text('{"model": {}}')
     arguments = [str(source), str(tmp_path / "out"), *TO_META]
-    assert_refused(tmp_path, arguments, 3, ["tokenizer.json", "is no tokenizer.json"])
+    assert_refused(tmp_path, arguments, 3, ["tokenizer.json", "Not a tokenizer.json."])

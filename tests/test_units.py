@@ -103,7 +103,7 @@ def test_shares_in_any_order(
     case, out = cases[name], tmp_path / "out"
     for place, number in enumerate(order):
         result = case.share(out, f"{number}/3")
-        assert result.published == (place == 2)
+        assert result.finalized == (place == 2)
         assert (out / "llama-convert.json").exists() == (place == 2)
     assert read(out) == case.whole
 
@@ -111,7 +111,7 @@ def test_shares_in_any_order(
 def test_more_shares_than_files(cases: dict[str, Case], tmp_path: Path) -> None:
     """A share can be empty; the one that comes last publishes all the same."""
     case, out = cases["ranks"], tmp_path / "out"
-    published = [case.share(out, f"{number}/9").published for number in range(1, 10)]
+    published = [case.share(out, f"{number}/9").finalized for number in range(1, 10)]
     assert published[:4] == [False, False, False, True]
     assert all(published[4:])
     assert read(out) == case.whole
@@ -129,7 +129,7 @@ def test_a_share_twice(cases: dict[str, Case], tmp_path: Path) -> None:
         file.name: file.stat().st_mtime_ns for file in (out / ".llama-convert").rglob("model*.safetensors")
     }
     assert before == after
-    assert case.share(out, "2/2").published
+    assert case.share(out, "2/2").finalized
     assert read(out) == case.whole
 
 
@@ -140,7 +140,7 @@ def test_finish(cases: dict[str, Case], tmp_path: Path) -> None:
         case.run(out, replace(case.arguments["options"], finish=True))
     assert missing.value.code == "UNITS_MISSING"
     case.share(out, "2/2")
-    assert case.run(out, replace(case.arguments["options"], finish=True)).published
+    assert case.run(out, replace(case.arguments["options"], finish=True)).finalized
     assert read(out) == case.whole
 
 
@@ -179,7 +179,7 @@ def test_a_bit_that_flips_after_its_task(
             case.share(out, "2/2") if not attempt else case.run(out, finishing(case))
         assert damaged.value.code == ("UNITS_MISSING" if attempt else "OUTPUT_CHECKSUM")
         assert read_if_any(out) == {}
-    assert case.share(out, "1/2").published
+    assert case.share(out, "1/2").finalized
     assert read(out) == case.whole
 
 
@@ -236,7 +236,7 @@ def test_another_plan_starts_over(cases: dict[str, Case], tmp_path: Path) -> Non
     out = tmp_path / "out"
     cases["cast"].share(out, "1/2")
     cases["convert"].share(out, "1/2")
-    assert cases["convert"].share(out, "2/2").published
+    assert cases["convert"].share(out, "2/2").finalized
     assert read(out) == cases["convert"].whole
 
 
@@ -246,8 +246,8 @@ def test_a_source_that_changes_starts_over(tmp_path: Path) -> None:
     small = ConvertOptions(max_shard_size="20KB")
     convert(tmp_path / "meta", out, replace(small, array_task="1/2"))
     synthetic.make(tmp_path / "meta", SHAPE, seed=1)
-    assert not convert(tmp_path / "meta", out, replace(small, array_task="2/2")).published
-    assert convert(tmp_path / "meta", out, replace(small, array_task="1/2")).published
+    assert not convert(tmp_path / "meta", out, replace(small, array_task="2/2")).finalized
+    assert convert(tmp_path / "meta", out, replace(small, array_task="1/2")).finalized
     convert(tmp_path / "meta", tmp_path / "whole", small)
     assert read(out) == read(tmp_path / "whole")
 
@@ -273,7 +273,7 @@ def test_warnings_are_told_once_and_strict_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5", ""])
 def test_no_share(cases: dict[str, Case], tmp_path: Path, text: str) -> None:
     if text:
-        with pytest.raises(UsageError, match="expected I/N"):
+        with pytest.raises(UsageError, match="Invalid task"):
             cases["convert"].share(tmp_path / "out", text)
 
 
@@ -338,7 +338,7 @@ def read_if_any(out: Path) -> Files:
 @each_case
 def test_threads(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
     with ThreadPoolExecutor(3) as executor:
-        assert cases[name].run(tmp_path / "out", executor=executor).published
+        assert cases[name].run(tmp_path / "out", executor=executor).finalized
     assert read(tmp_path / "out") == cases[name].whole
 
 

@@ -242,7 +242,7 @@ class TestWhatGoesAlong:
                 convert(source, out, replace(options, array_task=share))
         assert states(out) == before
         note.unlink()
-        assert convert(source, out, options).published
+        assert convert(source, out, options).finalized
         assert once_more(source, out, options)
         convert(source, source.parent / "expected", replace(options, overwrite=True))
         assert contents(out) == contents(source.parent / "expected")
@@ -363,7 +363,7 @@ class TestChecklist:
     def test_agrees(self, source: Path, tmp_path: Path) -> None:
         heard = Heard()
         convert(source, tmp_path / "out", ConvertOptions(compare_checklist=True), heard)
-        assert heard.says("3 files have the MD5s of checklist.chk")
+        assert heard.says("All 3 files match checklist.chk.")
 
     def test_exchanged_ranks(self, source: Path, tmp_path: Path) -> None:
         """Nothing in the files tells it; the checklist does."""
@@ -375,7 +375,7 @@ class TestChecklist:
         assert run.exit_code == 3
         assert run.json["code"] == "INPUT_CHECKLIST"
         assert run.json["file"] == str(one)
-        assert "that of consolidated.01.pth" in run.json["message"]
+        assert "it is that of consolidated.01.pth." in run.json["message"]
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ class TestChecklist:
         """Names that no file can have are files that are not here."""
         with (source / "checklist.chk").open("a") as stream:
             stream.write(f"{'0' * 32}  {'x' * 300}\n")
-        with pytest.raises(InputError, match="is not here"):
+        with pytest.raises(InputError, match="Missing file, listed in checklist"):
             convert(source, tmp_path / "out", ConvertOptions(compare_checklist=True))
         run = llama_convert("verify", source)
         assert run.exit_code == 1

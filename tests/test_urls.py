@@ -22,7 +22,7 @@ pytest.importorskip("s3fs")
 pytest.importorskip("aiohttp")
 
 from llama_convert import ConvertOptions, convert, inspect, shard, verify
-from llama_convert.conversion.journal import sealed
+from llama_convert.conversion.sealed_json import sealed
 from llama_convert.errors import ConflictError, InputError, OutputError, UsageError
 from llama_convert.formats.files import remote_files
 from llama_convert.stores import filesystem, retry
@@ -299,7 +299,7 @@ class TestTargets:
     def test_again_is_up_to_date(self, store: ObjectStore, proxy: FaultyProxy, local: Path) -> None:
         convert(local / "meta", "s3://bucket/hf", SMALL)
         proxy.clear()
-        assert convert(local / "meta", "s3://bucket/hf", SMALL).published
+        assert convert(local / "meta", "s3://bucket/hf", SMALL).finalized
         assert not proxy.requests["PUT"]
         with pytest.raises(ConflictError):
             convert(local / "meta", "s3://bucket/hf", ConvertOptions(dtype="fp32"))
@@ -403,7 +403,7 @@ class TestTargets:
         proxy.plan = None
         with pytest.raises(ConflictError):
             convert(local / "meta", "s3://bucket/hf", ConvertOptions(dtype="fp32"))
-        assert convert(local / "meta", "s3://bucket/hf", SMALL).published
+        assert convert(local / "meta", "s3://bucket/hf", SMALL).finalized
         assert there(store, "hf", tmp_path) == read(local / "hf")
 
     def test_malformed_lines_and_lists(
@@ -425,7 +425,7 @@ class TestTargets:
         (tmp_path / "planted/thesis.tex").write_bytes(b"years of work")
         said = {"thesis.tex": [13, "0" * 32], "nothing": [1, "x"], "../x": [1, "x"]}
         for form in ({"plan": "", "files": [*said], "older": [*said]}, {"files": said}, {"files": 7}, [said]):
-            (tmp_path / "planted/.llama-convert/.publishing").write_bytes(sealed(form))
+            (tmp_path / "planted/.llama-convert/.finalizing").write_bytes(sealed(form))
             store.put(tmp_path / "planted", "planted")
             with pytest.raises(ConflictError, match=r"holds thesis\.tex"):
                 convert(local / "meta", "s3://bucket/planted", SMALL)
@@ -457,16 +457,16 @@ class TestTargets:
         for place, number in enumerate(order):
             options = ConvertOptions(max_shard_size="20KB", array_task=f"{number}/3")
             result = convert("s3://bucket/meta", "s3://bucket/hf", options)
-            assert result.published == (place == 2)
+            assert result.finalized == (place == 2)
             assert ("hf/config.json" in set(store.keys())) == (place == 2)
         assert there(store, "hf", tmp_path) == read(local / "hf")
         again = ConvertOptions(max_shard_size="20KB", array_task="1/3")
-        assert convert("s3://bucket/meta", "s3://bucket/hf", again).published
+        assert convert("s3://bucket/meta", "s3://bucket/hf", again).finalized
 
     def test_an_executor(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
             result = convert(local / "meta", "s3://bucket/hf", SMALL, executor=executor)
-        assert result.published
+        assert result.finalized
         assert there(store, "hf", tmp_path) == read(local / "hf")
 
     def test_finish(self, store: ObjectStore, local: Path) -> None:
@@ -484,8 +484,8 @@ class TestTargets:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / Path(name).name).write_bytes(bytes(size))
         store.put(tmp_path / "other", "hf")
-        assert not convert(local / "meta", "s3://bucket/hf", two).published
-        assert convert(local / "meta", "s3://bucket/hf", one).published
+        assert not convert(local / "meta", "s3://bucket/hf", two).finalized
+        assert convert(local / "meta", "s3://bucket/hf", one).finalized
         assert there(store, "hf", tmp_path) == read(local / "hf")
 
     def test_many_parts(self, store: ObjectStore, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_warned_of(tmp_path: Path, ranks: int, dtype: torch.dtype) -> None:
     result = convert(tmp_path / "meta", tmp_path / "out")
     odd = [line for line in result.warnings if "tokenizer" not in line]
     assert len(odd) == 2
-    assert "wq.weight: 2 values are NaN or infinite, the first at [3, 5]" in odd[1] + odd[0]
-    assert "w2.weight: holds nothing but zeros" in odd[1] + odd[0]
+    assert "wq.weight: 2 values are NaN or infinite (first at [3, 5])" in odd[1] + odd[0]
+    assert "w2.weight: All values are zero." in odd[1] + odd[0]
     with pytest.raises(RefusedError):
         convert(tmp_path / "meta", tmp_path / "strict", ConvertOptions(strict=True))
     assert not (tmp_path / "strict").exists()
@@ -83,7 +83,7 @@ def test_many_alike_are_counted(tmp_path: Path) -> None:
         line for line in convert(tmp_path / "meta", tmp_path / "out").warnings if "tokenizer" not in line
     ]
     assert len(lines) == 11
-    assert lines[-1] == f"the same of {len(state) - 10} weights more"
+    assert lines[-1] == f"{len(state) - 10} more weights have the same problem."
 
 
 def test_no_checksums(tmp_path: Path) -> None:

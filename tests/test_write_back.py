@@ -10,12 +10,12 @@ from unittest import mock
 import pytest
 
 from llama_convert import ConvertOptions, convert
-from llama_convert.conversion.sync import WriteBack
+from llama_convert.conversion.output import WriteBack
 from llama_convert.errors import InputError, OutputError
 from tests import synthetic
 from tests.synthetic import LLAMA2
 
-EVERY = mock.patch.object(WriteBack, "_EVERY", 4096)
+EVERY = mock.patch.object(WriteBack, "_INTERVAL", 4096)
 
 
 def count_syncs(options: ConvertOptions, folder: Path) -> list[int]:
@@ -66,7 +66,7 @@ def test_an_early_error_counts(tmp_path: Path) -> None:
     with EVERY, mock.patch.object(os, "fsync", fsync), pytest.raises(OutputError) as failed:
         convert(tmp_path / "meta", out)
     assert failed.value.code == "OUTPUT_IO"
-    assert "cannot be brought to disk" in str(failed.value)
+    assert "Cannot flush the file to disk" in str(failed.value)
     assert not list((out / ".llama-convert").rglob("*.safetensors"))
     assert not (out / "config.json").exists()
     convert(tmp_path / "meta", out)

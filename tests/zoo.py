@@ -1059,7 +1059,7 @@ ACCEPTED_HUGGINGFACE: dict[str, Case] = {
 # What is accepted with a warning that has these words.
 
 WARNED: dict[str, Case] = {
-    "no tokenizer": Case(lambda _: None, ("no tokenizer.model",)),
+    "no tokenizer": Case(lambda _: None, ("No tokenizer.model",)),
     "storages filled in afterwards": Case(filled_in_afterwards, (ONE, "(and 1 more)", "21 of 21 storages")),
     "one storage without a checksum": Case(directory("data/3", crc=0), (TWO, "1 of 21 storages")),
     "no output head": Case(

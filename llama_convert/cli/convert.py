@@ -74,7 +74,7 @@ def convert_command(
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.convert import convert
         from llama_convert.conversion.execute import DEFAULT_WORKERS
-        from llama_convert.conversion.options import ConvertOptions, parse_layout
+        from llama_convert.conversion.options import ConvertOptions, parse_format
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
@@ -88,7 +88,7 @@ def convert_command(
             require_hub()
         if verify and model_size == "tokenizer_only":
             raise UsageError("BAD_USAGE", "--verify needs weights; tokenizer_only writes none")
-        layout = parse_layout(to)
+        layout = parse_format(to)
         _of_the_layout(
             layout,
             {

@@ -15,6 +15,6 @@ def workers_of(scheduler: str | None) -> AbstractContextManager[Executor | None]
     """
     if scheduler is None:
         return nullcontext()
-    from llama_convert.conversion.cluster import dask_executor
+    from llama_convert.conversion.workers import dask_executor
 
     return dask_executor(scheduler)

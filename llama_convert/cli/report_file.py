@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llama_convert.conversion.atomic_file import write_atomically
-from llama_convert.conversion.sync import failure
+from llama_convert.conversion.disk import output_error
 from llama_convert.errors import ConflictError, UsageError
 from llama_convert.verification.report import VerifyReport
 
@@ -41,7 +41,7 @@ def write_page(report: VerifyReport, file: Path) -> None:
     except FileExistsError:
         raise _conflict(file) from None
     except OSError as error:
-        raise failure("cannot be written", error, file) from error
+        raise output_error("cannot be written", error, file) from error
 
 
 def _conflict(file: Path) -> ConflictError:

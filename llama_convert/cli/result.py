@@ -39,7 +39,7 @@ def show_result(
         if not as_json:
             for name, size in result.files.items():
                 page().print(f"{size:>15,}  {name}", soft_wrap=True)
-    elif verify and result.published:
+    elif verify and result.finalized:
         from llama_convert.conversion.verification_record import record_verification
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.verify import verify as run_verify
@@ -57,7 +57,7 @@ def show_result(
         raise typer.Exit(1)
     if not (quiet or as_json):
         observer.note(_summary(result, options))
-        if result.published and not (verify or options.model_size):
+        if result.finalized and not (verify or options.model_size):
             words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
@@ -72,4 +72,4 @@ def _summary(result: ConvertResult, options: ConvertOptions) -> str:
     if options.dry_run:
         total = format_size(sum(result.files.values()))
         return f"Dry run{warned}: {len(result.files)} files, about {total}, would be written."
-    return f"done{warned}" + (f": {result.destination}" if result.published else ", and not published yet")
+    return f"done{warned}" + (f": {result.destination}" if result.finalized else ", and not published yet")

@@ -1,1 +1,1 @@
-
+"""Conversions between checkpoint formats: plan, execute, check, finalize."""

@@ -1,11 +1,11 @@
-"""Changes of element type, block by block, with a count of what a narrower type could not hold."""
+"""Dtype casts of blocks, with counts of the values that overflow or underflow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, largest
 from llama_convert.dtypes import Dtype
@@ -16,28 +16,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CastCounts:
-    """What happened to the values of one tensor on the way to another type."""
+    """Counts of the values that a cast changed beyond rounding."""
 
     elements: int = 0
     overflowed: int = 0
     """Finite values that became infinite."""
-    vanished: int = 0
-    """Values other than zero that became zero."""
-    largest: float = 0.0
-    """Largest finite magnitude among the values that overflowed."""
+    underflowed: int = 0
+    """Nonzero values that became zero."""
+    max_overflowed: float = 0.0
+    """Maximum finite magnitude among the values that overflowed."""
 
     def __add__(self, other: CastCounts) -> CastCounts:
         return CastCounts(
             self.elements + other.elements,
             self.overflowed + other.overflowed,
-            self.vanished + other.vanished,
-            max(self.largest, other.largest),
+            self.underflowed + other.underflowed,
+            max(self.max_overflowed, other.max_overflowed),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as plain data."""
+        return {
+            "elements": self.elements,
+            "overflowed": self.overflowed,
+            "vanished": self.underflowed,
+            "largest": self.max_overflowed,
+        }
 
 
 @contextmanager
-def one_core_a_cast() -> Iterator[None]:
-    """Let casts in threads started meanwhile take one core each: the threads are the parallelism."""
+def single_threaded_casts() -> Iterator[None]:
+    """Limit torch to one core per cast while the context is open: the workers are the parallelism."""
     import torch
 
     before = torch.get_num_threads()
@@ -49,22 +58,28 @@ def one_core_a_cast() -> Iterator[None]:
 
 
 def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastCounts]:
-    """The block's values in another type, rounded to nearest even as torch does; bytes in, bytes out.
+    """Return a block cast to another dtype, rounded to nearest even, and the counts of changed values.
 
-    By way of float32, which holds every value of either: torch does both steps in vectors, but not the one.
+    Casts through float32, which holds every value of both dtypes: torch vectorizes these two steps, but not
+    the direct cast.
+
+    Args:
+        block: bytes of elements of dtype ``source``.
+        source: dtype of the block.
+        target: dtype of the result.
     """
     import torch
 
     values = torch.from_numpy(block.reshape(-1)).view(_torch_dtype(source))
     result = values.to(torch.float32).to(_torch_dtype(target))
     cast = result.view(torch.uint8).numpy()
-    overflowed, top = 0, 0.0
+    overflowed, max_overflowed = 0, 0.0
     if largest(cast, target) >= INFINITY[target]:
-        new = torch.isinf(result) & torch.isfinite(values)
-        overflowed = int(new.sum())
-        top = float(values[new].abs().max()) if overflowed else 0.0
-    vanished = count_nonzero(block.reshape(-1), source) - count_nonzero(cast, target)
-    return cast, CastCounts(values.numel(), overflowed, vanished, top)
+        became_infinite = torch.isinf(result) & torch.isfinite(values)
+        overflowed = int(became_infinite.sum())
+        max_overflowed = float(values[became_infinite].abs().max()) if overflowed else 0.0
+    underflowed = count_nonzero(block.reshape(-1), source) - count_nonzero(cast, target)
+    return cast, CastCounts(values.numel(), overflowed, underflowed, max_overflowed)
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -1,36 +1,36 @@
-"""Conversions, all of them one job: read headers, plan, write, publish."""
+"""The entry points `convert` and `shard`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_convert.conversion.dry_run import dry_run
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE
-from llama_convert.conversion.job import Prepare
-from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.job import Job, JobFactory
+from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.runner import Run
-from llama_convert.conversion.source_manifest import read_source_digests
+from llama_convert.conversion.source_checks import read_source_hashes
 from llama_convert.conversion.staging import STAGING
-from llama_convert.conversion.work_units import Share
-from llama_convert.conversion.workers import Order
+from llama_convert.conversion.work_units import ArrayTask
+from llama_convert.conversion.workers import WorkSpec
 from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url, same_place, shown
 from llama_convert.stores.mount import mounted
 
 if TYPE_CHECKING:
+    from llama_convert.conversion.store_run import StoreRun
     from llama_convert.conversion.upload import Store
 
 _REMOTE_BLOCK_SIZE = 8 << 20
 _REMOTE_WORKERS = 16
-_SENT_AT_A_TIME = 4
-"""Requests in flight, where each of them takes a while."""
+_PARALLEL_UPLOADS = 4
 
 
 def convert(
@@ -40,28 +40,29 @@ def convert(
     observer: Observer | None = None,
     executor: Executor | None = None,
 ) -> ConvertResult:
-    """Convert a checkpoint to the other layout: Meta's to Hugging Face's, or with `to` the way back.
+    """Convert a checkpoint from Meta to Hugging Face format, or with ``options.to="meta"`` the other way.
 
     Args:
-        source: a folder in the other layout, or one around it; or the URL of one.
-        destination: the folder to make; it must be empty or absent; or a URL such as ``s3://bucket/name``.
-        options: what to do differently from the default.
-        observer: is told of progress, decisions and warnings.
-        executor: lets its workers write the weights, a file each; they see both folders as this process does.
+        source: a folder in the other format or a folder around it, or its URL.
+        destination: the folder to write, or its URL, for example ``s3://bucket/name``; empty or absent.
+        options: differences from the defaults.
+        observer: receives progress, notes and warnings.
+        executor: runs the workers that write the weights, one file per call; both folders must be visible to
+            them under the same path.
 
     Raises:
-        UsageError: an option cannot be meant so, or the destination is the source or holds files of it.
+        UsageError: an option is invalid, or the destination is the source or holds files of it.
         InputError: the source is missing, damaged, inconsistent or unsupported.
-        OutputError: the machine could not write it.
-        ConflictError: the destination holds something.
-        RefusedError: `strict`, and something was warned of.
+        OutputError: a file cannot be read or written.
+        ConflictError: the destination holds something else.
+        RefusedError: `strict` is set and there was a warning.
     """
-    from llama_convert.conversion.to_huggingface import to_huggingface
-    from llama_convert.conversion.to_meta import to_meta
+    from llama_convert.conversion.to_huggingface import huggingface_job
+    from llama_convert.conversion.to_meta import meta_job
 
     options = options or ConvertOptions()
-    prepare = to_meta if options.to == "meta" else to_huggingface
-    return _run(prepare, source, destination, options, observer, executor)
+    make_job = meta_job if options.to == "meta" else huggingface_job
+    return _run(_Request(make_job, source, destination, options, observer or Observer(), executor))
 
 
 def shard(
@@ -74,58 +75,65 @@ def shard(
     observer: Observer | None = None,
     executor: Executor | None = None,
 ) -> ConvertResult:
-    """Cut a checkpoint anew in the layout it has.
+    """Reshard a checkpoint in its own format.
 
     Args:
-        source: a folder in either layout, or the URL of one.
-        destination: the folder to make; it must be empty or absent; or a URL such as ``s3://bucket/name``.
-        mp: of Meta's layout, how many tensor-parallel ranks to cut it into.
-        max_shard_size: of Hugging Face's layout, bytes of tensors in one file at most, such as ``2GB``.
-        options: what else to do differently from the default.
-        observer: is told of progress, decisions and warnings.
-        executor: lets its workers write the weights, a file each; they see both folders as this process does.
+        source: a folder in Meta or Hugging Face format, or its URL.
+        destination: the folder to write, or its URL; empty or absent.
+        mp: number of shards (tensor-parallel ranks) of a Meta checkpoint.
+        max_shard_size: maximum file size of a Hugging Face checkpoint, for example ``5GB``.
+        options: differences from the defaults.
+        observer: receives progress, notes and warnings.
+        executor: as for `convert`.
 
     Raises:
-        UsageError: not one of `mp` and `max_shard_size` is given, it is the other layout's, or the numbers do
-            not divide.
+        UsageError: not exactly one of ``mp`` and ``max_shard_size`` is given, it is for the other format, or
+            the dimensions are not divisible by the number of shards.
         InputError, OutputError, ConflictError, RefusedError: as `convert`.
     """
-    from llama_convert.conversion.reshard import reshard_huggingface, reshard_meta
+    from llama_convert.conversion.reshard import huggingface_reshard_job, meta_reshard_job
 
     options = options or ConvertOptions()
     if (mp is None) == (max_shard_size is None):
-        raise UsageError("BAD_USAGE", "give either --mp N or --max-shard-size SIZE")
+        raise UsageError("BAD_USAGE", "Pass either --mp N or --max-shard-size SIZE.")
+    make_job: JobFactory
     if mp is not None:
-        options, prepare = replace(options, mp=mp), reshard_meta
+        options, make_job = replace(options, mp=mp), meta_reshard_job
     else:
         assert max_shard_size is not None
-        options, prepare = replace(options, max_shard_size=max_shard_size), reshard_huggingface
-    return _run(prepare, source, destination, options, observer, executor)
+        options, make_job = replace(options, max_shard_size=max_shard_size), huggingface_reshard_job
+    return _run(_Request(make_job, source, destination, options, observer or Observer(), executor))
 
 
-def _run(
-    prepare: Prepare,
-    source: Path | str,
-    destination: Path | str,
-    options: ConvertOptions,
-    observer: Observer | None,
-    executor: Executor | None,
-) -> ConvertResult:
-    _refuse_contradictions(options, executor)
-    with _saying_that_nothing_is_written(destination):
-        return _prepared(prepare, source, destination, options, observer, executor)
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `convert` or `shard`, and the function that prepares the job."""
+
+    make_job: JobFactory
+    source: Path | str
+    destination: Path | str
+    options: ConvertOptions
+    observer: Observer
+    executor: Executor | None
 
 
-def _refuse_contradictions(options: ConvertOptions, executor: Executor | None) -> None:
-    """Refuse options of which one would do nothing.
+def _run(request: _Request) -> ConvertResult:
+    _check_options(request)
+    with _reporting_earlier_work(request.destination):
+        return _convert(request)
+
+
+def _check_options(request: _Request) -> None:
+    """Refuse combinations of options in which one would have no effect.
 
     Raises:
-        UsageError: two of them are given.
+        UsageError: two such options are given.
     """
+    options = request.options
     given = {
         "--array-task": bool(options.array_task),
         "--finish": options.finish,
-        "--scheduler": executor is not None,
+        "--scheduler": request.executor is not None,
         "--no-resume": options.finish and not options.resume,
     }
     names = [name for name, is_given in given.items() if is_given]
@@ -134,28 +142,20 @@ def _refuse_contradictions(options: ConvertOptions, executor: Executor | None) -
 
 
 @contextmanager
-def _saying_that_nothing_is_written(destination: Path | str) -> Iterator[None]:
-    """Add to an interruption that comes before the first write what an earlier run has saved."""
+def _reporting_earlier_work(destination: Path | str) -> Iterator[None]:
+    """Add ``resumable`` and ``kept`` to an interruption before the first write, from earlier runs."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         if not hasattr(interrupt, "kept"):
-            earlier = not is_url(destination) and (Path(destination).expanduser() / STAGING).exists()
-            kept = (
-                "What earlier runs saved is unchanged. Run the same command to resume." if earlier else None
-            )
-            vars(interrupt).update(resumable=earlier, kept=kept)
+            is_resumable = not is_url(destination) and (Path(destination).expanduser() / STAGING).exists()
+            sentence = "Work saved by earlier runs is unchanged. Run the same command to resume."
+            vars(interrupt).update(resumable=is_resumable, kept=sentence if is_resumable else None)
         raise
 
 
-def _prepared(
-    prepare: Prepare,
-    source: Path | str,
-    destination: Path | str,
-    options: ConvertOptions,
-    observer: Observer | None,
-    executor: Executor | None,
-) -> ConvertResult:
+def _convert(request: _Request) -> ConvertResult:
+    source, destination, options = request.source, request.destination, request.options
     if is_url(source) and options.block_size == DEFAULT_BLOCK_SIZE:
         options = replace(
             options, block_size=_REMOTE_BLOCK_SIZE, workers=max(options.workers, _REMOTE_WORKERS)
@@ -164,55 +164,80 @@ def _prepared(
         hint = "Choose another output folder."
         raise UsageError("OUTPUT_IS_INPUT", f"{shown(str(destination))}: Is the input folder.", hint=hint)
     with ExitStack() as stack:
-        here = stack.enter_context(mounted(source))
-        there = stack.enter_context(mounted(destination, may_be_absent=True))
-        notes = Notes(observer or Observer())
-        store = _store(str(destination), there) if is_url(destination) else None
-        job = prepare(here, there, options, notes)
+        source_folder = stack.enter_context(mounted(source))
+        output_folder = stack.enter_context(mounted(destination, may_be_absent=True))
+        messages = Messages(request.observer)
+        store = _store(str(destination), output_folder) if is_url(destination) else None
+        job = request.make_job(source_folder, output_folder, options, messages)
         job.result.source = str(source) if is_url(source) else job.folder
-        job.source_digests = read_source_digests(job, notes)
-        run = Run(job, options, notes, private=store is not None)
-        if options.dry_run:
-            return replace(run.dry(), destination=str(destination) if is_url(destination) else there)
-        order = partial(Order, prepare, _absolute(source), _absolute(destination), options)
+        job.source_hashes = read_source_hashes(job, messages)
         if store is None:
-            return _on_disk(run, order, options, executor)
-        if not (options.array_task or executor):
-            done = run.finish_in_store(store) if options.finish else run.to_store(store)
-            return replace(done, destination=str(destination))
-        files = Share.parse(options.array_task).of(job.files) if options.array_task else job.files
-        with nullcontext(executor) if executor else ThreadPoolExecutor(_SENT_AT_A_TIME) as workers:
-            run.send(store, workers, order, files)
-        sent = replace(
-            job.result, destination=str(destination), files={f: job.result.files[f] for f in files}
-        )
-    # What others have sent meanwhile shows to who looks anew.
+            return _convert_to_folder(request, Run(job, options, messages))
+        run = _store_run(job, options, messages, store)
+        if options.dry_run or not (options.array_task or request.executor):
+            return replace(_convert_to_store(run), destination=str(destination))
+        uploaded = _upload_files(request, run)
+    # Mounts the destination again, to see what other processes have uploaded meanwhile.
+    finishing = replace(options, array_task=None, finish=True)
+    return _finish_or(uploaded, replace(request, options=finishing, executor=None))
+
+
+def _convert_to_folder(request: _Request, run: Run) -> ConvertResult:
+    options = run.options
+    if options.dry_run:
+        return dry_run(run.job, options, run.messages, run.manifest)
+    if options.finish:
+        return run.finish()
+    spec = _work_spec(request, run)
+    if options.array_task:
+        return run.run_array_task(ArrayTask.parse(options.array_task), spec)
+    return run.convert_with(request.executor, spec) if request.executor else run.convert()
+
+
+def _convert_to_store(run: StoreRun) -> ConvertResult:
+    if run.options.dry_run:
+        return dry_run(run.job, run.options, run.messages, run.manifest)
+    return run.finish() if run.options.finish else run.convert()
+
+
+def _upload_files(request: _Request, run: StoreRun) -> ConvertResult:
+    """Upload this array task's weight files, or all of them with an executor; return which."""
+    job, task = run.job, run.options.array_task
+    files = ArrayTask.parse(task).select(job.weight_files) if task else job.weight_files
+    executor = request.executor
+    with nullcontext(executor) if executor else ThreadPoolExecutor(_PARALLEL_UPLOADS) as workers:
+        run.upload_files(workers, _work_spec(request, run), files)
+    sizes = {file: job.result.files[file] for file in files}
+    return replace(job.result, destination=str(request.destination), files=sizes)
+
+
+def _finish_or(uploaded: ConvertResult, request: _Request) -> ConvertResult:
+    """Finalize the output, or return ``uploaded`` if other files are not written yet."""
     try:
-        finishing = replace(options, array_task=None, finish=True)
-        return _run(prepare, source, destination, finishing, observer, None)
+        return _run(request)
     except OutputError as error:
         if error.code != "UNITS_MISSING":
             raise
-        notes.note(f"{error.message}; the last task finalizes the output")
-        return sent
+        request.observer.note(f"{error.message} The last task finalizes the output.")
+        return uploaded
 
 
-def _on_disk(
-    run: Run, order: Callable[[str, str], Order], options: ConvertOptions, executor: Executor | None
-) -> ConvertResult:
-    if options.finish:
-        return run.finish()
-    if options.array_task:
-        return run.share(Share.parse(options.array_task), order)
-    return run.by(executor, order) if executor else run.alone()
+def _work_spec(request: _Request, run: Run) -> WorkSpec:
+    return run.work_spec(request.make_job, _absolute(request.source), _absolute(request.destination))
 
 
 def _absolute(location: Path | str) -> str:
-    """As a worker that began elsewhere finds it."""
+    """Return a location that workers with another current folder can open."""
     return str(location) if is_url(location) else str(Path(location).expanduser().absolute())
 
 
-def _store(url: str, place: Path) -> Store:
+def _store(url: str, folder: Path) -> Store:
     from llama_convert.conversion.upload import Store
 
-    return Store(url, place)
+    return Store(url, folder)
+
+
+def _store_run(job: Job, options: ConvertOptions, messages: Messages, store: Store) -> StoreRun:
+    from llama_convert.conversion.store_run import StoreRun
+
+    return StoreRun(job, options, messages, store)

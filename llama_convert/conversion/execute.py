@@ -1,6 +1,6 @@
-"""Carries a plan out: gather, reorder, cast, scatter, a block of rows at a time.  Knows nothing of Llama.
+"""Execution of a plan: gather, permute, cast and scatter blocks of rows. Knows nothing about Llama.
 
-Memory is one block and its reordered copy for each worker, whatever the model.
+Memory is one block and its permuted copy per worker, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.checkpoints.row_reader import Bytes, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.value_scan import ValueScan
-from llama_convert.conversion.cast import CastCounts, cast_block, one_core_a_cast
+from llama_convert.conversion.cast import CastCounts, cast_block, single_threaded_casts
 from llama_convert.conversion.journal import Entry, Record
 from llama_convert.conversion.output import Output
 from llama_convert.conversion.plan import Place, Plan, Task
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 DEFAULT_BLOCK_SIZE = 1 << 20
-CHECKPOINT = 64 << 20
-"""Bytes of a weight from one line in the journal to the next: the most that each worker loses in a kill."""
+JOURNAL_INTERVAL = 64 << 20
+"""Bytes of a weight between two journal entries: the most that each worker loses if the process is killed."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes of weights just written, from any worker."""
+"""Called with the number of bytes of weights just written, from any worker thread."""
 
 
 def execute(
@@ -42,76 +42,76 @@ def execute(
     block_size: int = DEFAULT_BLOCK_SIZE,
     progress: Progress = lambda _: None,
 ) -> int:
-    """Write the plan's files, brought to where they stay when this returns.
+    """Write the plan's files. They are stored durably when this returns.
 
     Args:
         plan: what to write.
-        outputs: the files by name; they hold nothing but what ``journal`` records.
-        journal: what is written of the plan; it is read, and added to.
-        workers: tensors in hand at a time.
-        block_size: bytes read at a time by each worker.
-        progress: told of every block.
+        outputs: the files by name; existing content counts only if ``journal`` records it.
+        journal: what is already written of the plan; read and added to.
+        workers: number of tensors written in parallel.
+        block_size: bytes that each worker reads at a time.
+        progress: called with the number of bytes of every block.
 
     Returns:
-        Bytes of weights that an earlier run had written, and whose hashes match.
+        Bytes of weights that an earlier run had written and whose hashes match.
 
     Raises:
-        InputError: a source file is not what it was, or copies in it differ.
-        OutputError: the machine could not read or write.
+        InputError: a source file is damaged, or copies of a weight in it differ.
+        OutputError: a file cannot be read or written.
     """
-    stop, busy = Event(), _Busy()
-    kept: list[int] = []
+    stop, active_threads = Event(), _ActiveThreads()
+    reused: list[int] = []
     with ExitStack() as stack:
         files = stack.enter_context(SourceFiles())
         for output in outputs.values():
             stack.callback(output.close)
             output.reserve()
 
-        def work(task: Task) -> None:
-            with busy:
+        def run(task: Task) -> None:
+            with active_threads:
                 if not stop.is_set():
-                    carry_out(task)
+                    write_task(task)
 
-        def carry_out(task: Task) -> None:
-            work = _Work(files, outputs, task, block_size, progress, stop)
-            known = journal.entries.get(task.name)
-            if known and work.resume(known):
-                kept.append(work.nbytes)
-                progress(work.nbytes)
+        def write_task(task: Task) -> None:
+            writer = _TaskWriter(files, outputs, task, block_size, progress, stop)
+            entry = journal.entries.get(task.name)
+            if entry and writer.resume(entry):
+                reused.append(writer.nbytes)
+                progress(writer.nbytes)
             elif not stop.is_set():
                 journal.entries.pop(task.name, None)
-            for entry in work.write():
+            for entry in writer.write():
                 journal.add(entry)
-            if work.is_complete and not stop.is_set():
-                work.finish()
+            if writer.is_complete and not stop.is_set():
+                writer.finish()
 
         if plan.casts:
-            stack.enter_context(one_core_a_cast())
+            stack.enter_context(single_threaded_casts())
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
-                jobs = [pool.submit(work, task) for task in plan.tasks]
-                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
-                    job.result()
+                futures = [pool.submit(run, task) for task in plan.tasks]
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
                 for output in outputs.values():
                     output.wait()
             finally:
                 stop.set()
-                _wind_down(pool, busy)
+                _shut_down(pool, active_threads)
         files.check_the_rest(block_size)
-    return sum(kept)
+    return sum(reused)
 
 
-def _wind_down(pool: ThreadPoolExecutor, busy: _Busy) -> None:
-    """Wait for the workers, who write to files that are closed next, however often Ctrl-C is pressed."""
+def _shut_down(pool: ThreadPoolExecutor, active_threads: _ActiveThreads) -> None:
+    """Wait for the workers, which write to files that are closed next, however often Ctrl-C is pressed."""
     while True:
         with suppress(KeyboardInterrupt):
             pool.shutdown(cancel_futures=True)
-            busy.wait()
+            active_threads.wait()
             return
 
 
-class _Busy:
-    """Counts the threads that have a task; Ctrl-C in `submit` may start one that the pool does not know."""
+class _ActiveThreads:
+    """Counts the threads that run a task. Ctrl-C in `submit` may start one that the pool does not know."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -127,13 +127,22 @@ class _Busy:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until no thread has a task."""
+        """Wait until no thread runs a task."""
         with self._changed:
             self._changed.wait_for(lambda: not self._count)
 
 
-class _Work:
-    """One task, a block of rows at a time."""
+class _TaskWriter:
+    """Writes one task, a block of rows at a time.
+
+    Args:
+        files: open source files, shared by all tasks.
+        outputs: the output files by name.
+        task: the weight to write.
+        block_size: bytes to read at a time.
+        progress: called with the number of bytes of every block.
+        stop: set when the run ends early.
+    """
 
     def __init__(
         self,
@@ -146,22 +155,24 @@ class _Work:
     ) -> None:
         for place in task.places:
             outputs[place.file].open()
-        self._all_files = files
+        self._files = files
         self._outputs = outputs
         self._task = task
         self._block_size = block_size
         self._progress = progress
         self._stop = stop
         self._storages = [slab.storage for slab in task.source.slabs]
-        self._start()
+        self._reset()
 
-    def _start(self) -> None:
-        """Begin at the first row."""
+    def _reset(self) -> None:
+        """Start at the first row."""
         task = self._task
         self._rows = 0
-        self._cast, self._oddities = CastCounts(), ValueScan()
+        self._cast, self._value_scan = CastCounts(), ValueScan()
         self._rounded: str | None = None
-        self._parts = [_Part(place, self._outputs[place.file], task.dtype.itemsize) for place in task.places]
+        self._places = [
+            _PlaceWriter(place, self._outputs[place.file], task.dtype.itemsize) for place in task.places
+        ]
         self._read = Checksums()
 
     @property
@@ -171,42 +182,46 @@ class _Work:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows that are written, each counted once."""
+        """Bytes of the written rows; copies count once."""
         return self._task.bytes_of(self._rows)
 
     def resume(self, entry: Entry) -> bool:
-        """Go on after the rows that an earlier run has written, if all its places still hold them."""
+        """Resume after the rows that an earlier run has written.
+
+        Returns:
+            False if the entry does not fit or a file no longer holds these rows.
+        """
         if not fits(entry, self._task):
             return False
-        for part, digest, crc32 in zip(self._parts, entry.digests, entry.checksums, strict=True):
-            if not part.resume(entry.rows, digest, crc32, self._stop):
-                self._start()
+        for place, expected_hash, crc32 in zip(self._places, entry.hashes, entry.crc32s, strict=True):
+            if not place.resume(entry.rows, expected_hash, crc32, self._stop):
+                self._reset()
                 return False
         self._rows, self._rounded = entry.rows, entry.rounded
-        self._cast, self._oddities = entry.cast, entry.oddities
+        self._cast, self._value_scan = entry.cast, entry.value_scan
         self._read = Checksums.of(self._storages, entry.read)
         return True
 
     def write(self) -> Iterator[Entry]:
-        """Write the other rows to all their places.
+        """Write the remaining rows to all their places.
 
         Yields:
-            What is written so far: after every `CHECKPOINT` bytes, and at the end or when interrupted.
+            A journal entry after every `JOURNAL_INTERVAL` bytes, and at the end or when interrupted.
         """
-        task, files, unrecorded = self._task, self._all_files.counting(self._read), 0
-        for start, end in row_blocks(task.source, self._block_size, task.rows_in_a_run, self._rows):
+        task, files, unrecorded = self._task, self._files.counting(self._read), 0
+        for start, end in row_blocks(task.source, self._block_size, task.permuted_rows, self._rows):
             if self._stop.is_set():
                 break
             block = rows_of(files, task.source, start, end)
-            self._oddities = self._oddities.and_of(block, task.source.dtype, start)
-            block, counts = converted(task, block)
+            self._value_scan = self._value_scan.and_of(block, task.source.dtype, start)
+            block, counts = _permuted_and_cast(task, block)
             self._cast += counts
-            for part in self._parts:
-                part.write(block, start)
+            for place in self._places:
+                place.write(block, start)
             self._rows = end
             self._progress(block.nbytes)
             unrecorded += block.nbytes
-            if unrecorded >= CHECKPOINT:
+            if unrecorded >= JOURNAL_INTERVAL:
                 unrecorded = 0
                 yield self._entry()
         if unrecorded:
@@ -216,77 +231,84 @@ class _Work:
         return Entry(
             name=self._task.name,
             rows=self._rows,
-            digests=tuple(part.digest.hexdigest() for part in self._parts),
-            checksums=tuple(part.crc32 for part in self._parts),
+            hashes=tuple(place.hash.hexdigest() for place in self._places),
+            crc32s=tuple(place.crc32 for place in self._places),
             cast=self._cast,
-            oddities=self._oddities,
-            rounded=self._rounded or self._all_files.rounded.get(self._task.source.name),
+            value_scan=self._value_scan,
+            rounded=self._rounded or self._files.rounded.get(self._task.source.name),
             read=tuple(self._read.known(self._storages)),
         )
 
     def finish(self) -> None:
-        """Count what was read towards the source's checksums, and the weight towards its files.
+        """Add what was read to the source's checksums, and the weight to its output files.
 
         Raises:
-            InputError: a storage that other weights share is now read whole, and damaged.
+            InputError: a storage that several weights share is now read completely, and is damaged.
         """
-        self._all_files.include(self._read, self._task.source.name)
-        for part in self._parts:
-            part.output.tensor_done(part.place.name, part.crc32)
+        self._files.include(self._read, self._task.source.name)
+        for place in self._places:
+            place.output.tensor_done(place.place.name, place.crc32)
 
 
 def fits(entry: Entry, task: Task) -> bool:
-    """Whether the entry can be of this task, whose blocks hold whole runs of rows."""
+    """Return whether an entry can be of this task: blocks never split rows that are permuted together."""
     return (
-        len(entry.digests) == len(entry.checksums) == len(task.places)
-        and (entry.rows == task.n_rows or entry.rows in range(0, task.n_rows, task.rows_in_a_run))
+        len(entry.hashes) == len(entry.crc32s) == len(task.places)
+        and (entry.rows == task.n_rows or entry.rows in range(0, task.n_rows, task.permuted_rows))
         and all(index in range(len([*task.source.slabs])) for index, *_ in entry.read)
     )
 
 
-def converted(task: Task, block: Bytes) -> tuple[Bytes, CastCounts]:
-    """A block of the source's rows as they are written: reordered and cast."""
-    if task.reorder:
-        block = task.reorder(block)
+def _permuted_and_cast(task: Task, block: Bytes) -> tuple[Bytes, CastCounts]:
+    """Return a block of source rows as it is written, and the counts of its cast."""
+    if task.permutation:
+        block = task.permutation(block)
     if not task.is_cast:
         return block, CastCounts()
     values, counts = cast_block(block, task.source.dtype, task.dtype)
     return values.reshape(len(block), -1), counts
 
 
-class _Part:
-    """What of a weight goes to one place."""
+class _PlaceWriter:
+    """Writes one place of a weight, and hashes it.
+
+    Args:
+        place: the rectangle of the weight.
+        output: its output file.
+        itemsize: bytes per element.
+    """
 
     def __init__(self, place: Place, output: Output, itemsize: int) -> None:
         self.place = place
         self.output = output
-        self.columns = slice(place.columns[0] * itemsize, place.columns[1] * itemsize)
-        self.row_bytes = self.columns.stop - self.columns.start
-        self.digest = xxhash.xxh3_128()
+        self._columns = slice(place.columns[0] * itemsize, place.columns[1] * itemsize)
+        self._row_size = self._columns.stop - self._columns.start
+        self.hash = xxhash.xxh3_128()
         self.crc32 = 0
 
-    def resume(self, rows: int, digest: str, crc32: int, stop: Event) -> bool:
-        """Go on after the weight's first ``rows``, if the file holds the bytes with this digest.
+    def resume(self, rows: int, expected_hash: str, crc32: int, stop: Event) -> bool:
+        """Resume after the weight's first ``rows`` rows.
 
-        Not if interrupted before it is known.
+        Returns:
+            False if the hash of the file's bytes is not ``expected_hash``, or if the run ends meanwhile.
         """
         first, last = self.place.rows
-        size = (min(max(rows, first), last) - first) * self.row_bytes
+        size = (min(max(rows, first), last) - first) * self._row_size
         for block in self.output.read(self.place.offset, size):
             if stop.is_set():
                 return False
-            self.digest.update(block)
+            self.hash.update(block)
         self.crc32 = crc32
-        return self.digest.hexdigest() == digest
+        return self.hash.hexdigest() == expected_hash
 
     def write(self, block: Bytes, start: int) -> None:
-        """Write what of a block of rows from ``start`` on belongs here."""
+        """Write the part of a block that belongs to this place; ``start`` is the block's first row."""
         first, last = self.place.rows
         top, bottom = max(start, first), min(start + len(block), last)
         if top >= bottom:
             return
-        part = np.ascontiguousarray(block[top - start : bottom - start, self.columns])
-        self.output.write(part, self.place.offset + (top - first) * self.row_bytes)
-        self.digest.update(part.data)
+        part = np.ascontiguousarray(block[top - start : bottom - start, self._columns])
+        self.output.write(part, self.place.offset + (top - first) * self._row_size)
+        self.hash.update(part.data)
         if self.output.layout.has_checksums:
             self.crc32 = isal_zlib.crc32(part.data, self.crc32)

@@ -1,8 +1,9 @@
-"""Moving staged files into place: a list of them is on disk before the first is renamed.
+"""Finalization of an output: renames of staged files into the output folder.
 
-A run that is killed in between leaves the list, and the next one takes the files back. The list names each
-file with its inode, so a file that is not the one that was staged is never moved, even if
-another process wrote the list. Until the last files are in place, no loader takes the folder for a model.
+The list of files is on disk before the first rename. If a run is killed in between, the next run reads the
+list and moves the files back. The list names each file with its inode, so a file other than the staged one is
+never moved, even if another process wrote the list. No loader accepts the folder as a model before the last
+files are in place.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 
 from llama_convert.checkpoints.checklist import CHECKLIST
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, file_matches, read_manifest
-from llama_convert.conversion.journal import sealed, unsealed
-from llama_convert.conversion.json_values import from_json
+from llama_convert.conversion.disk import remove_if_possible, write_new
 from llama_convert.conversion.model_card import is_user_edited
-from llama_convert.conversion.sync import discard, write_new
+from llama_convert.conversion.sealed_json import from_json, sealed, unsealed
 from llama_convert.errors import InputError, OutputError
 from llama_convert.formats.files import read_small
 
-PUBLISHING = ".publishing"
-_MAX_BYTES = 4 << 20
+FINALIZING = ".finalizing"
+"""The list of files being renamed, in the staging folder."""
+_MAX_LIST = 4 << 20
 _LAST = (
     "generation_config.json",
     CHECKLIST,
@@ -33,6 +34,7 @@ _LAST = (
     "params.json",
     MANIFEST,
 )
+"""Files that are renamed last, in this order."""
 _TOKENIZER = (
     "tokenizer.model",
     "tokenizer.json",
@@ -41,152 +43,162 @@ _TOKENIZER = (
     "chat_template.jinja",
 )
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|consolidated\.\d+\.pth")
-_OLDER = ".old-"
+_REPLACED = ".old-"
 
-Identity = tuple[int, int]
+FileIdentity = tuple[int, int]
 """Inode and size."""
 Sync = Callable[[Path], None]
-"""Brings a file or folder to disk."""
+"""Flushes a file or folder to disk."""
 
 
 @dataclass(frozen=True)
-class Publication:
-    """What is being renamed into place."""
+class Finalization:
+    """The files to rename into the output folder, and the files that they replace."""
 
     plan: str = ""
     """The plan's fingerprint."""
-    files: Mapping[str, Identity] = field(default_factory=dict)
-    """In the order in which they are renamed: weights first, config and manifest last."""
-    older: Mapping[str, Identity] = field(default_factory=dict)
-    """Files of an older model, in the order in which they are removed before: its config first."""
+    files: Mapping[str, FileIdentity] = field(default_factory=dict)
+    """In the order of the renames: weights first, config and manifest last."""
+    older: Mapping[str, FileIdentity] = field(default_factory=dict)
+    """Files of an older model to remove first, in this order: its config before its weights."""
 
     @classmethod
-    def of(cls, plan: str, files: Iterable[Path], destination: Path, begun: Publication) -> Publication:
-        """The one that makes staged ``files`` the output, and ends what an interrupted one had ``begun``."""
+    def of(
+        cls, plan: str, files: Iterable[Path], destination: Path, interrupted: Finalization
+    ) -> Finalization:
+        """Return the finalization of staged files; it also completes an interrupted one.
+
+        Args:
+            plan: the plan's fingerprint.
+            files: the staged files.
+            destination: the output folder.
+            interrupted: a finalization that an earlier run did not complete.
+        """
         staged = {file.name: file for file in files}
-        older = {name for name, identity in begun.older.items() if _is(destination / name, identity)}
-        older |= _older_model(destination, staged)
+        older = {
+            name for name, identity in interrupted.older.items() if _is_same(destination / name, identity)
+        }
+        older |= _replaced_files(destination, staged)
         return cls(
             plan,
-            {name: _identity(staged[name]) for name in in_order(staged)},
-            {name: _identity(destination / name) for name in reversed(in_order(older))},
+            {name: _identity(staged[name]) for name in finalization_order(staged)},
+            {name: _identity(destination / name) for name in reversed(finalization_order(older))},
         )
 
     @classmethod
-    def read(cls, staging: Path) -> Publication:
-        """The one that was interrupted; without files if there is none."""
+    def read(cls, staging: Path) -> Finalization:
+        """Return the finalization that was interrupted; one without files if there is none."""
         try:
-            (content,) = unsealed(read_small(staging / PUBLISHING, _MAX_BYTES))
-            publication: Publication = from_json(cls, content)
+            (content,) = unsealed(read_small(staging / FINALIZING, _MAX_LIST))
+            finalization: Finalization = from_json(cls, content)
         except (InputError, OutputError, ValueError):
             return cls()
-        return publication if all(map(is_name, [*publication.files, *publication.older])) else cls()
+        names = [*finalization.files, *finalization.older]
+        return finalization if all(map(is_output_name, names)) else cls()
 
     def write(self, staging: Path, sync: Sync) -> None:
-        """Write the list, on disk when this returns.
+        """Write the list. It is on disk when this returns.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the list cannot be written.
         """
-        new = staging / f"{PUBLISHING}-new"
-        discard(new)
+        temporary = staging / f"{FINALIZING}-new"
+        remove_if_possible(temporary)
         try:
-            write_new(new, sealed(asdict(self)))
-            sync(new)
+            write_new(temporary, sealed(asdict(self)))
+            sync(temporary)
         except OSError:
-            discard(new)
+            remove_if_possible(temporary)
             raise
-        os.rename(new, staging / PUBLISHING)
+        os.rename(temporary, staging / FINALIZING)
         sync(staging)
 
     def is_complete(self, destination: Path) -> bool:
-        """Whether all files are renamed."""
-        return bool(self.files) and all(_is(destination / name, who) for name, who in self.files.items())
+        """Return whether all files are renamed."""
+        return bool(self.files) and all(
+            _is_same(destination / name, identity) for name, identity in self.files.items()
+        )
 
-    def carry_out(self, staging: Path, destination: Path, sync: Sync) -> None:
-        """Rename the files; the list must be on disk.
+    def rename_files(self, staging: Path, destination: Path, sync: Sync) -> None:
+        """Rename the files into the output folder. The list must be on disk.
 
-        An older model's files are moved to the staging folder, not removed from the output folder: nothing
-        but a rename from or to the staging folder ends with that folder.
+        Files of an older model are moved to the staging folder rather than removed from the output folder:
+        only renames from or to the staging folder fail once another run has taken it over.
 
         Raises:
-            OSError: one of them cannot be.
+            OSError: a file cannot be renamed.
         """
         for number, (name, identity) in enumerate(self.older.items()):
-            if _is(destination / name, identity):
-                os.replace(destination / name, staging / f"{_OLDER}{number}")
+            if _is_same(destination / name, identity):
+                os.replace(destination / name, staging / f"{_REPLACED}{number}")
         sync(destination)
-        weights = [name for name in self.files if name not in _LAST]
-        for name in weights:
+        for name in [name for name in self.files if name not in _LAST]:
             os.replace(staging / name, destination / name)
-        sync(destination)  # no power cut leaves a config without its weights
+        sync(destination)  # a power cut never leaves a config without its weights
         for name in [name for name in self.files if name in _LAST]:
             os.replace(staging / name, destination / name)
 
     def undo(self, staging: Path, destination: Path, sync: Sync) -> None:
-        """Take back what is renamed, so that all of it is checked again; what it replaces stays known.
+        """Move renamed files back, so that all of them are checked again. Files to replace stay listed.
 
         Raises:
-            OSError: something cannot be.
+            OSError: a file cannot be moved or the list cannot be written.
         """
         for name, identity in reversed([*self.files.items()]):
-            if _is(destination / name, identity) and not os.path.lexists(staging / name):
+            if _is_same(destination / name, identity) and not os.path.lexists(staging / name):
                 os.replace(destination / name, staging / name)
         sync(staging)
-        Publication(older=self.older).write(staging, sync)
+        Finalization(older=self.older).write(staging, sync)
 
 
-def is_name(name: str) -> bool:
-    """Whether it can name a file of an output."""
+def is_output_name(name: str) -> bool:
+    """Return whether a file of an output can have this name."""
     return 0 < len(name) < 256 and not name.startswith(".") and "/" not in name and "\0" not in name
 
 
-def _identity(file: Path) -> Identity:
+def finalization_order(names: Iterable[str]) -> list[str]:
+    """Return names in the order in which files are finalized: weights first, config and manifest last."""
+    return sorted(names, key=lambda name: (_LAST.index(name) + 1 if name in _LAST else 0, name))
+
+
+def _identity(file: Path) -> FileIdentity:
     status = file.lstat()
     return status.st_ino, status.st_size
 
 
-def _is(file: Path, identity: Identity) -> bool:
-    """Whether it is still that very file."""
+def _is_same(file: Path, identity: FileIdentity) -> bool:
+    """Return whether a path still is the same file."""
     try:
         return _identity(file) == identity
     except OSError:
         return False
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """In the order in which they are published: weights first, config and manifest last."""
-    return sorted(names, key=_order)
+def _replaced_files(folder: Path, staged: Iterable[str]) -> set[str]:
+    """Return the files in the output folder that the new model replaces.
 
-
-def _order(name: str) -> tuple[int, str]:
-    return (_LAST.index(name) + 1 if name in _LAST else 0), name
-
-
-def _older_model(folder: Path, names: Iterable[str]) -> set[str]:
-    """What the new model replaces: files of the same names, and what makes an older model of the folder.
-
-    That is weights, which no index would name any more; what loaders read; and what the older model's
-    manifest names, unless it was edited since.
+    These are files with the same names; weight files, which no index would name any more; files that loaders
+    read; and unedited files in the older model's manifest.
     """
-    replaced = {*names, *_LAST, *_said_to_be_ours(folder)}
+    replaced = {*staged, *_LAST, *_unedited_files(folder)}
     replaced |= {entry.name for entry in folder.iterdir() if _WEIGHTS.fullmatch(entry.name)}
     replaced -= {CARD} if is_user_edited(folder / CARD) else set()
     return {name for name in replaced if (folder / name).is_file()}
 
 
-def _said_to_be_ours(folder: Path) -> Iterator[str]:
+def _unedited_files(folder: Path) -> Iterator[str]:
+    """Yield the files in the folder's manifest that match it; tokenizer files and the card in any case."""
     try:
         manifest = read_manifest(folder)
     except (InputError, OutputError):
         return
-    for name, said in manifest["files"].items() if manifest else ():
-        if name in (*_TOKENIZER, CARD) or _matches(folder / name, said):
+    for name, entry in manifest["files"].items() if manifest else ():
+        if name in (*_TOKENIZER, CARD) or _matches(folder / name, entry):
             yield name
 
 
-def _matches(file: Path, said: Mapping[str, Any]) -> bool:
+def _matches(file: Path, entry: Mapping[str, Any]) -> bool:
     try:
-        return file.is_file() and file_matches(file, said)
+        return file.is_file() and file_matches(file, entry)
     except (OSError, InputError, OutputError):
         return False

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder is made of."""
+"""The plan of a Hugging Face folder: safetensors shards and their index."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llama_convert.llama.weights import huggingface_weights
 
 
 def plan_huggingface(checkpoint: Checkpoint, dtype: Dtype | None, max_shard_size: int) -> Plan:
-    """The Hugging Face folder of a checkpoint, whichever layout that has.
+    """Return the plan that writes a checkpoint of any format as Hugging Face safetensors.
 
     Args:
         checkpoint: the source.
-        dtype: what the weights become; None keeps each one's own.
-        max_shard_size: bytes of tensors in one file at most.
+        dtype: dtype of the output; None keeps the dtype of each weight.
+        max_shard_size: maximum bytes of tensors per file.
     """
-    reorder = reordering(checkpoint.layout, "huggingface", checkpoint.config.head_dim)
+    permutation = reordering(checkpoint.layout, "huggingface", checkpoint.config.head_dim)
     weights = {weight.huggingface_name: weight for weight in huggingface_weights(checkpoint.config)}
     sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
     dtypes = {name: dtype or source.dtype for name, source in sources.items()}
@@ -37,7 +37,7 @@ def plan_huggingface(checkpoint: Checkpoint, dtype: Dtype | None, max_shard_size
         for name, offset in layout.offsets.items():
             rows, columns = matrix_shape(sources[name].shape)
             place = Place(file, name, offset, (0, rows), (0, columns))
-            order = reorder if weights[name].kind.rotary else None
-            tasks.append(Task(name, sources[name], dtypes[name], (place,), order))
+            rotary = weights[name].kind.rotary
+            tasks.append(Task(name, sources[name], dtypes[name], (place,), permutation if rotary else None))
     index = {INDEX_FILE: index_json(shards, sum(sizes.values()))} if len(shards) > 1 else {}
     return Plan(layouts, tuple(tasks), index)

@@ -1,67 +1,109 @@
-"""What all conversions are, whatever their ends."""
+"""A prepared conversion, and the hashes that identify its output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import xxhash
 
-from llama_convert.conversion.notes import Notes
+from llama_convert import __version__
+from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.staging import Staging
 from llama_convert.formats.files import read_small
+from llama_convert.names import as_called
 
-LARGEST_CARRIED = 64 << 20
-"""Bytes of a file that is carried along; larger ones are left behind."""
+MAX_AUXILIARY_SIZE = 64 << 20
+"""Bytes of the largest auxiliary file that is copied."""
 
 
 @dataclass
 class Job:
-    """A conversion that has been thought through, and only needs doing."""
+    """A conversion whose headers are read and whose plan is made."""
 
     source: Path
     plan: Plan | None
-    """None: there are no weights to write."""
+    """None if there are no weights to write."""
     result: ConvertResult
-    """To be filled in."""
-    read: Sequence[Path]
-    """The files that the weights and settings come from."""
-    carried: Sequence[Path]
-    """The files that go along."""
+    """Completed while the job runs."""
+    source_files: Sequence[Path]
+    """Files that the weights and settings are read from."""
+    auxiliary_files: Sequence[Path]
+    """Files that are copied or converted next to the weights."""
     write_small_files: Callable[[Staging], object]
-    """Writes everything but the weights and what belongs to them."""
-    small_bytes: int = 0
-    """About what those take."""
-    checklist: bool = False
-    """Whether ``checklist.chk`` is written, which needs the finished files."""
-    source_digests: Mapping[str, str] = field(default_factory=dict)
-    """XXH3-128 of weights by the names that the source has for them, as a manifest next to it says."""
+    """Writes every file that does not depend on the weights."""
+    small_files_size: int = 0
+    """Approximate bytes of those files."""
+    writes_checklist: bool = False
+    """Whether ``checklist.chk`` is written once the other files are complete."""
+    source_hashes: Mapping[str, str] = field(default_factory=dict)
+    """XXH3-128 of weights by their source names, from a manifest next to the source."""
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint was found: the source, or a folder in it."""
-        return self.read[0].parent if self.read else self.source
+        """The folder of the checkpoint: the source or a folder in it."""
+        return self.source_files[0].parent if self.source_files else self.source
 
     @property
-    def files(self) -> list[str]:
-        """The files that hold weights."""
+    def weight_files(self) -> list[str]:
+        """Names of the output files that hold weights."""
         return list(self.plan.layouts) if self.plan else []
 
     def settings(self, options: ConvertOptions) -> str:
-        """All that decides the output besides the plan: options, and files that are carried along by content.
+        """Return everything besides the plan that decides the output: options and auxiliary file contents.
 
         Raises:
-            InputError, OutputError: one of these files cannot be read.
+            InputError, OutputError: an auxiliary file cannot be read.
         """
-        files = [*self.carried, *([options.chat_template] if options.chat_template else [])]
+        files = [*self.auxiliary_files, *([options.chat_template] if options.chat_template else [])]
         contents = [
-            (file.name, xxhash.xxh3_128_hexdigest(read_small(file, LARGEST_CARRIED))) for file in files
+            (file.name, xxhash.xxh3_128_hexdigest(read_small(file, MAX_AUXILIARY_SIZE))) for file in files
         ]
-        return repr((options.decisive, self.result.release, self.result.instruct, contents))
+        return repr((options.output_options, self.result.release, self.result.instruct, contents))
 
 
-Prepare = Callable[[Path, Path, ConvertOptions, Notes], Job]
-"""Thinks a conversion through: source, destination, options, whom to tell."""
+JobFactory = Callable[[Path, Path, ConvertOptions, Messages], Job]
+"""Prepares a conversion from source, destination, options and the receiver of messages."""
+
+
+@dataclass(frozen=True)
+class OutputIdentity:
+    """Hashes of everything that decides an output except the bytes of the source's weights."""
+
+    plan: str
+    """Of the whole output."""
+    weights: str
+    """Of the files that hold weights."""
+
+    @classmethod
+    def of(cls, plan: Plan | None, settings: str) -> OutputIdentity:
+        """Return the identity of an output; ``settings`` decides it besides the plan."""
+        return cls(plan_hash(plan, settings), plan_hash(plan, ""))
+
+
+def plan_hash(plan: Plan | None, settings: str) -> str:
+    """Return the XXH3-128 of everything that decides the output except the source's bytes and location.
+
+    Args:
+        plan: what is written of the weights.
+        settings: everything else that makes a difference.
+    """
+    state = xxhash.xxh3_128(f"{__version__} {settings}".encode())
+    for task in plan.tasks if plan else ():
+        state.update(repr((task.name, task.dtype, task.places, task.permutation, task.source.shape)).encode())
+        for slab in task.source.slabs:
+            without_folder = replace(slab, storage=replace(slab.storage, file=Path(slab.file.name)))
+            state.update(repr(without_folder).encode())
+    state.update(repr(plan.sizes if plan else {}).encode())
+    return state.hexdigest()
+
+
+def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> str:
+    """Return the XXH3-128 of a `plan_hash` and the current states of the source files."""
+    state = xxhash.xxh3_128(identity.encode())
+    for file, file_state in sorted(sources.items()):
+        state.update(f"{as_called(str(file))} {' '.join(map(str, file_state))}".encode())
+    return state.hexdigest()

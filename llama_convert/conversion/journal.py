@@ -1,73 +1,64 @@
-"""What a run has written, so that the next one resumes there.
+"""The journal of a run: which weights it has written, so that the next run resumes there.
 
-A line for each weight that is written, and for each so many bytes of a large one, with the hashes of its
-bytes at all its places, and before it a hash of the line; of several lines of a weight the last counts.  A
-line says what was written, not that it is on disk: the next run hashes what is in the files, so a torn line,
-a lost page or an edited file costs no more than that weight's work.
+Each line is sealed with a checksum and records one weight, or the first rows of a large one, with the hashes
+of the bytes at all its places. The last line of a weight counts. A line does not prove that the bytes are on
+disk: the next run hashes what the files hold, so a torn line, a lost page or an edited file only costs the
+work of that weight.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import xxhash
-
-from llama_convert import __version__
 from llama_convert.checkpoints.value_scan import ValueScan
 from llama_convert.conversion.cast import CastCounts
-from llama_convert.conversion.json_values import from_json
-from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.sync import failure, open_own
+from llama_convert.conversion.disk import open_for_writing, output_error
+from llama_convert.conversion.sealed_json import from_json, sealed, unsealed
 from llama_convert.errors import InputError
 from llama_convert.formats.files import read_descriptor, remote_files
-from llama_convert.formats.strict_json import parse_json
-from llama_convert.names import as_called
 
 JOURNAL = ".journal"
 MAX_JOURNAL = 256 << 20
 
 
-def journal_of(file: str) -> str:
-    """The name of the journal of a run that writes one file of the plan."""
+def journal_name(file: str) -> str:
+    """Return the name of the journal of a run that writes one file of the plan."""
     return f"{JOURNAL}.{file}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a weight that was written, or of its first rows."""
+    """What a journal records of a weight, or of its first rows."""
 
     name: str
     rows: int
-    """Rows that are written, from the first on; all of them where the weight is complete."""
-    digests: tuple[str, ...]
+    """Number of rows written, counted from the first; all rows if the weight is complete."""
+    hashes: tuple[str, ...]
     """XXH3-128 of these rows' bytes at each place, in the order of the plan."""
-    checksums: tuple[int, ...]
-    """CRC-32 of the same, where the file's format has one."""
+    crc32s: tuple[int, ...]
+    """CRC-32 of the same bytes, if the output format stores one."""
     cast: CastCounts
-    oddities: ValueScan
+    value_scan: ValueScan
     rounded: str | None = None
-    """A file whose copy of the weight differs by rounding."""
+    """A source file whose copy of the weight differs by rounding."""
     read: tuple[tuple[int, int, int, int], ...] = ()
     """`Checksums.known` of what was read of the source's storages."""
 
     def __post_init__(self) -> None:
-        if not all(0 <= checksum < 1 << 32 for checksum in self.checksums):
+        if not all(0 <= crc32 < 1 << 32 for crc32 in self.crc32s):
             raise ValueError("not a CRC-32")
 
 
 class Record:
-    """What `execute` has written of the weights of one plan, as long as the process lives."""
+    """The entries of one plan, kept in memory only."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
-        """By the weight's name."""
+        """Entries by weight name."""
 
     def add(self, entry: Entry) -> None:
         """Record what is written of a weight."""
@@ -75,10 +66,15 @@ class Record:
 
 
 class Journal(Record):
-    """What is written of the weights of one plan.  Safe to share between threads."""
+    """The entries of one plan, kept in a file. Thread-safe."""
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
-        """Read what a run of the same plan has left; anything else, or all with `restart`, is thrown away.
+        """Read the journal of an earlier run of the same plan; a journal of any other run is emptied.
+
+        Args:
+            path: the journal's file.
+            fingerprint: identifies the plan and its sources.
+            restart: empty the journal in any case.
 
         Raises:
             OutputError: the file cannot be read or written.
@@ -86,26 +82,26 @@ class Journal(Record):
         super().__init__()
         self._path = path
         self._lock = Lock()
-        self.thrown_away = 0
-        """How many weights an earlier run had begun, of which nothing is kept."""
+        self.n_discarded = 0
+        """Number of weights in a journal of an earlier run that was emptied."""
         self._complete: object = None
         self.is_resumed = False
-        """Whether an earlier run of the same plan has left something."""
+        """Whether an earlier run of the same plan left this journal."""
         try:
-            self._descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
+            self._descriptor = open_for_writing(path, os.O_RDWR | os.O_APPEND)
             self._read({"fingerprint": fingerprint}, restart)
         except OSError as error:
-            raise failure("cannot be opened", error, path) from error
+            raise output_error("Cannot open the journal", error, path) from error
 
     def _read(self, head: dict[str, str], restart: bool) -> None:
         try:
             content = read_descriptor(self._descriptor, self._path, MAX_JOURNAL)
-        except InputError:  # too large to be one
+        except InputError:  # too large for a journal
             content = b""
         first, *rest = list(unsealed(content)) or [{}]
         self.is_resumed = first == head and not restart
         if not self.is_resumed:
-            self.thrown_away = len({str(line["name"]) for line in rest if "name" in line})
+            self.n_discarded = len({str(line["name"]) for line in rest if "name" in line})
             os.ftruncate(self._descriptor, 0)
             self._append(sealed(head))
             return
@@ -115,7 +111,7 @@ class Journal(Record):
             elif entry := _entry(line):
                 self.entries[entry.name] = entry
         if not content.endswith(b"\n"):
-            self._append(b"\n")  # the torn line ends here
+            self._append(b"\n")  # ends a torn line
 
     def close(self) -> None:
         """Close the file."""
@@ -125,27 +121,24 @@ class Journal(Record):
         """Record what is written of a weight.
 
         Raises:
-            OutputError: the file cannot be written.
-        """
-        with self._lock:
-            try:
-                self._append(sealed(asdict(entry)))
-            except OSError as error:
-                raise failure("cannot be written", error, self._path) from error
-            super().add(entry)
-
-    def complete(self, file: Path) -> None:
-        """Take note that all of the one file that this journal is of is on disk.
-
-        Raises:
             OutputError: the journal cannot be written.
         """
         with self._lock:
+            self._append_or_fail(asdict(entry))
+            super().add(entry)
+
+    def complete(self, file: Path) -> None:
+        """Record that the one file of this journal is complete and on disk.
+
+        Raises:
+            OutputError: the journal cannot be written, or the file is gone.
+        """
+        with self._lock:
             try:
-                self._complete = _state(file)
-                self._append(sealed({"complete": self._complete}))
+                self._complete = _file_state(file)
             except OSError as error:
-                raise failure("cannot be written", error, self._path) from error
+                raise output_error("Cannot write the journal", error, self._path) from error
+            self._append_or_fail({"complete": self._complete})
 
     def reopen(self) -> None:
         """Record that the file is not complete after all: the next run reads it back.
@@ -154,91 +147,37 @@ class Journal(Record):
             OutputError: the journal cannot be written.
         """
         with self._lock:
-            try:
-                self._complete = None
-                self._append(sealed({"complete": None}))
-            except OSError as error:
-                raise failure("cannot be written", error, self._path) from error
+            self._complete = None
+            self._append_or_fail({"complete": None})
 
     def is_complete(self, file: Path) -> bool:
-        """Whether the file was complete, and nobody has touched it since."""
+        """Return whether the file is recorded as complete and has not been modified since."""
         try:
-            return self._complete is not None and self._complete == _state(file)
+            return self._complete is not None and self._complete == _file_state(file)
         except OSError:
             return False
+
+    def _append_or_fail(self, content: object) -> None:
+        try:
+            self._append(sealed(content))
+        except OSError as error:
+            raise output_error("Cannot write the journal", error, self._path) from error
 
     def _append(self, line: bytes) -> None:
         while line:
             line = line[os.write(self._descriptor, line) :]
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What decides an output but the bytes of the source's weights, as hashes."""
-
-    plan: str
-    """Of all of it."""
-    weights: str
-    """Of what decides the weights' files."""
-
-    @classmethod
-    def of(cls, plan: Plan | None, settings: str) -> Identity:
-        """The identity of an output; `settings` has what decides it besides the plan."""
-        return cls(plan_digest(plan, settings), plan_digest(plan, ""))
-
-
-def plan_digest(plan: Plan | None, settings: str) -> str:
-    """A digest of all that decides the output but the source's bytes, wherever its folder lies.
-
-    Args:
-        plan: what is written of the weights.
-        settings: all else that makes a difference.
-    """
-    digest = xxhash.xxh3_128(f"{__version__} {settings}".encode())
-    for task in plan.tasks if plan else ():
-        digest.update(repr((task.name, task.dtype, task.places, task.reorder, task.source.shape)).encode())
-        for slab in task.source.slabs:
-            nameless = replace(slab, storage=replace(slab.storage, file=Path(slab.file.name)))
-            digest.update(repr(nameless).encode())
-    digest.update(repr(plan.sizes if plan else {}).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> str:
-    """A digest of the `plan_digest` and of the source files as they are now."""
-    digest = xxhash.xxh3_128(identity.encode())
-    for file, state in sorted(sources.items()):
-        digest.update(f"{as_called(str(file))} {' '.join(map(str, state))}".encode())
-    return digest.hexdigest()
-
-
-def _state(file: Path) -> list[int] | str:
-    """What changes when the file does; of an upload, which is complete or absent, the store's version."""
+def _file_state(file: Path) -> list[int] | str:
+    """Return a value that changes when the file does; for an upload, the version that the store gave it."""
     if file in remote_files:
         return remote_files[file].version()
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def sealed(content: object) -> bytes:
-    """A line of JSON, and before it a hash of it."""
-    text = json.dumps(content, separators=(",", ":")).encode()
-    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
-
-
-def unsealed(content: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of the lines that are whole: a killed run tears the last one, a lost page any."""
-    for line in content.splitlines():
-        digest, _, text = line.partition(b" ")
-        if digest == xxhash.xxh3_64_hexdigest(text).encode():
-            with suppress(ValueError):
-                value = parse_json(text)
-                if isinstance(value, dict):
-                    yield value
-
-
 def _entry(line: dict[str, Any]) -> Entry | None:
-    """What a line says of a weight; None if it is no line that `Journal.add` writes."""
+    """Return a line's entry; None if `Journal.add` did not write the line."""
     try:
         entry: Entry = from_json(Entry, line)
     except ValueError:

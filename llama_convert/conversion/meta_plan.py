@@ -1,4 +1,4 @@
-"""What a Meta folder of so many ranks is made of."""
+"""The plan of a Meta folder: one ``.pth`` file per tensor-parallel rank."""
 
 from __future__ import annotations
 
@@ -17,53 +17,54 @@ from llama_convert.llama.weights import EMBEDDING, HEAD, Weight, model_weights
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How weights are cut over tensor-parallel ranks."""
+class RankSplit:
+    """How tensor-parallel ranks split the weights."""
 
     config: LlamaConfig
     n_ranks: int
     embedding_axis: int
-    """The axis on which ranks cut the embedding: 1 up to Llama 2, 0 from Llama 3 on."""
+    """The dim along which ranks split the embedding: 1 up to Llama 2, 0 from Llama 3 on."""
 
     def __post_init__(self) -> None:
-        """Refuse a cut that does not come out even.
+        """Check that every dimension is divisible.
 
         Raises:
-            UsageError: with the numbers that do not divide.
+            UsageError: names the dimensions that are not.
         """
         config, n = self.config, self.n_ranks
         if n < 1:
-            raise UsageError("BAD_MP", f"--mp {n}: there is one rank at least")
-        wanted = {
-            "heads": config.n_heads,
-            "feed-forward columns (ffn_dim)": config.ffn_dim,
-            "words (vocab_size)": config.vocab_size,
+            raise UsageError("BAD_MP", f"--mp {n}: The number of shards is at least 1.")
+        dimensions = {
+            "n_heads": config.n_heads,
+            "ffn_dim": config.ffn_dim,
+            "vocab_size": config.vocab_size,
         }
         if self.embedding_axis == 1:
-            wanted["embedding columns (dim)"] = config.dim
-        uneven = [f"{number} {what}" for what, number in wanted.items() if number % n]
+            dimensions["dim"] = config.dim
+        indivisible = [f"{name} ({size})" for name, size in dimensions.items() if size % n]
         if config.n_kv_heads % n and n % config.n_kv_heads:
-            uneven.append(f"{config.n_kv_heads} KV heads (nor {n} ranks by them)")
-        if uneven:
-            message = f"--mp {n}: {n} ranks do not divide {', '.join(uneven)}"
-            raise UsageError("BAD_MP", message)
+            indivisible.append(f"n_kv_heads ({config.n_kv_heads}, nor does {config.n_kv_heads} divide {n})")
+        if indivisible:
+            message = f"--mp {n}: {n} does not divide {', '.join(indivisible)}."
+            hint = "Choose a number of shards that divides all of them."
+            raise UsageError("BAD_MP", message, hint=hint)
 
     @property
     def kv_repeats(self) -> int:
-        """How many neighbouring ranks hold the same KV head."""
+        """Number of neighboring ranks that hold the same KV head."""
         return max(1, self.n_ranks // self.config.n_kv_heads)
 
     @property
     def stored_kv_heads(self) -> int:
-        """KV heads in all files together, repeated ones counted as often as they are stored."""
+        """Number of KV heads in all files together, with repetitions."""
         return self.config.n_kv_heads * self.kv_repeats
 
     def axis(self, weight: Weight) -> int | None:
-        """The axis on which the weight is cut; None: each rank has all of it."""
+        """Return the dim along which the weight is split; None if each rank holds all of it."""
         return self.embedding_axis if weight.kind == EMBEDDING else next(iter(weight.kind.cut), None)
 
     def rectangle(self, weight: Weight, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The rows and the columns that a rank holds, of the weight seen as a matrix."""
+        """Return the rows and columns that a rank holds, of the weight seen as a matrix."""
         rows, columns = matrix_shape(weight.shape(self.config))
         axis = self.axis(weight)
         if axis is None:
@@ -75,31 +76,31 @@ class Cut:
         return (window, (0, columns)) if axis == 0 else ((0, rows), window)
 
     def shape(self, weight: Weight, rank: int) -> tuple[int, ...]:
-        """What a rank's file says of it."""
+        """Return the shape of the weight in a rank's file."""
         (top, bottom), (left, right) = self.rectangle(weight, rank)
         return (right - left,) if len(weight.kind.axes) == 1 else (bottom - top, right - left)
 
 
-def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, cut: Cut) -> Plan:
-    """The rank files of a checkpoint, whichever layout that has.
+def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, split: RankSplit) -> Plan:
+    """Return the plan that writes a checkpoint of any format as Meta shards.
 
     Args:
         checkpoint: the source.
-        dtype: what the weights become; None keeps each one's own.
-        cut: how they are cut.
+        dtype: dtype of the output; None keeps the dtype of each weight.
+        split: how ranks split the weights.
     """
-    config = cut.config
-    reorder = reordering(checkpoint.layout, "meta", config.head_dim)
+    config = split.config
+    permutation = reordering(checkpoint.layout, "meta", config.head_dim)
     sources = checkpoint.weights
-    if config.tied:  # the LM head stands in Meta's files all the same
+    if config.tied:  # Meta's files always hold the LM head
         sources = sources | {Weight(HEAD): sources[Weight(EMBEDDING)]}
     dtypes = {weight: dtype or sources[weight].dtype for weight in model_weights(config)}
-    one_storage = config.tied and (cut.n_ranks == 1 or cut.embedding_axis == 0)
+    one_storage = config.tied and (split.n_ranks == 1 or split.embedding_axis == 0)
     shared = {Weight(HEAD).meta_name: Weight(EMBEDDING).meta_name} if one_storage else {}
-    files = [f"consolidated.{rank:02d}.pth" for rank in range(cut.n_ranks)]
+    files = [f"consolidated.{rank:02d}.pth" for rank in range(split.n_ranks)]
     layouts = {
         file: lay_out_torch(
-            ((weight.meta_name, dtypes[weight], cut.shape(weight, rank)) for weight in dtypes),
+            ((weight.meta_name, dtypes[weight], split.shape(weight, rank)) for weight in dtypes),
             shared,
             file.removesuffix(".pth"),
         )
@@ -109,7 +110,7 @@ def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, cut: Cut) -> Plan:
     def places(weight: Weight) -> Iterator[Place]:
         for rank, file in enumerate(files):
             name = weight.meta_name
-            yield Place(file, name, layouts[file].offsets[name], *cut.rectangle(weight, rank))
+            yield Place(file, name, layouts[file].offsets[name], *split.rectangle(weight, rank))
 
     tasks = [
         Task(
@@ -117,7 +118,7 @@ def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, cut: Cut) -> Plan:
             sources[weight],
             dtypes[weight],
             tuple(places(weight)),
-            reorder if weight.kind.rotary else None,
+            permutation if weight.kind.rotary else None,
         )
         for weight in dtypes
         if weight.meta_name not in shared

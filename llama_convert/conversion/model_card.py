@@ -1,7 +1,7 @@
-"""The model card: what an output folder says of itself to whoever finds it.
+"""The model card and the NOTICE file of an output folder.
 
-It is a function of the manifest, sealed with a digest of its own text: a card that a person has changed is
-that person's, and is never written over.
+The card is computed from the manifest and ends in a checksum of its own text. A card whose checksum does not
+match was edited by a user and is never overwritten.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from llama_convert.llama.licenses import NOTICES, License, license_of
 from llama_convert.llama.releases import RELEASES
 
 NOTICE = "NOTICE"
-"""The text file, of this name, in which the licences want their notice kept."""
-_SEAL = "<!-- llama-convert wrote this card; as it did so its digest was {} -->\n"
-_LARGEST = 1 << 20
-_LAYOUTS = {"huggingface": "Hugging Face's layout", "meta": "Meta's layout"}
+"""Name of the text file that the licenses require for their notice."""
+_SEAL = "<!-- Written by llama-convert. XXH3-128 of the text above: {} -->\n"
+_EARLIER_SEALS = ("<!-- llama-convert wrote this card; as it did so its digest was {} -->\n",)
+"""Seals of earlier versions, whose cards are recognized too."""
+_MAX_CARD = 1 << 20
+_FORMATS = {"huggingface": "Hugging Face", "meta": "Meta"}
 _COLUMNS = {"source": "name", "bytes": "bytes", "MD5 in its checklist.chk": "md5", "XXH3-128": "xxh3_128"}
-"""What the card says of each source file: head of the column, key in the manifest."""
-_LOST = ("overflowed", "vanished")
+"""Columns of the table of source files, with their keys in the manifest."""
+_CAST_COUNTS = ("overflowed", "vanished")
 _ACTIVE = re.compile(r"[\\`*_{}\[\]#!|<>~&$^]")
-"""Punctuation that means something to Markdown within a line."""
+"""Punctuation with a meaning in Markdown within a line."""
 _AUTOLINK = re.compile(r"://|www\.|@", re.IGNORECASE)
 _ENDS_CODE = "`|\\"
-"""What would end inline code, or the cell of a table that it is in."""
+"""Characters that would end inline code or the table cell around it."""
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,18 +41,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", torch_dtype="auto")
 ```"""
-_DIGESTS = {
-    ".pth": "XXH3-128 of a rank file is that of the list of its records: name, place, size and CRC-32 of "
-    "each; every byte that was read was held against those CRC-32s, where the file has them.",
-    ".safetensors": "XXH3-128 of a safetensors file is that of its header; `llama-convert.json` has one of "
-    "every weight.",
+_HASHED = {
+    ".pth": "The XXH3-128 of a `.pth` file covers the list of its records: name, offset, size and CRC-32 of "
+    "each. Every byte that was read was verified against these CRC-32s, where the file has them.",
+    ".safetensors": "The XXH3-128 of a safetensors file covers its header. `llama-convert.json` has the "
+    "checksum of every weight.",
 }
-"""What is digested of the files that hold weights, by their suffix."""
+"""What the checksum of a file with weights covers, by suffix."""
 _NOT_VERIFIED = (
-    "Not verified yet. `llama-convert verify THIS --source ORIGINAL --record` holds it against what it "
-    "was made from, and writes the result here."
+    "Not verified yet. `llama-convert verify THIS --source ORIGINAL --record` compares this folder with "
+    "its source and writes the result here."
 )
-_RELEASED = "If these are Meta's weights, or were made from them, they are under the {}."
+_RELEASED = "If these are Meta's weights or derive from them, they are under the {}."
 _CUSTOM_SIZE = (
     "Meta released no model of this size, so the license of these weights is not known. "
     "Weights that derive from Meta's, for example by pruning or merging, are under the {}."
@@ -58,56 +60,59 @@ _CUSTOM_SIZE = (
 
 
 def is_user_edited(card: Path) -> bool:
-    """Whether the card in an output folder is a person's own, and no link: those are replaced."""
-    return card.is_file() and not card.is_symlink() and not is_ours(card)
+    """Return whether a user wrote or edited the card in an output folder. A link does not count."""
+    return card.is_file() and not card.is_symlink() and not is_unedited(card)
 
 
-def is_ours(card: Path) -> bool:
-    """Whether a card is as `render` wrote it."""
+def is_unedited(card: Path) -> bool:
+    """Return whether a card still is as `render` of this or an earlier version wrote it."""
     text = _content(card)
-    body, mark, _ = text.rpartition(_SEAL.partition("{}")[0])
-    return bool(mark) and text == _sealed(body)
+    for seal in (_SEAL, *_EARLIER_SEALS):
+        body, mark, _ = text.rpartition(seal.partition("{}")[0])
+        if mark and text == _sealed(body, seal):
+            return True
+    return False
 
 
 def _content(file: Path) -> str:
-    """The text of a file; nothing of one that is too large, may not be read, or is no regular file."""
+    """Return the text of a file; empty if it is too large, not readable or not a regular file."""
     try:
-        return read_small(file, _LARGEST).decode("utf-8", errors="replace")
+        return read_small(file, _MAX_CARD).decode("utf-8", errors="replace")
     except InputError:
         return ""
 
 
 def is_generated(file: Path) -> bool:
-    """Whether a file is a card or a notice as we write them: of the output next to it, and of no other."""
+    """Return whether a file is an unedited card or notice: it describes its own folder and no other."""
     if file.name == CARD:
-        return is_ours(file)
+        return is_unedited(file)
     return file.name == NOTICE and _content(file).removesuffix("\n") in NOTICES
 
 
 def notice(manifest: Mapping[str, Any]) -> bytes | None:
-    """What `NOTICE` has to say; None if the licence asks for none, or is not known to be Meta's."""
+    """Return the content of `NOTICE`; None if the license requires none or the weights may not be Meta's."""
     if manifest["size"] is None:
         return None
-    licence = license_of(manifest["version"], manifest["size"])
-    return f"{licence.notice}\n".encode() if licence.notice else None
+    license_ = license_of(manifest["version"], manifest["size"])
+    return f"{license_.notice}\n".encode() if license_.notice else None
 
 
 def render(manifest: Mapping[str, Any], files: list[str]) -> bytes:
-    """The card of an output folder.
+    """Return the card of an output folder.
 
-    Text from files (names, settings, the manifest's own strings) appears as text: it makes no links, images,
-    HTML or headings.
+    Text from files (names, settings, the manifest's strings) is escaped: it cannot add links, images, HTML or
+    headings.
 
     Args:
-        manifest: what ``llama-convert.json`` says, see `is_complete`.
+        manifest: the content of ``llama-convert.json``; see `is_complete`.
         files: names of the folder's files.
     """
     return _sealed("\n\n".join(_sections(manifest, files)) + "\n\n").encode()
 
 
 def is_complete(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest has all that `render` needs, each of the right type."""
-    return all(key in manifest and is_right(manifest[key]) for key, is_right in _NEEDED.items())
+    """Return whether a manifest has all entries that `render` needs, each of the right type."""
+    return all(key in manifest and is_valid(manifest[key]) for key, is_valid in _REQUIRED.items())
 
 
 def _is_text(value: object) -> bool:
@@ -127,15 +132,15 @@ def _is_source(value: object) -> bool:
 
 
 def _is_cast(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), int) for key in _LOST)
+    return isinstance(value, dict) and all(isinstance(value.get(key), int) for key in _CAST_COUNTS)
 
 
-_NEEDED: Mapping[str, Callable[[Any], bool]] = {
+_REQUIRED: Mapping[str, Callable[[Any], bool]] = {
     "tool": _is_text,
     "release": _is_text,
     "version": lambda value: value in [release.version for release in RELEASES],
     "size": lambda value: value is None or _is_text(value),
-    "layout": lambda value: value in list(_LAYOUTS),
+    "layout": lambda value: value in list(_FORMATS),
     "instruct": lambda value: value in (True, False, None),
     "dtype": _is_text,
     "evidence": _are_texts,
@@ -146,39 +151,39 @@ _NEEDED: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def _sealed(body: str) -> str:
-    return body + _SEAL.format(xxhash.xxh3_128_hexdigest(body.encode()))
+def _sealed(body: str, seal: str = _SEAL) -> str:
+    return body + seal.format(xxhash.xxh3_128_hexdigest(body.encode()))
 
 
 def _sections(manifest: Mapping[str, Any], files: list[str]) -> Iterator[str]:
-    licence, meta = license_of(manifest["version"], manifest["size"]), manifest["layout"] == "meta"
-    released = manifest["size"] is not None
-    yield _front_matter(licence if released else None, meta)
+    license_, is_meta = license_of(manifest["version"], manifest["size"]), manifest["layout"] == "meta"
+    is_released = manifest["size"] is not None
+    yield _front_matter(license_ if is_released else None, is_meta)
     yield f"# {_text(manifest['release'])}"
     kind = {True: "An instruct model", False: "A base model", None: "A model"}[manifest["instruct"]]
     count = sum(name.endswith((".pth", ".safetensors")) for name in files)
-    held = f"{count} {'rank' if meta else 'file'}{'s' * (count > 1)} of weights"
-    yield f"{kind} in {_LAYOUTS[manifest['layout']]}: {held}, {_text(manifest['dtype'])}."
-    if released and licence.display:
-        yield f"**{licence.display}**"
-    if not meta:
+    shards = f"{count} shard{'s' * (count != 1)}"
+    yield f"{kind} in {_FORMATS[manifest['layout']]} format: {shards}, {_text(manifest['dtype'])}."
+    if is_released and license_.display:
+        yield f"**{license_.display}**"
+    if not is_meta:
         yield _USE
-    yield "## Where it comes from"
+    yield "## Source"
     yield from _provenance(manifest)
-    yield "## Whether it is right"
+    yield "## Verification"
     yield from _verification(manifest.get("verification"))
-    yield "## Licence"
-    carried = [name for name in files if is_licence(name) and name != NOTICE]
-    if carried:
-        yield f"The terms are next to the weights: {', '.join(map(_code, carried))}."
-    yield (_RELEASED if released else _CUSTOM_SIZE).format(_named(licence))
-    if released:
-        yield from _licence(licence)
+    yield "## License"
+    license_files = [name for name in files if is_license_file(name) and name != NOTICE]
+    if license_files:
+        yield f"The terms are next to the weights: {', '.join(map(_code, license_files))}."
+    yield (_RELEASED if is_released else _CUSTOM_SIZE).format(_link(license_))
+    if is_released:
+        yield from _obligations(license_)
 
 
-def _front_matter(licence: License | None, meta: bool) -> str:
-    lines = [f"license: {licence.hub}"] if licence else []
-    lines += [] if meta else ["library_name: transformers"]
+def _front_matter(license_: License | None, is_meta: bool) -> str:
+    lines = [f"license: {license_.hub}"] if license_ else []
+    lines += [] if is_meta else ["library_name: transformers"]
     return "\n".join(["---", *lines, "pipeline_tag: text-generation", "tags:", "- llama", "---"])
 
 
@@ -187,17 +192,17 @@ def _provenance(manifest: Mapping[str, Any]) -> Iterator[str]:
     release = _text(manifest["release"])
     yield (
         f"Written by {_text(manifest['tool'])} from the files below. `llama-convert.json` has the checksums "
-        "of what was written: where they do not match, this card describes other weights."
+        "of the output. If they do not match, this card describes other weights."
     )
     text = f"Detected: {release} ({evidence})."
     others = [release.title for release in RELEASES if release.version in manifest["alternatives"]]
-    yield text + (f" The files would also allow {' or '.join(others)}." if others else "")
+    yield text + (f" The files could also be {' or '.join(others)}." if others else "")
     yield _cast(manifest["dtype"], list(manifest["casts"].values()))
     columns = {head: key for head, key in _COLUMNS.items() if any(key in source for source in sources)}
     rows = [[_cell(key, source.get(key, "")) for key in columns.values()] for source in sources]
     yield _table(list(columns), rows)
     suffixes = {Path(source["name"]).suffix for source in sources}
-    yield " ".join(text for suffix, text in _DIGESTS.items() if suffix in suffixes)
+    yield " ".join(text for suffix, text in _HASHED.items() if suffix in suffixes)
     if "md5" in columns.values():
         compared = "" if manifest["checklist_compared"] else "not "
         yield f"The files were {compared}compared with those MD5s when this folder was written."
@@ -205,44 +210,42 @@ def _provenance(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _cast(dtype: str, casts: list[Mapping[str, int]]) -> str:
     if not casts:
-        return (
-            "The conversion changed no value of a weight; it put rows and slices where this layout has them."
-        )
-    overflowed, vanished = (sum(cast[what] for cast in casts) for what in _LOST)
+        return "The conversion changed no values. It only permuted, split or merged weights."
+    overflowed, underflowed = (sum(cast[key] for cast in casts) for key in _CAST_COUNTS)
     return (
         f"{len(casts)} weights were cast to {_text(dtype)}: {overflowed:,} of their values overflowed to "
-        f"infinity, {vanished:,} vanished to zero."
+        f"infinity, {underflowed:,} underflowed to zero."
     )
 
 
-def _verification(said: Mapping[str, Any] | None) -> Iterator[str]:
-    if said is None:
+def _verification(result: Mapping[str, Any] | None) -> Iterator[str]:
+    if result is None:
         yield _NOT_VERIFIED
         return
-    against = "its source" if said["against_source"] else "nothing but itself"
-    yield f"`llama-convert verify` held it against {against}: **{'pass' if said['ok'] else 'FAIL'}**."
-    rows = [[_text(level[key]) for key in ("level", "status", "summary")] for level in said["levels"]]
-    yield _table(["level", "result", "what was looked at"], rows)
+    scope = "compared it with its source" if result["against_source"] else "checked it without its source"
+    yield f"`llama-convert verify` {scope}: **{'pass' if result['ok'] else 'FAIL'}**."
+    rows = [[_text(level[key]) for key in ("level", "status", "summary")] for level in result["levels"]]
+    yield _table(["check", "result", "summary"], rows)
 
 
-def _named(licence: License) -> str:
-    return f"[{licence.name}]({licence.url})" if licence.url else licence.name
+def _link(license_: License) -> str:
+    return f"[{license_.name}]({license_.url})" if license_.url else license_.name
 
 
-def _licence(licence: License) -> Iterator[str]:
-    if licence.notice:
-        yield f"> {licence.notice}"
-    if licence.display:
+def _obligations(license_: License) -> Iterator[str]:
+    if license_.notice:
+        yield f"> {license_.notice}"
+    if license_.display:
         yield (
-            f"Whoever passes them on encloses the licence and `NOTICE`, displays “{licence.display}”, and "
-            f"lets the name of a model made from them begin with “{licence.prefix}”."
+            "Redistribution: see section 1.b of the license (the license and `NOTICE` with every copy, "
+            f"display of “{license_.display}”, names of derived models that begin with “{license_.prefix}”)."
         )
-    if licence.policy:
-        yield f"Their use is bound by the [acceptable use policy]({licence.policy})."
+    if license_.policy:
+        yield f"Use is subject to the [acceptable use policy]({license_.policy})."
 
 
-def is_licence(name: str) -> bool:
-    """Whether a file of this name holds terms of use: licence, notice or policy."""
+def is_license_file(name: str) -> bool:
+    """Return whether a file of this name holds terms of use: license, notice or policy."""
     return name.lower().startswith(("license", "licence", "use_policy", "notice"))
 
 
@@ -258,20 +261,20 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as Markdown that shows as the same text, in a paragraph, a heading or a cell of a table.
+    """Return Markdown that renders as the same text, in a paragraph, heading or table cell.
 
-    What a renderer makes a link of unasked (GitHub's autolinks, mentions) is shown as code.
+    Text that a renderer would turn into a link (GitHub's autolinks and mentions) becomes inline code.
     """
     return _code(text) if _AUTOLINK.search(text) else _ACTIVE.sub(r"\\\g<0>", _escaped(text, ""))
 
 
 def _code(text: str) -> str:
-    """Text as inline code, in which nothing has a meaning but what ends it."""
+    """Return text as inline code."""
     return f"`{_escaped(text, _ENDS_CODE)}`" if text else ""
 
 
 def _escaped(text: str, special: str) -> str:
-    """Python's escapes in place of what is not printable, and of some characters."""
+    """Return text with Python escapes for unprintable and ``special`` characters."""
     return "".join(
         f"\\x{ord(c):02x}" if c in special else c if c.isprintable() else ascii(c)[1:-1] for c in text
     )

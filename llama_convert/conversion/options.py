@@ -1,4 +1,4 @@
-"""What may be asked of a conversion, and what it answers."""
+"""Options and result of a conversion."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
 from llama_convert.llama.releases import Identity
-from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.llama.rotary import CheckpointLayout as CheckpointFormat
 from llama_convert.redaction import redact_url
 
 
-def parse_layout(word: str) -> CheckpointLayout:
-    """The layout that ``hf`` or ``meta`` means.
+def parse_format(text: str) -> CheckpointFormat:
+    """Return the checkpoint format that ``hf``, ``huggingface`` or ``meta`` names.
 
     Raises:
-        UsageError: it means none.
+        UsageError: no such format.
     """
-    words: dict[str, CheckpointLayout] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
-    if word.lower() not in words:
-        raise UsageError("BAD_LAYOUT", f"--to {word}: choose hf or meta")
-    return words[word.lower()]
+    formats: dict[str, CheckpointFormat] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
+    if text.lower() not in formats:
+        raise UsageError("BAD_LAYOUT", f"--to {text}: Unknown format.", hint="Choose hf or meta.")
+    return formats[text.lower()]
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What may be asked of a conversion; every default is told from the files."""
+    """Options of `convert` and `shard`. Every default is detected from the files."""
 
-    to: CheckpointLayout = "huggingface"
+    to: CheckpointFormat = "huggingface"
     dtype: str = "auto"
     mp: int = 1
-    """Tensor-parallel ranks, where the output has Meta's layout."""
+    """Number of shards (tensor-parallel ranks) of Meta output."""
     embedding_axis: int | None = None
-    """The axis on which ranks cut the embedding; None: the release's own."""
+    """The dim along which ranks split the embedding; None for the release's default."""
     checklist: bool = True
-    """Whether to write ``checklist.chk``, for which the rank files are read again."""
+    """Whether to write ``checklist.chk``, which re-reads the shards."""
     compare_checklist: bool = False
-    """Whether to hold the source against its own ``checklist.chk`` first, for which it is read once more."""
+    """Whether to verify the source against its ``checklist.chk`` first, which reads it once more."""
     max_shard_size: str = DEFAULT_SHARD_SIZE
     llama_version: str | None = None
     model_size: str | None = None
@@ -54,19 +54,19 @@ class ConvertOptions:
     strict: bool = False
     dry_run: bool = False
     resume: bool = True
-    """Whether to go on from what an earlier run of the same conversion has left."""
+    """Whether to reuse what an interrupted run of the same conversion has written."""
     fsync: bool = True
-    """Whether to wait until all is on disk."""
+    """Whether to flush the output to disk."""
     array_task: str | None = None
-    """``I/N``: write only the Ith of N shares of the files; the last task finalizes the output."""
+    """``I/N``: write only part I of N of the files; the last task finalizes the output."""
     finish: bool = False
-    """Whether only to publish what array tasks have written."""
+    """Whether to only finalize what array tasks have written."""
     workers: int = DEFAULT_WORKERS
     block_size: int = DEFAULT_BLOCK_SIZE
 
     @property
-    def decisive(self) -> ConvertOptions:
-        """Only what decides the output, besides the files that are named; the rest as it is by default."""
+    def output_options(self) -> ConvertOptions:
+        """The options that decide the output, except named files; every other option has its default."""
         return ConvertOptions(
             to=self.to,
             dtype=self.dtype,
@@ -81,26 +81,28 @@ class ConvertOptions:
 
 @dataclass
 class ConvertResult:
-    """What a conversion did, or with `dry_run` would do."""
+    """What a conversion did, or would do with `dry_run`."""
 
     destination: Path | str
-    """A folder, or a URL."""
+    """A folder or a URL."""
     source: Path | str
-    """Likewise: where the checkpoint was found, be it in a folder of what was named."""
+    """A folder or a URL: where the checkpoint was found, which may be below the named folder."""
     release: str
     version: str
     size: str | None
     evidence: tuple[str, ...]
     alternatives: tuple[str, ...]
     instruct: bool | None
-    """None: the files were carried over as they are."""
+    """None if the tokenizer and settings were copied unchanged."""
     dtype: str | None
     files: dict[str, int]
-    """Bytes of each output file."""
+    """Bytes of each output file, by name."""
     casts: dict[str, CastCounts] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    published: bool = False
-    """Whether the whole output stands in its place."""
+    finalized: bool = False
+    """Whether the whole output is in its folder."""
+    is_up_to_date: bool = False
+    """Whether an earlier run had already written this output, so that nothing was written now."""
 
     @classmethod
     def of(
@@ -112,7 +114,7 @@ class ConvertResult:
         dtype: str | None,
         instruct: bool | None = None,
     ) -> ConvertResult:
-        """What is known before anything is written."""
+        """Return the result as far as it is known before anything is written."""
         return cls(
             destination=destination,
             source="",
@@ -126,7 +128,16 @@ class ConvertResult:
             files=dict(sizes),
         )
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all output files."""
+        return sum(self.files.values())
+
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the result as plain data."""
+        content = asdict(self)
+        del content["is_up_to_date"]
+        content["casts"] = {name: counts.to_json() for name, counts in self.casts.items()}
+        content["published"] = content.pop("finalized")
         places = {"destination": self.destination, "source": self.source}
-        return asdict(self) | {name: redact_url(str(place)) for name, place in places.items()}
+        return content | {name: redact_url(str(place)) for name, place in places.items()}

@@ -1,8 +1,7 @@
-"""The plan: every byte that will be written, and where it comes from, known before the first is read.
+"""The plan of a conversion: every byte to write and where it comes from, computed from headers alone.
 
-A plan is made from headers alone, depends on nothing but its inputs, and is all that `execute` is given.
-Every conversion is one: a task for each weight, which is gathered from its pieces and scattered to its
-places.  Only who makes the plan knows of layouts.
+A plan has one task per weight, which gathers the weight from its stored pieces and scatters it to its places
+in the output files. `execute` needs nothing else. Only the planners know checkpoint formats.
 """
 
 from __future__ import annotations
@@ -21,59 +20,61 @@ from llama_convert.reorder import RowTranspose
 
 @dataclass(frozen=True)
 class Place:
-    """A rectangle of a weight, seen as a matrix, that is all of one tensor of one output file."""
+    """A rectangle of a weight, seen as a matrix, that is one whole tensor of an output file."""
 
     file: str
     name: str
     offset: int
-    """Bytes from the start of the output file."""
+    """Byte offset in the output file."""
     rows: tuple[int, int]
-    """The first, and the one after the last, of the weight as it is written."""
+    """First row and end row of the written weight."""
     columns: tuple[int, int]
+    """First column and end column."""
 
     @property
     def n_elements(self) -> int:
-        """Elements of the rectangle."""
+        """Number of elements in the rectangle."""
         return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
 @dataclass(frozen=True)
 class Task:
-    """One weight: gathered, its rows reordered, cast, scattered."""
+    """One weight to gather, permute, cast and scatter."""
 
     name: str
-    """What the output calls it."""
+    """Name in the output."""
     source: StoredWeight
     dtype: Dtype
     places: tuple[Place, ...]
-    reorder: RowTranspose | None = None
+    permutation: RowTranspose | None = None
+    """Permutation of the rows for RoPE."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole weight in its new dtype, each counted once."""
+        """Bytes of the whole weight in its new dtype; copies count once."""
         return math.prod(self.source.shape) * self.dtype.itemsize
 
     def bytes_of(self, rows: int) -> int:
-        """Bytes of so many of its rows in the new dtype."""
+        """Return the bytes of ``rows`` rows in the new dtype."""
         return rows * matrix_shape(self.source.shape)[1] * self.dtype.itemsize
 
     @property
     def n_rows(self) -> int:
-        """Rows of the weight, seen as a matrix."""
+        """Number of rows of the weight, seen as a matrix."""
         return matrix_shape(self.source.shape)[0]
 
     @property
-    def rows_in_a_run(self) -> int:
-        """Rows that are reordered among themselves: a block holds all of them or none."""
-        return self.reorder.run if self.reorder else 1
+    def permuted_rows(self) -> int:
+        """Number of consecutive rows that are permuted among themselves; a block never splits them."""
+        return self.permutation.run if self.permutation else 1
 
-    def only(self, place: Place) -> Task:
-        """What of it makes one of its places."""
-        run, (first, last) = self.rows_in_a_run, place.rows
-        top, bottom = first // run * run, min(self.n_rows, -(-last // run) * run)
+    def restricted_to(self, place: Place) -> Task:
+        """Return the task that writes only one place and reads no more than it needs."""
+        unit, (first, last) = self.permuted_rows, place.rows
+        top, bottom = first // unit * unit, min(self.n_rows, -(-last // unit) * unit)
         columns = place.columns[1] - place.columns[0]
-        there = replace(place, rows=(first - top, last - top), columns=(0, columns))
-        return replace(self, source=self.source.part((top, bottom), place.columns), places=(there,))
+        moved = replace(place, rows=(first - top, last - top), columns=(0, columns))
+        return replace(self, source=self.source.part((top, bottom), place.columns), places=(moved,))
 
     @property
     def is_cast(self) -> bool:
@@ -83,18 +84,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a conversion writes of the weights."""
+    """Everything that a conversion writes of the weights."""
 
     layouts: Mapping[str, Layout]
-    """Of each output file, by name."""
+    """Byte layout of each output file, by name."""
     tasks: tuple[Task, ...]
-    """In the order of the files' bytes."""
+    """In the byte order of the files."""
     small_files: Mapping[str, bytes] = field(default_factory=dict)
-    """What belongs to the weights beside them, such as an index."""
+    """Small files that describe the weight files, for example an index."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each output file."""
+        """Bytes of each output file, by name."""
         return {name: layout.size for name, layout in self.layouts.items()}
 
     @cached_property
@@ -104,26 +105,26 @@ class Plan:
 
     @cached_property
     def payload_bytes(self) -> int:
-        """Bytes of all weights, each counted once however many ranks hold it."""
+        """Bytes of all weights; a weight that several ranks hold counts once."""
         return sum(task.nbytes for task in self.tasks)
 
-    def only(self, file: str) -> Plan:
-        """What of the plan makes one of its files: of each weight, no more than the file holds."""
+    def restricted_to(self, file: str) -> Plan:
+        """Return the plan that writes only one file; of each weight, only the part in the file."""
         tasks = tuple(
-            task if task.places == (place,) else task.only(place)
+            task if task.places == (place,) else task.restricted_to(place)
             for task in self.tasks
             for place in task.places
             if place.file == file
         )
         return Plan({file: self.layouts[file]}, tasks)
 
-    def places_in(self, file: str) -> int:
-        """How many tensors of a file have bytes of their own."""
+    def tensor_count(self, file: str) -> int:
+        """Return the number of tensors of a file that are written; tensors that share bytes count once."""
         return sum(place.file == file for task in self.tasks for place in task.places)
 
     @property
     def sources(self) -> set[Path]:
-        """The files that are read."""
+        """The weight files that are read."""
         return {slab.file for task in self.tasks for slab in task.source.slabs}
 
     @property

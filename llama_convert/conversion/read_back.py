@@ -1,4 +1,4 @@
-"""Compares files with what a plan writes into them, byte for byte."""
+"""Comparison of output files with what a plan writes, byte for byte."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from llama_convert.errors import InputError
 def first_difference(
     folder: Path,
     plan: Plan,
-    digests: Mapping[str, Sequence[str]],
+    hashes: Mapping[str, Sequence[str]],
     *,
     workers: int,
     block_size: int,
     progress: Progress,
 ) -> tuple[str, str] | None:
-    """The first file that does not hold what the plan writes, and what of it differs; None if all do.
+    """Return the first file that differs from the plan and what in it differs; None if all files match.
 
     Args:
-        folder: where the plan's files are.
-        plan: what they should hold.
-        digests: XXH3-128 of each weight's bytes at each of its places, by the weight's name.
-        workers: tensors read at a time.
-        block_size: bytes read at a time by each worker.
-        progress: called with the bytes of every block.
+        folder: folder of the plan's files.
+        plan: what the files should hold.
+        hashes: XXH3-128 of each weight's bytes at each of its places, by weight name.
+        workers: number of tensors read in parallel.
+        block_size: bytes that each worker reads at a time.
+        progress: called with the number of bytes of every block.
 
     Raises:
-        OutputError: the machine cannot read them.
+        OutputError: a file cannot be read.
     """
     for file, layout in plan.layouts.items():
         if not (folder / file).is_file() or (folder / file).stat().st_size != layout.size:
-            return file, "the file's size"
+            return file, "file size"
     places = [
-        (place, place.n_elements * task.dtype.itemsize, digest)
+        (place, place.n_elements * task.dtype.itemsize, expected_hash)
         for task in plan.tasks
-        for place, digest in zip(task.places, digests[task.name], strict=True)
+        for place, expected_hash in zip(task.places, hashes[task.name], strict=True)
     ]
     crc32s: dict[str, dict[str, int]] = {file: {} for file in plan.layouts}
     stop = Event()
 
     def matches(expected: tuple[Place, int, str]) -> bool:
-        place, size, digest = expected
-        found, crc32, block = xxhash.xxh3_128(), 0, memoryview(bytearray(min(size, block_size)))
+        place, size, expected_hash = expected
+        state, crc32, block = xxhash.xxh3_128(), 0, memoryview(bytearray(min(size, block_size)))
         for start in range(0, size, block_size):
             if stop.is_set():
                 return False
             part = block[: min(block_size, size - start)]
             files.read_into(folder / place.file, place.offset + start, part)
-            found.update(part)
+            state.update(part)
             if plan.layouts[place.file].has_checksums:
                 crc32 = isal_zlib.crc32(part, crc32)
             progress(len(part))
         crc32s[place.file][place.name] = crc32
-        return found.hexdigest() == digest
+        return state.hexdigest() == expected_hash
 
     with SourceFiles() as files, ThreadPoolExecutor(workers) as pool:
         try:
@@ -75,7 +75,7 @@ def first_difference(
                     files.read_into(folder / file, offset, memoryview(part))
                     if part != content:
                         return file, f"bytes {offset:,} to {offset + len(content):,}"
-        except InputError as error:  # the file cannot be read to its end
+        except InputError as error:  # the file ends too early
             return error.file.name if error.file else "", error.message
         finally:
             stop.set()

@@ -1,4 +1,4 @@
-"""Carrying a job out: stage, write, check, publish; by one process or by many."""
+"""The run of a job on a local folder: stage, write, check, finalize; by one process or several."""
 
 from __future__ import annotations
 
@@ -6,291 +6,190 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
-from llama_convert import __version__
-from llama_convert.checkpoints.checklist import CHECKLIST
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
-from llama_convert.conversion.auxiliary_files import checklist_size, write_checklist
-from llama_convert.conversion.cast import CastCounts
+from llama_convert.conversion.auxiliary_files import write_checklist
+from llama_convert.conversion.disk import output_error
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.existing_output import existing_output
-from llama_convert.conversion.job import Job
-from llama_convert.conversion.journal import Identity, fingerprint
-from llama_convert.conversion.model_card import NOTICE, is_user_edited, notice, render
-from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.existing_output import find_existing_output
+from llama_convert.conversion.job import Job, JobFactory, OutputIdentity, fingerprint
+from llama_convert.conversion.messages import Messages, saved_sentence
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.output import on_disk
-from llama_convert.conversion.overlap import check_apart
+from llama_convert.conversion.output_manifest import OutputManifest
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.source_manifest import compare_digests
-from llama_convert.conversion.sources import (
+from llama_convert.conversion.source_checks import (
+    check_separate,
     check_unchanged,
+    checklist_md5s,
+    compare_source_hashes,
     compare_with_checklist,
-    listed_in_checklist,
-    states_of,
+    file_states,
 )
-from llama_convert.conversion.staging import FOR_GOOD, STAGING, Staging
-from llama_convert.conversion.sync import failure
-from llama_convert.conversion.warnings import warn_about_output
+from llama_convert.conversion.staging import PERMANENT_ERRORS, STAGING, Staging
 from llama_convert.conversion.work_units import (
-    Share,
-    adopt,
-    adoptable,
-    check_units,
-    gather,
-    is_complete,
+    ArrayTask,
+    adopt_unit_entries,
+    adoptable_entries,
+    are_units_complete,
+    collect_report,
+    local_units,
     saved_bytes,
-    saved_in_units,
-    units_here,
+    saved_bytes_in_units,
+    verify_units,
 )
-from llama_convert.conversion.workers import Order, by_executor, write_all, write_unit
-from llama_convert.conversion.write_report import Report, report_of_run
-from llama_convert.errors import ConflictError, InputError, RefusedError
-from llama_convert.units import format_part, format_size
+from llama_convert.conversion.workers import WorkSpec, executor_writer, write_unit
+from llama_convert.conversion.write_report import WriteReport, report_findings, report_of_run
+from llama_convert.errors import ConflictError
 
-if TYPE_CHECKING:
-    from llama_convert.conversion.upload import Store
-
-Write = Callable[[Plan, Staging, Progress], Report]
-"""Writes the weights into a staging folder, on disk when it returns."""
-Saved = Callable[[Plan, Staging], tuple[int, int]]
-"""Bytes of weights that the next run need not write, and of all that this one was to write."""
+WeightWriter = Callable[[Plan, Staging, Progress], WriteReport]
+"""Writes the weights into a staging folder. They are on disk when it returns."""
+SavedBytes = Callable[[Plan, Staging], tuple[int, int]]
+"""Returns the bytes of weights that the next run can reuse, and the bytes that this run was to write."""
 
 
 class Run:
-    """A job, and how it is to be done.
+    """A job and the state of its output folder.
 
-    What is raised while files are staged has two more attributes: `resumable`, whether weights are saved that
-    the same command resumes from, and `kept`, a sentence that says how much (None: nothing).
+    An error raised while files are staged has two additional attributes: ``resumable``, whether the same
+    command can resume from saved weights, and ``kept``, a sentence with the amount saved (None if nothing).
     """
 
-    def __init__(self, job: Job, options: ConvertOptions, notes: Notes, *, private: bool = False) -> None:
-        """Look at the source files as they are now.
+    def __init__(
+        self, job: Job, options: ConvertOptions, messages: Messages, *, private: bool = False
+    ) -> None:
+        """Check the source files and record their current state.
 
         Args:
-            job: what is to be done.
+            job: what to convert.
             options: how.
-            notes: receives what is found.
-            private: whether the destination stands for a URL, so that no other run can find it.
+            messages: receives the findings.
+            private: whether no other run can find the output folder, because it mirrors a URL.
 
         Raises:
-            InputError: one of them is gone, or not what ``checklist.chk`` says.
-            UsageError: one of them, or the source, is in the output folder.
+            InputError: a source file is gone or does not match ``checklist.chk``.
+            UsageError: a source file or the source is in the output folder.
         """
         self.job = job
         self.options = options
-        self.notes = notes
+        self.messages = messages
         self.result = job.result
+        self.result.warnings = messages.warnings
         self._destination = Path(job.result.destination)
-        self.result.warnings = notes.warnings
         if options.compare_checklist:
-            compare_with_checklist(job.folder, options.workers, notes)
-        self._checklist = listed_in_checklist(job.folder)
-        self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
-        self._identity = Identity.of(job.plan, job.settings(options))
-        self._fingerprint = fingerprint(self._identity.plan, self._before)
-        self._stood = False
+            compare_with_checklist(job.folder, options.workers, messages)
+        md5s = checklist_md5s(job.folder)
+        self._sources = file_states(
+            {*job.source_files, *job.auxiliary_files, *(job.plan.sources if job.plan else ())}
+        )
+        self._identity = OutputIdentity.of(job.plan, job.settings(options))
+        self._fingerprint = fingerprint(self._identity.plan, self._sources)
+        self.manifest = OutputManifest(
+            job, self._identity, messages, md5s, checklist_compared=options.compare_checklist
+        )
         self._may_replace = options.overwrite
         self._private = private
         named = [path for path in (options.tokenizer, options.chat_template) if path]
-        check_apart(self._destination, [job.source, job.folder], [*self._before, *self._checklist, *named])
+        check_separate(self._destination, [job.source, job.folder], [*self._sources, *md5s, *named])
 
-    def alone(self) -> ConvertResult:
-        """Write everything in this process.
-
-        Raises:
-            InputError: a source file is damaged, or not what it was.
-            OutputError: the machine could not write it.
-            ConflictError: the destination holds something.
-            RefusedError: `strict`, and something was warned of.
-        """
-        return self._unless_it_stands(self._here, self._saved_here)
-
-    def dry(self) -> ConvertResult:
-        """List the files of the output with their sizes, and write none of it.
-
-        Small files are made in a temporary folder. The sizes of model card and manifest are estimates: those
-        hold counts that are known once the weights are read.
-
-        Raises:
-            InputError, RefusedError: as `alone`, as far as it shows before weights are read.
-        """
-        job, result = self.job, self.result
-        if self.options.array_task:
-            share = Share.parse(self.options.array_task).of(job.files)
-            result.files = {file: result.files[file] for file in share}
-            return result
-        with (
-            TemporaryDirectory(prefix="llama-convert-") as folder,
-            Staging(Path(folder, "out"), overwrite=False, fsync=False, private=True) as staging,
-        ):
-            job.write_small_files(staging)
-            result.files |= {file.name: file.stat().st_size for file in staging.files}
-        self._refuse_warnings()
-        if job.plan:
-            result.files |= {name: len(content) for name, content in job.plan.small_files.items()}
-            if job.checklist:
-                result.files[CHECKLIST] = checklist_size(result.files)
-            result.files |= self._estimate(job.plan)
-        return result
-
-    def _estimate(self, plan: Plan) -> dict[str, int]:
-        """Bytes of the files that `_describe` writes, of a run without overflows."""
-        digest, known = "0" * 32, self.result.files
-        casts = {
-            task.name: CastCounts(task.nbytes // task.dtype.itemsize) for task in plan.tasks if task.is_cast
-        }
-        digests = {task.name: digest for task in plan.tasks if len(task.places) == 1}
-        manifest = self._manifest(Report(casts, digests))
-        words = {name: len(content) for name, content in self._words(manifest, list(known)).items()}
-        files = {name: {"bytes": size, "xxh3_128": digest} for name, size in {**known, **words}.items()}
-        return words | {MANIFEST: len(write_manifest(manifest | {"files": files}))}
-
-    def by(self, executor: Executor, order: Callable[[str, str], Order]) -> ConvertResult:
-        """Let an executor's workers write the weights, a file each; raises as `alone`.
+    def work_spec(self, make_job: JobFactory, source: str, destination: str) -> WorkSpec:
+        """Return what a worker needs to write files of this run.
 
         Args:
-            executor: any; its workers see the source, and the destination too.
-            order: given the plan's digest and the fingerprint.
+            make_job: prepares the job again.
+            source: absolute path or URL of the source.
+            destination: absolute path or URL of the output folder.
         """
-        write_units = by_executor(executor, order(self._identity.plan, self._fingerprint))
+        return WorkSpec(make_job, source, destination, self.options, self._identity.plan, self._fingerprint)
 
-        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
-            with self._counting(plan.payload_bytes):
-                report = write_units(plan, staging, progress)
-            self._check_units(plan, staging)
-            return report
-
-        return self._unless_it_stands(write, self._saved_in(self.job.files))
-
-    def to_store(self, store: Store) -> ConvertResult:
-        """Write everything to a store elsewhere, for which the destination stands; raises as `alone`."""
-        upload = store.writing(self.options, self._fingerprint)
-
-        def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
-            with self._counting(plan.payload_bytes):
-                report: Report = upload(plan, staging, progress)
-            return report
-
-        return self._to_store(store, write)
-
-    def send(
-        self, store: Store, executor: Executor, order: Callable[[str, str], Order], files: Sequence[str]
-    ) -> None:
-        """Let an executor's workers write some of the files to a store, for anybody to `finish` it.
+    def convert(self) -> ConvertResult:
+        """Write the output in this process.
 
         Raises:
-            InputError: a source file is damaged, or not what it was.
-            OutputError: something cannot be read or written.
-            ConflictError: the destination holds something.
+            InputError: a source file is damaged.
+            OutputError: a file cannot be read or written.
+            ConflictError: the output folder holds something else.
+            RefusedError: `strict` is set and there was a warning.
         """
-        job, observer = self.job, self.notes.observer
-        if self._stands(only=files):
-            return
-        total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
-        sent: list[int] = []
+        return self._finalize_unless_up_to_date(self._write_weights, self._saved_in_process)
 
-        def advance(count: int) -> None:
-            sent.append(count)
-            observer.advance(count)
+    def convert_with(self, executor: Executor, spec: WorkSpec) -> ConvertResult:
+        """Let an executor's workers write the weights, one file per call; raises as `convert`.
 
-        with self._shared(lambda *_: (sum(sent), total)) as staging:
-            store.begin(staging)
-            with self._counting(total):
-                write_all(executor, order(self._identity.plan, self._fingerprint), files, advance)
-        self.notes.note(f"{len(files)} of {len(job.files)} files are written")
+        Args:
+            executor: its workers see the source and the output folder.
+            spec: what the workers need.
+        """
+        write_weights = executor_writer(executor, spec)
 
-    def finish_in_store(self, store: Store) -> ConvertResult:
-        """As `finish`, of what has been sent to a store."""
-        return self._to_store(store, self._gathered)
+        def write(plan: Plan, staging: Staging, progress: Progress) -> WriteReport:
+            with self._progress(plan.payload_bytes):
+                report = write_weights(plan, staging, progress)
+            self._verify_units(plan, staging)
+            return report
 
-    def _to_store(self, store: Store, write: Write) -> ConvertResult:
-        weights = self.job.plan.sizes if self.job.plan else {}
-        try:
-            result = self._unless_it_stands(write, self._saved_in(self.job.files, uploaded=True))
-            if self._stood:
-                store.remove_traces(weights)
-            elif result.published:
-                self._publish_in(store)
-        except (InputError, RefusedError):
-            store.clear(weights)
-            raise
-        return result
+        return self._finalize_unless_up_to_date(write, self._saved_in_units(self.job.weight_files))
 
-    def _publish_in(self, store: Store) -> None:
-        """Send the small files after the weights."""
-        plan = self.job.plan
-        try:
-            store.publish(self.result.files, plan.sizes if plan else {})
-        except BaseException as error:
-            total = plan.payload_bytes if plan else 0
-            _add_saved(error, total, total)
-            raise
-
-    def share(self, share: Share, order: Callable[[str, str], Order]) -> ConvertResult:
-        """Write some of the files; the last task finalizes the output.  Raises as `alone`."""
-        job, files = self.job, share.of(self.job.files)
-        if job.plan and self._stands(only=files):
+    def run_array_task(self, task: ArrayTask, spec: WorkSpec) -> ConvertResult:
+        """Write this task's files; the last task finalizes the output. Raises as `convert`."""
+        job, files = self.job, task.select(self.job.weight_files)
+        if job.plan and self._is_up_to_date(only=files):
             return self._finish_unless_locked()
         total = sum(job.plan.sizes[file] for file in files) if job.plan else 0
-        with self._shared(self._saved_in(files)) as staging, self._counting(total):
+        with self._shared_staging(self._saved_in_units(files)) as staging, self._progress(total):
             for file in files:
-                written = write_unit(order(self._identity.plan, self._fingerprint), file)
-                self.notes.observer.advance(written)
+                self.messages.observer.advance(write_unit(spec, file))
         self.result.files = {file: self.result.files[file] for file in files}
-        self.notes.note(f"share {share}: {len(files)} of {len(job.files)} files are written")
-        if job.plan and not is_complete(job.plan, staging.path, self._fingerprint):
-            self.notes.note("others are to be written yet; the last task finalizes the output")
+        self.messages.note(f"Array task {task}: wrote {len(files)} of {len(job.weight_files)} files.")
+        if job.plan and not are_units_complete(job.plan, staging.path, self._fingerprint):
+            self.messages.note("Other files are not written yet. The last task finalizes the output.")
             return self.result
         return self._finish_unless_locked()
 
     def _finish_unless_locked(self) -> ConvertResult:
-        """As `finish`; another run that is at work will do so itself."""
+        """Finalize as `finish` does, unless another run is at work, which will do so."""
         try:
             return self._finish(only=())
         except ConflictError as conflict:
             if conflict.code != "OUTPUT_LOCKED":
                 raise
-            self.notes.note("another run is still at work, or publishes already")
+            self.messages.note("Another run is writing or finalizing the output.")
             return self.result
 
     def finish(self) -> ConvertResult:
-        """Publish what others have written.
+        """Finalize what array tasks have written.
 
         Raises:
-            OutputError: also if not all of it is written.
-            ConflictError, RefusedError, InputError: as `alone`.
+            OutputError: not all files are written, or a file cannot be read or written.
+            ConflictError, RefusedError, InputError: as `convert`.
         """
         return self._finish()
 
     def _finish(self, only: Sequence[str] | None = None) -> ConvertResult:
-        return self._unless_it_stands(self._gathered, self._saved_in(self.job.files), only)
+        saved = self._saved_in_units(self.job.weight_files)
+        return self._finalize_unless_up_to_date(self._collect_units, saved, only)
 
-    def _gathered(self, plan: Plan, staging: Staging, _: Progress) -> Report:
-        """What others have written."""
-        report = gather(plan, staging, self._fingerprint)
-        self._check_units(plan, staging)
+    def _collect_units(self, plan: Plan, staging: Staging, _: Progress) -> WriteReport:
+        """Return the report of what other processes have written, after verifying it."""
+        report = collect_report(plan, staging, self._fingerprint)
+        self._verify_units(plan, staging)
         return report
 
-    def _check_units(self, plan: Plan, staging: Staging) -> None:
-        """Compare what others have written with their journals, wherever it can be read back."""
+    def _verify_units(self, plan: Plan, staging: Staging) -> None:
+        """Compare what other processes have written with their journals, for files that can be read back."""
         folder = staging.path
-        total = sum(plan.only(file).payload_bytes for file in units_here(plan, folder))
-        with self._counting(total, "checked"):
-            check_units(plan, folder, self._fingerprint, self.options, self.notes.observer.advance)
+        total = sum(plan.restricted_to(file).payload_bytes for file in local_units(plan, folder))
+        with self._progress(total, "checked"):
+            verify_units(plan, folder, self._fingerprint, self.options, self.messages.observer.advance)
 
     @contextmanager
-    def _counting(self, total: int, verb: str = "written") -> Iterator[None]:
-        """Show the progress of so many bytes."""
-        self.notes.observer.start(total, verb)
+    def _progress(self, total: int, verb: str = "written") -> Iterator[None]:
+        """Report the progress of ``total`` bytes."""
+        self.messages.observer.start(total, verb)
         try:
             yield
         finally:
-            self.notes.observer.finish()
+            self.messages.observer.finish()
 
     def _staging(self, *, shared: bool = False) -> Staging:
         return Staging(
@@ -302,102 +201,102 @@ class Run:
         )
 
     @contextmanager
-    def _shared(self, saved: Saved) -> Iterator[Staging]:
-        """The staging folder, where others write too."""
+    def _shared_staging(self, saved: SavedBytes) -> Iterator[Staging]:
+        """Yield the staging folder that other processes write to as well."""
         staging = self._staging(shared=True)
-        with self._saying_what_is_kept(staging, saved), staging:
-            staging.refuse_other_files()
-            staging.resume(self._fingerprint, self.job.files)
+        with self._reporting_saved(staging, saved), staging:
+            staging.check_destination()
+            staging.open_journal(self._fingerprint, self.job.weight_files)
             yield staging
 
-    def _unless_it_stands(
-        self, write: Write, saved: Saved, only: Sequence[str] | None = None
+    def _finalize_unless_up_to_date(
+        self, write: WeightWriter, saved: SavedBytes, only: Sequence[str] | None = None
     ) -> ConvertResult:
-        """The result of an earlier run that has done all of it; `_publish` clears what it has left."""
-        left = os.path.lexists(self._destination / STAGING)
-        return self.result if not left and self._stands(only=only) else self._publish(write, saved, only)
+        """Return the result of an earlier run if it is up to date and left nothing staged; else finalize."""
+        is_staging_left = os.path.lexists(self._destination / STAGING)
+        if not is_staging_left and self._is_up_to_date(only=only):
+            return self.result
+        return self._finalize(write, saved, only)
 
-    def _stands(self, *, only: Sequence[str] | None = None) -> bool:
-        """Whether an earlier run has done all of it; the weights of some files alone are compared."""
+    def _is_up_to_date(self, *, only: Sequence[str] | None = None) -> bool:
+        """Return whether an earlier run has written this output; ``only`` limits the weights compared."""
         options, destination, plan = self.options, self._destination, self.job.plan
         if not plan or not options.resume or options.overwrite:
             return False
-        sources = [self._described(path) for path in self.job.read]
-        found = existing_output(destination, plan, self._identity, sources, options, self.notes, only=only)
-        if found and found.is_current:
-            self.result.files, self.result.published = found.files, True
-            self._stood = True
-        elif found and only is None and not self._may_replace:
+        sources = self.manifest.sources()
+        existing = find_existing_output(
+            destination, plan, self._identity, sources, options, self.messages, only=only
+        )
+        if existing and existing.is_current:
+            self.result.files = existing.files
+            self.result.finalized = self.result.is_up_to_date = True
+        elif existing and only is None and not self._may_replace:
             self._may_replace = True
-            self.notes.note(f"{destination}: Replacing it: the weights are the same, other files differ.")
-        return self._stood
+            self.messages.note(f"{destination}: Replacing files. The weights match, but other files differ.")
+        return self.result.is_up_to_date
 
-    def _publish(self, write: Write, saved: Saved, only: Sequence[str] | None) -> ConvertResult:
+    def _finalize(self, write: WeightWriter, saved: SavedBytes, only: Sequence[str] | None) -> ConvertResult:
+        """Stage all files and finalize them, reusing what earlier runs have staged or finalized."""
         result, staging = self.result, self._staging()
-        with self._saying_what_is_kept(staging, saved), staging:
-            if staging.recover(self._fingerprint, restart=not self.options.resume):
-                self.notes.note("The previous run finished the output, and was interrupted only then.")
-            elif not self._stands(only=only):
+        with self._reporting_saved(staging, saved), staging:
+            if staging.is_already_finalized(self._fingerprint, restart=not self.options.resume):
+                self.messages.note("The previous run had already finalized the output.")
+            elif not self._is_up_to_date(only=only):
                 staging.may_replace = self._may_replace
-                staging.refuse_other_files()
-                self._resume(staging)
+                staging.check_destination()
+                self._open_journal(staging)
                 self._stage(staging, write)
-            if not self._stood:
-                result.files = staging.publish()
-        result.published = True
-        self.notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
+            if not result.is_up_to_date:
+                result.files = staging.finalize()
+        result.finalized = True
         return result
 
-    def _resume(self, staging: Staging) -> None:
-        """See what earlier runs have left, and tell of what cannot be used of it."""
+    def _open_journal(self, staging: Staging) -> None:
+        """Open the journal of an interrupted run; note weights that cannot be reused."""
         resume = self.options.resume
-        journal = staging.resume(self._fingerprint, self.job.files, restart=not resume)
-        if journal.thrown_away:
-            why = ": its options or source files differ" if resume else " (--no-resume)"
-            self.notes.note(f"Discarded {journal.thrown_away} weights of the previous run{why}.")
+        journal = staging.open_journal(self._fingerprint, self.job.weight_files, restart=not resume)
+        if journal.n_discarded:
+            reason = "its options or source files differ" if resume else "--no-resume"
+            weights = f"{journal.n_discarded} weight{'s' * (journal.n_discarded > 1)}"
+            self.messages.note(f"Discarded {weights} of the previous run ({reason}).")
 
-    def _stage(self, staging: Staging, write: Write) -> None:
-        """Write all files of the output."""
-        job, plan, result, notes = self.job, self.job.plan, self.result, self.notes
-        staging.check_space((plan.total_bytes if plan else 0) + job.small_bytes)
-        report = Report()
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            small_files = beside.submit(job.write_small_files, staging)
+    def _stage(self, staging: Staging, write: WeightWriter) -> None:
+        """Stage all files of the output."""
+        job, plan, messages = self.job, self.job.plan, self.messages
+        staging.check_space((plan.total_bytes if plan else 0) + job.small_files_size)
+        report = WriteReport()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            small_files = pool.submit(job.write_small_files, staging)
 
             def advance(count: int) -> None:
-                notes.observer.advance(count)
+                messages.observer.advance(count)
                 if small_files.done():
-                    small_files.result()  # what fails beside the weights ends the run at once
+                    small_files.result()  # an error in them ends the run at once
 
             if plan:
                 report = write(plan, staging, advance)
                 for name, content in plan.small_files.items():
                     staging.write(name, content)
-                warn_about_output(report, plan, notes)
-                compare_digests(job, report, notes)
+                report_findings(report, plan, messages)
+                compare_source_hashes(job, report, messages)
             small_files.result()
-        check_unchanged(self._before)
-        self._refuse_warnings()
-        if job.checklist:
-            write_checklist(staging, self.options, notes)
-        result.casts = report.casts
+        check_unchanged(self._sources)
+        messages.check_strict(self.options.strict)
+        if job.writes_checklist:
+            write_checklist(staging, self.options, messages)
+        self.result.casts = report.casts
         if plan:
-            self._describe(staging, report)
+            self.manifest.stage(staging, report)
 
-    def _refuse_warnings(self) -> None:
-        if self.notes.warnings and self.options.strict:
-            message = f"--strict, and there was a warning: {self.notes.warnings[0]}"
-            raise RefusedError("STRICT_WARNINGS", message)
-
-    def _here(self, plan: Plan, staging: Staging, progress: Progress) -> Report:
+    def _write_weights(self, plan: Plan, staging: Staging, progress: Progress) -> WriteReport:
         """Write the weights in this process."""
         assert staging.journal
-        adopt(plan, staging, self._fingerprint)
+        adopt_unit_entries(plan, staging, self._fingerprint)
         with (
-            self._counting(plan.payload_bytes),
+            self._progress(plan.payload_bytes),
             on_disk(plan, staging.path, fsync=self.options.fsync) as outputs,
         ):
-            kept = execute(
+            reused_bytes = execute(
                 plan,
                 outputs,
                 staging.journal,
@@ -405,91 +304,47 @@ class Run:
                 block_size=self.options.block_size,
                 progress=progress,
             )
-        return report_of_run(plan, staging.journal.entries, kept)
-
-    def _describe(self, staging: Staging, report: Report) -> None:
-        """Write the manifest, and what it has to say in words: the model card, and the licence's notice."""
-        manifest = self._manifest(report)
-        for name, content in self._words(manifest, [file.name for file in staging.files]).items():
-            staging.write(name, content)
-        if is_user_edited(self._destination / CARD):
-            self.notes.note(f"{self._destination / CARD}: somebody has written on it, so it stays as it is")
-            staging.remove(CARD)
-        files = {file.name: describe_file(file) for file in staging.files}
-        staging.write(MANIFEST, write_manifest(manifest | {"files": files}))
-
-    def _words(self, manifest: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
-        """The model card and the license's notice, as far as the output has none."""
-        words, text = {}, notice(manifest)
-        if text and not any(name.lower().startswith("notice") for name in names):
-            words[NOTICE] = text
-        if CARD not in names and not is_user_edited(self._destination / CARD):
-            words[CARD] = render(manifest, sorted([*names, *words]))
-        return words
-
-    def _manifest(self, report: Report) -> dict[str, Any]:
-        result, job = self.result, self.job
-        layout = "meta" if any(name.endswith(".pth") for name in job.files) else "huggingface"
-        return {
-            "tool": f"llama-convert {__version__}",
-            "plan": self._identity.plan,
-            "weights_plan": self._identity.weights,
-            "layout": layout,
-            "release": result.release,
-            "version": result.version,
-            "size": result.size,
-            "evidence": list(result.evidence),
-            "alternatives": list(result.alternatives),
-            "instruct": result.instruct,
-            "dtype": result.dtype,
-            "sources": [self._described(path) for path in job.read],
-            "checklist_compared": self.options.compare_checklist,
-            "warnings": len(self.notes.warnings),
-            "casts": {name: asdict(counts) for name, counts in report.casts.items()},
-            "tensors": report.digests,
-        }
-
-    def _described(self, source: Path) -> dict[str, Any]:
-        """A source file, so that it can be told again; with what its checklist says, be that so or not."""
-        md5 = self._checklist.get(source)
-        return {"name": source.name, **describe_file(source), **({"md5": md5} if md5 else {})}
+        return report_of_run(plan, staging.journal.entries, reused_bytes)
 
     @contextmanager
-    def _saying_what_is_kept(self, staging: Staging, saved: Saved) -> Iterator[None]:
-        """Add to an error what is saved; the folder is entered in this context, so it is left by then."""
+    def _reporting_saved(self, staging: Staging, saved: SavedBytes) -> Iterator[None]:
+        """Add ``resumable`` and ``kept`` to an error. Staging must be entered within this context."""
         try:
             yield
         except OSError as error:
-            failed = failure("cannot be read or written", error, Path(str(error.filename or staging.path)))
-            self._say_what_is_kept(failed, staging, saved)
+            failed = output_error("Cannot read or write", error, Path(str(error.filename or staging.path)))
+            self._add_saved(failed, staging, saved)
             raise failed from error
         except BaseException as error:
-            self._say_what_is_kept(error, staging, saved)
+            self._add_saved(error, staging, saved)
             raise
 
-    def _say_what_is_kept(self, error: BaseException, staging: Staging, saved: Saved) -> None:
+    def _add_saved(self, error: BaseException, staging: Staging, saved: SavedBytes) -> None:
         plan = self.job.plan
-        if staging.is_published:
+        if staging.is_finalized:
             vars(error).update(resumable=True, kept="The output is complete.")
-        elif staging.journal and not isinstance(error, FOR_GOOD):
-            _add_saved(error, *(saved(plan, staging) if plan and staging.keeps(error) else (0, 0)))
+        elif staging.journal and not isinstance(error, PERMANENT_ERRORS):
+            is_resumable = plan and staging.is_resumable_after(error)
+            add_saved(error, *(saved(plan, staging) if plan and is_resumable else (0, 0)))
 
-    def _saved_here(self, plan: Plan, staging: Staging) -> tuple[int, int]:
-        """What one process has saved."""
-        entries = {entry.name: entry for entry in adoptable(plan, staging.path, self._fingerprint)}
+    def _saved_in_process(self, plan: Plan, staging: Staging) -> tuple[int, int]:
+        """Return the bytes that a run in one process has saved, and all bytes."""
+        entries = {entry.name: entry for entry in adoptable_entries(plan, staging.path, self._fingerprint)}
         if staging.journal:
             entries |= staging.journal.entries
         return saved_bytes(plan, entries), plan.payload_bytes
 
-    def _saved_in(self, files: Sequence[str], *, uploaded: bool = False) -> Saved:
-        """What is saved of files that have journals of their own; of uploads only what is complete."""
+    def _saved_in_units(self, files: Sequence[str], *, only_complete: bool = False) -> SavedBytes:
+        """Return a function for the bytes saved in files with separate journals."""
 
         def saved(plan: Plan, staging: Staging) -> tuple[int, int]:
-            return saved_in_units(plan, staging.path, self._fingerprint, files, only_complete=uploaded)
+            return saved_bytes_in_units(
+                plan, staging.path, self._fingerprint, files, only_complete=only_complete
+            )
 
         return saved
 
 
-def _add_saved(error: BaseException, done: int, total: int) -> None:
-    kept = f"Saved {format_part(done, total)}. Run the same command to resume." if done else None
-    vars(error).update(resumable=done > 0, kept=kept)
+def add_saved(error: BaseException, done: int, total: int) -> None:
+    """Add ``resumable`` and ``kept`` to an error, from bytes of weights."""
+    vars(error).update(resumable=done > 0, kept=saved_sentence(done, total))

@@ -1,10 +1,9 @@
-"""Nothing counts as written until it is published.
+"""The staging folder: files are written in it and become the output only when all of them are complete.
 
-Files are made in a staging folder inside the output folder (so on its file system) and renamed into place
-when all of them are complete and on disk, the ones that make a folder a model last.  A run works in its own
-folder there, its `Claim`; array tasks share one, which the run that publishes takes over.  What a killed
-run leaves there, the next one resumes: weights are hashed and kept if they match, and a publication that was
-interrupted is first undone.
+It is inside the output folder, so on the same file system. Files are renamed into place when all of them are
+on disk, those that make the folder a model last. A run works in its own `RunFolder` there. Array tasks share
+a folder, which the run that finalizes takes over. The next run resumes what a killed run has left: it hashes
+the weights and keeps those that match, after undoing an interrupted finalization.
 """
 
 from __future__ import annotations
@@ -17,27 +16,28 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from llama_convert.conversion.claim import Claim, taken_over
-from llama_convert.conversion.finalize import PUBLISHING, Publication
-from llama_convert.conversion.journal import JOURNAL, Journal, journal_of
-from llama_convert.conversion.lock import LOCK, Lock
-from llama_convert.conversion.sync import discard, failure, remove, sync, write_new
+from llama_convert.conversion.disk import output_error, remove, remove_if_possible, sync, write_new
+from llama_convert.conversion.finalize import FINALIZING, Finalization
+from llama_convert.conversion.journal import JOURNAL, Journal, journal_name
+from llama_convert.conversion.ownership import LOCK, Lock, RunFolder, takeover_error
 from llama_convert.errors import ConflictError, InputError, OutputError, RefusedError, UsageError
+from llama_convert.text import listed
 from llama_convert.units import format_size
 
 STAGING = ".llama-convert"
+"""Name of the staging folder in the output folder."""
 SHARED = "shared"
-"""The folder in the staging folder where array tasks work."""
-_PROBE = f"{STAGING}-probe"
-FOR_GOOD = (InputError, UsageError, RefusedError)
-"""Errors that running again does not help: nothing is kept for it."""
+"""Name of the folder in the staging folder where array tasks work."""
+_RENAME_TEST = f"{STAGING}-probe"
+PERMANENT_ERRORS = (InputError, UsageError, RefusedError)
+"""Errors that running the same command again does not solve: nothing is kept for a resume."""
 
 
 class Staging:
-    """A folder to write into; what is in it when `publish` is called becomes the output.
+    """A context in which files are staged; `finalize` makes them the output.
 
-    Leaving the context removes every trace, unless something is finished and what ends the run may not end
-    the next: then it stays for that.
+    Leaving the context removes all staged files, unless something is finished and the error that ends the run
+    may not end the next one: then they are kept for a resume.
     """
 
     def __init__(
@@ -49,62 +49,61 @@ class Staging:
         shared: bool = False,
         private: bool = False,
     ) -> None:
-        """Check that the output may go there.
+        """Check that the output may be written to the folder.
 
         Args:
             destination: the output folder.
-            overwrite: whether a model that is there may be replaced.
-            fsync: whether to wait for the disk, without which no promise holds beyond a power cut.
-            shared: whether others may work here too, each on files of its own.
-            private: whether no other process can find the folder, so no other run can work there.
+            overwrite: whether a model in the folder may be replaced.
+            fsync: whether to flush files to disk; without it, no guarantee survives a power cut.
+            shared: whether other runs may stage other files of the same output.
+            private: whether no other process can find the folder, so that no other run can use it.
 
         Raises:
-            ConflictError: it holds something already.
+            ConflictError: the folder holds something already.
         """
         self.destination = destination
         self._folder = destination / STAGING
-        self._claim = None if shared or private else Claim(self._folder)
-        self.path = self._claim.path if self._claim else self._folder / (SHARED if not private else "")
+        self._run_folder = None if shared or private else RunFolder(self._folder)
+        self.path = self._run_folder.path if self._run_folder else self._folder / ("" if private else SHARED)
         """Where files are staged."""
         self.journal: Journal | None = None
-        """What was finished, once `resume` was called."""
-        self.is_published = False
-        """Whether the whole output stands in its place, be it from an earlier run."""
+        """What is written so far; set by `open_journal`."""
+        self.is_finalized = False
+        """Whether the whole output is in place, from this run or an earlier one."""
         self._plan = ""
-        self._sync = sync if fsync else _trust
+        self._sync = sync if fsync else _no_sync
         self.may_replace = overwrite
-        """Whether an older model may be replaced."""
+        """Whether a model in the output folder may be replaced."""
         self._lock = Lock(self._folder, shared=shared)
         self._shared = shared
         self._private = private
-        self._created: list[Path] = []
-        for place in (destination, *destination.parents):
-            if os.path.lexists(place) and not place.is_dir():
-                kind = (
-                    f"a link to {os.readlink(place)}, which does not exist"
-                    if place.is_symlink()
-                    else "a file"
+        self._created_folders: list[Path] = []
+        for path in (destination, *destination.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                message = (
+                    f"Is a link to {os.readlink(path)}, which does not exist. The output is a folder."
+                    if path.is_symlink()
+                    else "Is a file, but the output is a folder."
                 )
-                raise ConflictError("OUTPUT_EXISTS", f"is {kind}; the output is a folder", file=place)
+                raise ConflictError("OUTPUT_EXISTS", message, file=path)
         if not os.path.lexists(self._folder):
-            self.refuse_other_files()
+            self.check_destination()
 
-    def refuse_other_files(self) -> None:
-        """Refuse an output folder that holds something, unless an older model may be replaced.
+    def check_destination(self) -> None:
+        """Check that the output folder is empty or that a model in it may be replaced.
 
         Raises:
-            ConflictError: it does.
+            ConflictError: it holds other files.
         """
         if self.may_replace or not self.destination.is_dir():
             return
-        present = sorted({entry.name for entry in self.destination.iterdir()} - {STAGING, _PROBE})
+        present = {entry.name for entry in self.destination.iterdir()} - {STAGING, _RENAME_TEST}
         if present:
-            more = f" and {len(present) - 3} more" if len(present) > 3 else ""
             raise ConflictError(
                 "OUTPUT_EXISTS",
-                f"holds {', '.join(present[:3])}{more}",
+                f"Not empty (holds {listed(present)}).",
                 file=self.destination,
-                hint="choose another folder, or replace what is there with --overwrite",
+                hint="Choose another folder, or pass --overwrite to replace a model in it.",
             )
 
     def __enter__(self) -> Staging:
@@ -112,81 +111,84 @@ class Staging:
             for folder in reversed([self.destination, *self.destination.parents]):
                 if not folder.exists():
                     folder.mkdir(exist_ok=True)
-                    self._created.append(folder)
-            self._lock.take()
-            if self._claim:
-                self._claim.take()
-                self._take_back(self.path)
-                self._probe()
+                    self._created_folders.append(folder)
+            self._lock.acquire()
+            if self._run_folder:
+                self._run_folder.take_over()
+                self._undo_interrupted_finalization(self.path)
+                self._test_rename()
             elif self._private:
                 self.path.mkdir(exist_ok=True)
             else:
-                self._join()
+                self._join_shared_folder()
         except BaseException as error:
-            is_lost = self._claim is not None and self._claim.is_lost
+            is_lost = self._run_folder is not None and self._run_folder.is_lost
             self._leave(keep=True)
             if isinstance(error, OSError) and is_lost:
-                raise taken_over(self.destination) from error
+                raise takeover_error(self.destination) from error
             if isinstance(error, OSError):
-                raise failure("cannot be written to", error, self.destination) from error
+                raise output_error("Cannot write to the folder", error, self.destination) from error
             raise
         return self
 
-    def _join(self) -> None:
-        """Make the folder that array tasks share, and move into it what killed runs have left in theirs.
+    def _join_shared_folder(self) -> None:
+        """Create the folder that array tasks share, and move into it what killed runs have left.
 
-        The tasks that start together may take this from one another; after a random pause, one finds it done.
+        Tasks that start together may take the leftovers from one another. They retry after a random pause,
+        until one of them has finished the move.
         """
         pause = 0.01
         while True:
-            claim = Claim(self._folder)
+            run_folder = RunFolder(self._folder)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                if not claim.others(but=SHARED):
+                if not run_folder.other_entries(exclude=SHARED):
                     return
-                claim.take(but=SHARED)
-                self._take_back(claim.path)
-                claim.give(self.path)
+                run_folder.take_over(exclude=SHARED)
+                self._undo_interrupted_finalization(run_folder.path)
+                run_folder.move_files_to(self.path)
             except (ConflictError, FileNotFoundError):
                 time.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, 1)
 
-    def _take_back(self, folder: Path) -> None:
-        """Undo what a run that was killed has published, if it is not all of its output."""
-        begun = Publication.read(folder)
-        if begun.files and not begun.is_complete(self.destination):
-            begun.undo(folder, self.destination, self._sync)
+    def _undo_interrupted_finalization(self, folder: Path) -> None:
+        """Move files that a killed run has finalized back, unless its output is complete."""
+        interrupted = Finalization.read(folder)
+        if interrupted.files and not interrupted.is_complete(self.destination):
+            interrupted.undo(folder, self.destination, self._sync)
 
-    def _probe(self) -> None:
-        """Learn now, not after hours, whether files can be renamed here."""
-        probe, there = self.path / ".probe", self.destination / _PROBE
-        discard(probe)
+    def _test_rename(self) -> None:
+        """Rename a test file into the output folder: fail now rather than hours later."""
+        source, target = self.path / ".probe", self.destination / _RENAME_TEST
+        remove_if_possible(source)
         try:
-            write_new(probe, b"")
-            os.replace(probe, there)
-            there.unlink(missing_ok=True)  # another run's may be in its place, and be gone
+            write_new(source, b"")
+            os.replace(source, target)
+            target.unlink(missing_ok=True)  # another run may have replaced and removed it
         finally:
-            discard(probe)
+            remove_if_possible(source)
 
-    def recover(self, plan: str, *, restart: bool = False) -> bool:
-        """Whether a run of the same plan has published all of its output, and was killed only then.
+    def is_already_finalized(self, plan: str, *, restart: bool = False) -> bool:
+        """Return whether a run of the same plan was killed after it had finalized the whole output.
 
         Args:
             plan: the plan's fingerprint.
-            restart: that does not count.
+            restart: ignore earlier runs.
         """
         self._plan = plan
-        begun = Publication.read(self.path)
-        self.is_published = begun.is_complete(self.destination) and begun.plan == plan and not restart
-        return self.is_published
+        interrupted = Finalization.read(self.path)
+        self.is_finalized = (
+            interrupted.is_complete(self.destination) and interrupted.plan == plan and not restart
+        )
+        return self.is_finalized
 
-    def resume(self, plan: str, files: Collection[str], *, restart: bool = False) -> Journal:
-        """What an earlier run of the same plan has finished; what is left of any other is cleared away.
+    def open_journal(self, plan: str, files: Collection[str], *, restart: bool = False) -> Journal:
+        """Open the journal of an earlier run of the same plan; remove what any other run has staged.
 
         Args:
             plan: the plan's fingerprint.
-            files: the names of the files whose weights the journal tells of.
-            restart: clear it away in any case.
+            files: the names of the files with weights.
+            restart: remove everything in any case.
 
         Raises:
             OutputError: the staging folder cannot be read or written.
@@ -195,76 +197,77 @@ class Staging:
         try:
             self.journal = Journal(self.path / JOURNAL, plan, restart=restart)
             if not self._shared:
-                kept = [*files, *map(journal_of, files)] if self.journal.is_resumed else []
-                self._clear(but=(JOURNAL, PUBLISHING, *kept))
+                resumable = [*files, *map(journal_name, files)] if self.journal.is_resumed else []
+                self._clear(exclude=(JOURNAL, FINALIZING, *resumable))
         except OSError as error:
-            raise failure("cannot be written to", error, self.path) from error
+            raise output_error("Cannot write to the folder", error, self.path) from error
         return self.journal
 
     def check_space(self, needed: int) -> None:
-        """See whether the whole output fits, what is staged already counted in.
+        """Check that the whole output fits on the disk, counting what is already staged.
 
         Raises:
-            OutputError: it does not.
+            OutputError: it does not fit.
         """
         try:
-            held = sum(file.lstat().st_blocks * 512 for file in self.path.iterdir())
+            staged = sum(file.lstat().st_blocks * 512 for file in self.path.iterdir())
             free = shutil.disk_usage(self.path).free
         except OSError as error:
-            raise failure("cannot be looked at", error, self.path) from error
-        if free + held < needed:
-            message = f"needs {format_size(needed - held)} more, {format_size(free)} are free"
+            raise output_error("Cannot read the folder", error, self.path) from error
+        if free + staged < needed:
+            message = f"Needs {format_size(needed - staged)} of disk space; {format_size(free)} is free."
             raise OutputError("OUTPUT_SPACE", message, file=self.destination)
 
-    def _clear(self, but: Collection[str] = ()) -> None:
-        """Remove all but the files that are named; of ours the list last, as it tells what is published."""
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == PUBLISHING):
-            if entry.name not in (LOCK, *but):
+    def _clear(self, exclude: Collection[str] = ()) -> None:
+        """Remove staged files; last the list of a finalization, which records which files are in place."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == FINALIZING):
+            if entry.name not in (LOCK, *exclude):
                 remove(entry)
 
-    def keeps(self, error: BaseException) -> bool:
-        """Whether something is finished that the next run can go on from, after this error."""
-        return self._has_begun and not isinstance(error, FOR_GOOD)
+    def is_resumable_after(self, error: BaseException) -> bool:
+        """Return whether something is finished that the next run can reuse after this error."""
+        return self._has_progress and not isinstance(error, PERMANENT_ERRORS)
 
     @property
-    def _has_begun(self) -> bool:
-        units = self.path.glob(f"{journal_of('')}*")
+    def _has_progress(self) -> bool:
+        units = self.path.glob(f"{journal_name('')}*")
         return bool(
-            self.journal and (self.journal.entries or any(units) or Publication.read(self.path).files)
+            self.journal and (self.journal.entries or any(units) or Finalization.read(self.path).files)
         )
 
     def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
-        untouched = self.journal is None  # by this run
+        is_untouched = self.journal is None
         is_lost = isinstance(error, Exception) and not os.path.lexists(self.path)
-        self._leave(keep=error is not None and (untouched or self.keeps(error)))
+        self._leave(keep=error is not None and (is_untouched or self.is_resumable_after(error)))
         if is_lost:
-            raise taken_over(self.destination) from error
+            raise takeover_error(self.destination) from error
 
     def _leave(self, *, keep: bool) -> None:
+        """Release the folder; removes everything in it unless ``keep`` is set or other runs share it."""
         if self.journal:
             self.journal.close()
-        with suppress(OSError):  # the next run clears it away
+        with suppress(OSError):  # the next run removes leftovers
             if not (keep or self._shared):
                 self._clear()
-        if self._claim:
-            self._claim.release()
+        if self._run_folder:
+            self._run_folder.release()
         self._lock.release()
-        for folder in reversed(self._created):
+        for folder in reversed(self._created_folders):
             try:
                 folder.rmdir()
             except OSError:
-                break  # there is something in it
+                break  # not empty
 
     @property
     def files(self) -> list[Path]:
-        """What has been staged so far."""
+        """The files staged so far."""
         return sorted(path for path in self.path.iterdir() if not path.name.startswith("."))
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file, on disk when this returns.
+        """Stage a small file. It is on disk when this returns.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         path = self.path / name
         try:
@@ -272,57 +275,58 @@ class Staging:
             write_new(path, content)
             self._sync(path)
         except OSError as error:
-            discard(path)
-            raise failure("cannot be written", error, path) from error
+            remove_if_possible(path)
+            raise output_error("Cannot write the file", error, path) from error
 
     def remove(self, name: str) -> None:
-        """A file that is not to become part of the output after all."""
-        discard(self.path / name)
+        """Remove a staged file, so that it does not become part of the output."""
+        remove_if_possible(self.path / name)
 
-    def publish(self) -> dict[str, int]:
+    def finalize(self) -> dict[str, int]:
         """Make the staged files the output: weights first, config and manifest last.
 
-        Files of an older model that stands here (``--overwrite``) go first, its config before its weights.
+        With ``--overwrite``, files of an older model are removed first, its config before its weights.
 
         Returns:
-            Bytes of each file of the output.
+            Bytes of each file of the output, by name.
         """
         try:
-            publication = Publication.read(self.path)
-            if not self.is_published:
-                publication = self._begin_to_publish()
-                publication.carry_out(self.path, self.destination, self._sync)
-            sizes = {name: (self.destination / name).stat().st_size for name in publication.files}
+            finalization = Finalization.read(self.path)
+            if not self.is_finalized:
+                finalization = self._write_finalization()
+                finalization.rename_files(self.path, self.destination, self._sync)
+            sizes = {name: (self.destination / name).stat().st_size for name in finalization.files}
             self._sync_destination()
         except OSError as error:
-            raise failure("cannot be moved into place", error, self.destination) from error
-        self.is_published = True
+            raise output_error("Cannot move files into the folder", error, self.destination) from error
+        self.is_finalized = True
         return sizes
 
-    def _begin_to_publish(self) -> Publication:
-        """Bring all that is staged to disk, and then the list of it."""
-        self.refuse_other_files()
+    def _write_finalization(self) -> Finalization:
+        """Flush all staged files to disk, then write the list of them."""
+        self.check_destination()
         for file in self.files:
             try:
                 self._sync(file)
             except OSError:
-                discard(file)
+                remove_if_possible(file)
                 raise
-        publication = Publication.of(self._plan, self.files, self.destination, Publication.read(self.path))
-        publication.write(self.path, self._sync)
+        interrupted = Finalization.read(self.path)
+        finalization = Finalization.of(self._plan, self.files, self.destination, interrupted)
+        finalization.write(self.path, self._sync)
         self._sync(self._folder)
-        return publication
+        return finalization
 
     def _sync_destination(self) -> None:
-        """Bring the output folder to disk, and the folders around it: an earlier run may have made them."""
+        """Flush the output folder and the folders around it, which an earlier run may have created."""
         self._sync(self.destination)
         device = self.destination.stat().st_dev
         for folder in self.destination.resolve().parents:
             if folder.stat().st_dev != device:
                 break
-            with suppress(PermissionError):  # a folder that may not be read was not made by a run of ours
+            with suppress(PermissionError):  # no run created a folder that it may not read
                 self._sync(folder)
 
 
-def _trust(_: Path) -> None:
-    """In place of `sync`, where nobody minds losing it all."""
+def _no_sync(_: Path) -> None:
+    """Do nothing: replaces `sync` with ``--no-fsync``."""

@@ -1,4 +1,4 @@
-"""From a folder of Meta's to a folder that transformers loads."""
+"""Preparation of a conversion from Meta to Hugging Face format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.suggestions import command
-from llama_convert.conversion.auxiliary_files import carry_over, licences
+from llama_convert.conversion.auxiliary_files import copy_files, license_files
+from llama_convert.conversion.disk import output_error
 from llama_convert.conversion.huggingface_plan import plan_huggingface
 from llama_convert.conversion.job import Job
-from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.messages import (
+    Messages,
+    report_alternatives,
+    report_detection,
+    warn_of_missing_head,
+)
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.staging import Staging
-from llama_convert.conversion.sync import failure
-from llama_convert.conversion.warnings import warn_of_head
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
 from llama_convert.formats.files import read_small
@@ -37,29 +41,33 @@ from llama_convert.units import parse_size
 TOKENIZER_ONLY = "tokenizer_only"
 _MAX_TEMPLATE = 1 << 20
 _TOKENIZER_OPTIONS = ("special_tokens", "chat_template")
-_TOKENIZER_SPACE = 64 << 20  # the largest known tokenizer.json has 28 MB
+_TOKENIZER_SPACE = 64 << 20
+"""Bytes reserved for the tokenizer; the largest known tokenizer.json has 28 MB."""
 
 
-def to_huggingface(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
-    """The job of converting a Meta checkpoint to Hugging Face's layout.
+def huggingface_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
+    """Return the job that converts a Meta checkpoint to Hugging Face format.
 
     Raises:
-        UsageError: an option cannot be meant so.
+        UsageError: an option is invalid.
         InputError: the source is missing, damaged, inconsistent or unsupported.
     """
-    return _Conversion(source, destination, options, notes).job()
+    return _Conversion(source, destination, options, messages).job()
 
 
 class _Conversion:
-    def __init__(self, source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> None:
+    """The arguments of `huggingface_job`, and the steps of the preparation."""
+
+    def __init__(self, source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> None:
         self.source = source
         self.destination = destination
         self.options = options
-        self.notes = notes
-        self.warn = notes.warn
-        self.own_template = _read_template(options.chat_template)
+        self.messages = messages
+        self.warn = messages.warn
+        self.custom_template = _read_template(options.chat_template)
 
     def job(self) -> Job:
+        """Return the prepared job."""
         options = self.options
         dtype = parse_weight_dtype(options.dtype)
         max_shard_size = parse_size(options.max_shard_size)
@@ -72,43 +80,47 @@ class _Conversion:
             otherwise=lambda found: command("convert", found, self.destination, "--to", "meta"),
         )
         if folder.path != self.source:
-            self.notes.note(f"the checkpoint is in {folder.path}")
+            self.messages.detail(f"Found the checkpoint in {folder.path}.")
         tokenizer = self._tokenizer(folder)
         checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
-        self.notes.warn_of_each(checkpoint.warnings)
+        self.messages.warn_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
-        instruct = self._instruct(checkpoint.identity, folder)
+        instruct, assumption = self._instruct(checkpoint.identity, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
-        describe(checkpoint, self.notes)
-        warn_of_head(checkpoint, self.notes)
-        terms = licences(folder, self.notes)
+        self._report(checkpoint, instruct, assumption)
+        warn_of_missing_head(checkpoint, self.messages)
+        licenses = license_files(folder, self.messages)
 
         def write_small_files(staging: Staging) -> None:
-            carry_over(terms, staging)
-            words = None
+            copy_files(licenses, staging)
+            report = None
             if tokenizer:
-                words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
-            self._write_configs(staging, checkpoint, words, instruct)
+                report = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+            self._write_configs(staging, checkpoint, report, instruct)
 
         return Job(
             self.source,
             plan,
             self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
             [*folder.rank_files, checkpoint.params.file],
-            [*terms, *([tokenizer.path] if tokenizer else [])],
+            [*licenses, *([tokenizer.path] if tokenizer else [])],
             write_small_files,
             _TOKENIZER_SPACE if tokenizer else 0,
         )
 
     def _tokenizer_only(self) -> Job:
         folder = self.source if self.source.is_dir() else self.source.parent
-        places = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
-        path = self.options.tokenizer or next((place for place in places if place.is_file()), places[0])
+        candidates = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
+        path = self.options.tokenizer or next((file for file in candidates if file.is_file()), candidates[0])
         tokenizer = self._open_tokenizer(path)
         self._warn_of_weight_options()
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
-        instruct = self._instruct(identity, MetaFolder(folder, (), path, (folder.resolve().name,)))
+        instruct, assumption = self._instruct(
+            identity, MetaFolder(folder, (), path, (folder.resolve().name,))
+        )
+        if assumption:
+            self.messages.note(assumption)
 
         def write_small_files(staging: Staging) -> None:
             self._write_tokenizer(staging, tokenizer, identity, instruct)
@@ -121,8 +133,8 @@ class _Conversion:
         if path is None:
             self._refuse_tokenizer_options("without a tokenizer", *_TOKENIZER_OPTIONS)
             self.warn(
-                f"{folder.path}: no tokenizer.model here or one folder up, so none is converted; "
-                "--tokenizer PATH names one"
+                f"{folder.path}: No tokenizer.model here or one folder up. The output has no tokenizer. "
+                "Use --tokenizer PATH to add one."
             )
             return None
         return self._open_tokenizer(path)
@@ -130,77 +142,95 @@ class _Conversion:
     def _open_tokenizer(self, path: Path) -> Tokenizer:
         tokenizer = open_tokenizer(path)
         if not tokenizer.n_special:
-            reason = f"with a {tokenizer.kind} tokenizer, whose file names its special tokens"
+            reason = f"with a {tokenizer.kind} tokenizer, whose file defines the special tokens"
             self._refuse_tokenizer_options(reason, "special_tokens")
         elif self.options.special_tokens:
-            special_tokens("llama3.1", self.options.special_tokens)  # refuses what cannot be used
+            special_tokens("llama3.1", self.options.special_tokens)  # refuses invalid names
         if tokenizer.differing is not None:
             self.warn(
-                f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example "
-                f"for {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
+                f"{path}: tokenizer.json does not give the same ids as {tokenizer.kind} for all texts, for "
+                f"example {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
                 "transformers 4, which reads tokenizer.model."
             )
         return tokenizer
 
     def _refuse_tokenizer_options(self, reason: str, *names: str) -> None:
-        """Refuse options that would do nothing.
+        """Refuse options that would have no effect.
 
         Raises:
-            UsageError: one of them was given.
+            UsageError: one of them is given.
         """
         for name in names:
             if getattr(self.options, name):
                 flag = f"--{name.replace('_', '-')}"
-                hint = f"Remove {flag}, or name another tokenizer.model with --tokenizer PATH."
-                raise UsageError("BAD_USAGE", f"{flag} has no effect {reason}", hint=hint)
+                hint = f"Remove {flag}, or pass another tokenizer.model with --tokenizer PATH."
+                raise UsageError("BAD_USAGE", f"{flag} has no effect {reason}.", hint=hint)
 
     def _warn_of_weight_options(self) -> None:
-        """Warn of options that do nothing where no weights are written; a script may always give them."""
+        """Warn of options without effect if no weights are written. Scripts may always pass them."""
         default = ConvertOptions()
         for name in ("dtype", "max_shard_size", "num_shards"):
             if getattr(self.options, name) != getattr(default, name):
                 self.warn(f"--{name.replace('_', '-')} has no effect: {TOKENIZER_ONLY} writes no weights.")
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
-        """Warn of flags that the files do not bear out; the files are right."""
+        """Warn of flags that contradict the files; the files decide."""
         n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.identity.size
-        asked, shards = self.options.model_size, self.options.num_shards
-        if shards is not None and shards != n_ranks:
-            self.warn(f"--num-shards {shards}: there are {n_ranks} rank files, and all are read")
-        if asked is not None:
-            label = re.sub(r"f$|-MP\d+$", "", asked, flags=re.IGNORECASE)
+        model_size, num_shards = self.options.model_size, self.options.num_shards
+        if num_shards is not None and num_shards != n_ranks:
+            self.warn(f"--num-shards {num_shards} is ignored: the source has {n_ranks} shards.")
+        if model_size is not None:
+            label = re.sub(r"f$|-MP\d+$", "", model_size, flags=re.IGNORECASE)
             if size is None or label.upper() != size.label:
-                self.warn(
-                    f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide"
-                )
+                self.warn(f"--model-size {model_size} is ignored: detected {checkpoint.identity.title}.")
 
     def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
         if tokenizer is None:
             return
-        rows, words = checkpoint.config.vocab_size, tokenizer.vocab_size
-        if words > rows:
+        rows, tokens = checkpoint.config.vocab_size, tokenizer.vocab_size
+        message = f"Tokenizer has {tokens} tokens; the embedding has {rows} rows."
+        if tokens > rows:
             raise InputError(
                 "TOKENIZER_MISMATCH",
-                f"has {words} words, but the embedding only {rows} rows",
+                message,
                 file=tokenizer.path,
-                hint="name the tokenizer that belongs to this checkpoint with --tokenizer PATH",
+                hint="Pass the tokenizer of this checkpoint with --tokenizer PATH.",
             )
-        if words < rows:
-            self.warn(f"{tokenizer.path}: has {words} words, the embedding {rows} rows; the rest stay unused")
+        if tokens < rows:
+            self.warn(f"{tokenizer.path}: {message} The other rows are unused.")
 
-    def _instruct(self, identity: Identity, folder: MetaFolder) -> bool:
-        """Whether to write the files of a chat model: a flag says, or the release, or the folder's name."""
+    def _instruct(self, identity: Identity, folder: MetaFolder) -> tuple[bool, str | None]:
+        """Return whether it is an instruct model, and the note to print if that is a guess.
+
+        The flag decides, then the release, then the names of the folders.
+        """
         if self.options.instruct is not None:
-            return self.options.instruct
+            return self.options.instruct, None
         if identity.release.instruct is not None:
-            return identity.release.instruct
+            return identity.release.instruct, None
         names = [*folder.names, self.options.model_size or ""]
         for name in names:
             if re.search(r"instruct|chat|\db-?f\b", name, re.IGNORECASE):
-                self.notes.note(f"taken for an instruct model: {name!r} says so (--no-instruct to differ)")
-                return True
-        self.notes.note("taken for a base model: no name says instruct or chat (--instruct to differ)")
-        return False
+                return True, f'Assuming an instruct model ("{name}"). Use --no-instruct to override.'
+        return False, (
+            'Assuming a base model (no "instruct" or "chat" in the folder name). Use --instruct to override.'
+        )
+
+    def _report(self, checkpoint: MetaCheckpoint, instruct: bool, assumption: str | None) -> None:
+        """Report what was detected, then what was assumed."""
+        identity, n_ranks, messages = checkpoint.identity, len(checkpoint.folder.rank_files), self.messages
+        report_detection(identity, n_ranks, checkpoint.dtype, messages, instruct=instruct)
+        if n_ranks > 1:
+            messages.detail(f"The embedding is split along dim {checkpoint.embedding_cut}.")
+        if checkpoint.kv_repeats > 1:
+            heads = checkpoint.config.n_kv_heads
+            messages.detail(
+                f"Each of {heads} KV heads is stored {checkpoint.kv_repeats} times. One copy is written."
+            )
+        if assumption:
+            messages.note(assumption)
+        if self.options.llama_version is None:
+            report_alternatives(identity, messages)
 
     def _result(
         self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
@@ -222,11 +252,11 @@ class _Conversion:
         try:
             return convert_tokenizer(tokenizer, staging.path, options)
         except OSError as error:
-            raise failure("cannot be written", error, staging.path / "tokenizer.json") from error
+            raise output_error("Cannot write the file", error, staging.path / "tokenizer.json") from error
 
     def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
-        if self.own_template is not None:
-            return self.own_template
+        if self.custom_template is not None:
+            return self.custom_template
         release = identity.release
         if not instruct or release.chat_template is None:
             return None
@@ -245,25 +275,11 @@ class _Conversion:
         dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
         if tokenizer:
             bos, eos = tokenizer.bos_id, tokenizer.eos_id
-        else:  # Llama 3's special tokens are the last 256
+        else:  # Llama 3's special tokens have the last 256 ids
             bos, eos = (max(config.vocab_size - 256, 0), 0) if release.tokenizer == "tiktoken" else (1, 2)
         config_eos, generation_eos = eos_ids(release, instruct, bos, eos)
         staging.write("config.json", config_json(config, dtype, bos, config_eos))
         staging.write("generation_config.json", generation_config_json(release, bos, generation_eos))
-
-
-def describe(checkpoint: MetaCheckpoint, notes: Notes) -> None:
-    """Say what a checkpoint was taken for, and why."""
-    identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
-    cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
-    ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
-    notes.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
-    if identity.alternatives:
-        others = ", ".join(f"{release.title} ({release.version})" for release in identity.alternatives)
-        notes.note(f"the files could also be {others}; --llama-version decides")
-    if checkpoint.kv_repeats > 1:
-        heads = checkpoint.config.n_kv_heads
-        notes.note(f"each of {heads} KV heads is stored {checkpoint.kv_repeats} times; one is kept")
 
 
 def _read_template(file: Path | None) -> str | None:
@@ -274,11 +290,11 @@ def _read_template(file: Path | None) -> str | None:
     except InputError as error:
         raise UsageError("BAD_TEMPLATE", error.message, file=file) from None
     except UnicodeDecodeError:
-        raise UsageError("BAD_TEMPLATE", "not UTF-8 text", file=file) from None
+        raise UsageError("BAD_TEMPLATE", "Not UTF-8 text.", file=file) from None
 
 
 def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
-    """The release, for its special tokens alone, where there may be no weights to ask."""
+    """Return the release by its tokenizer, for its special tokens only: there may be no weights."""
     version = parse_version(version).version if version else None
     params_file = folder / "params.json"
     names = folder.resolve().name.lower()

@@ -1,7 +1,8 @@
-"""From a folder that transformers loads back to Meta's layout."""
+"""Preparation of a conversion from Hugging Face to Meta format."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from llama_convert.checkpoints.folders import is_huggingface
@@ -9,14 +10,14 @@ from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.params import params_json
 from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
 from llama_convert.conversion.auxiliary_files import (
-    carry_over,
-    small_files,
-    tokenizer_back,
+    auxiliary_files,
+    copy_files,
+    meta_tokenizer,
     tokenizer_sources,
 )
 from llama_convert.conversion.job import Job
-from llama_convert.conversion.meta_plan import Cut, plan_meta
-from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.messages import Messages, report_detection
+from llama_convert.conversion.meta_plan import RankSplit, plan_meta
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.staging import Staging
 from llama_convert.dtypes import parse_weight_dtype
@@ -25,12 +26,12 @@ from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release, identify
 
 
-def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
-    """The job of converting a Hugging Face checkpoint to Meta's layout.
+def meta_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
+    """Return the job that converts a Hugging Face checkpoint to Meta format.
 
     Raises:
-        UsageError: an option cannot be meant so, or the ranks do not divide the widths.
-        InputError: the source is missing, damaged, inconsistent, or what Meta's layout cannot say.
+        UsageError: an option is invalid, or a dimension is not divisible by the number of shards.
+        InputError: the source is missing, damaged, inconsistent, or not representable in Meta format.
     """
     if not source.is_dir() or not is_huggingface(source):
         raise no_checkpoint_at(
@@ -40,62 +41,81 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
     checkpoint = open_huggingface(source)
-    notes.warn_of_each(checkpoint.warnings)
+    messages.warn_each(checkpoint.warnings)
     identity, config = checkpoint.identified(options.llama_version), checkpoint.config
-    readers = identify(checkpoint.traits(), options.llama_version).release
-    _check_sayable(config, readers, source / "config.json", notes)
+    detected_by_readers = identify(checkpoint.traits(), options.llama_version).release
+    _check_representable(config, detected_by_readers, source / "config.json", messages)
     axis = options.embedding_axis
     if axis is None:
         axis = 0 if identity.release.tokenizer == "tiktoken" else 1
-    cut = Cut(config, options.mp, axis)
+    split = RankSplit(config, options.mp, axis)
     dtype = parse_weight_dtype(options.dtype)
-    plan = plan_meta(checkpoint, dtype, cut)
-    notes.note(f"{identity.title}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
-    if cut.kv_repeats > 1:
-        notes.note(f"each of {config.n_kv_heads} KV heads is stored {cut.kv_repeats} times")
+    plan = plan_meta(checkpoint, dtype, split)
+    report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
+    if split.kv_repeats > 1:
+        messages.detail(f"Each of {config.n_kv_heads} KV heads is stored {split.kv_repeats} times.")
 
     tokenizer_files = tokenizer_sources(source, options.tokenizer, destination)
-    tokenizer = tokenizer_back(tokenizer_files, source, config.vocab_size, notes)
-    carried = small_files(source, checkpoint.files, notes, skip=("*.json", "*.jinja", "tokenizer.model"))
+    tokenizer = meta_tokenizer(tokenizer_files, source, config.vocab_size, messages)
+    copied = auxiliary_files(
+        source, checkpoint.files, messages, skip=("*.json", "*.jinja", "tokenizer.model")
+    )
 
     def write_small_files(staging: Staging) -> None:
-        staging.write("params.json", params_json(config, identity.release.tokenizer, cut.stored_kv_heads))
+        staging.write("params.json", params_json(config, identity.release.tokenizer, split.stored_kv_heads))
         if tokenizer is not None:
             staging.write("tokenizer.model", tokenizer)
-        carry_over(carried, staging)
+        copy_files(copied, staging)
 
     return Job(
         source,
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
         [*checkpoint.files, source / "config.json"],
-        [*carried, *tokenizer_files],
+        [*copied, *tokenizer_files],
         write_small_files,
-        checklist=options.checklist,
+        writes_checklist=options.checklist,
     )
 
 
-def _check_sayable(config: LlamaConfig, release: Release, file: Path, notes: Notes) -> None:
-    """Whether ``params.json`` can say what ``config.json`` says; Meta's code holds the rest as constants.
+def _check_representable(config: LlamaConfig, release: Release, file: Path, messages: Messages) -> None:
+    """Check that ``params.json`` can express the settings in ``config.json``.
+
+    Meta's code keeps head_dim and the RoPE scaling parameters as constants. Warns if readers of the output
+    would assume another scaling factor.
+
+    Args:
+        config: the settings.
+        release: the release that readers of the output detect.
+        file: ``config.json``, for messages.
+        messages: receives the warning.
 
     Raises:
-        InputError: it cannot.
+        InputError: Meta format cannot express the settings.
     """
-
-    def refuse(message: str) -> InputError:
-        return InputError("UNSUPPORTED_MODEL", f"{message}, which Meta's layout cannot say", file=file)
-
     if config.head_dim * config.n_heads != config.dim:
-        raise refuse(f"has {config.n_heads} heads of {config.head_dim}, not of {config.dim} together")
+        raise InputError(
+            "UNSUPPORTED_MODEL",
+            f"Meta format requires head_dim = dim / n_heads ({config.dim} / {config.n_heads}).",
+            file=file,
+            expected=f"{config.dim / config.n_heads:g}",
+            found=config.head_dim,
+        )
     scaling = config.rope_scaling
     if scaling is None:
         return
-    constants = RopeScaling(factor=scaling.factor)
-    if scaling != constants:
-        raise refuse(f"scales RoPE by {scaling}")
-    readers_factor = release.rope_factor or RopeScaling.factor
-    if scaling.factor != readers_factor:
-        notes.warn(
-            f"{file}: scales RoPE by {scaling.factor:g}; params.json only says that it does, and readers "
-            f"take this model for {release.title} and scale by {readers_factor:g}"
+    supported = RopeScaling(factor=scaling.factor)
+    if scaling != supported:
+        changed = [
+            f"{name} {value:g}"
+            for name, value in asdict(scaling).items()
+            if value != getattr(supported, name)
+        ]
+        message = f"Meta format cannot express RoPE scaling with {', '.join(changed)}."
+        raise InputError("UNSUPPORTED_MODEL", message, file=file)
+    assumed_factor = release.rope_factor or RopeScaling.factor
+    if scaling.factor != assumed_factor:
+        messages.warn(
+            f"{file}: The RoPE scaling factor is {scaling.factor:g}, but params.json cannot store it. "
+            f"Readers detect {release.title} and use {assumed_factor:g}."
         )

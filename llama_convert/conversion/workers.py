@@ -1,54 +1,85 @@
-"""Lets other processes, here or on other machines, write a plan's files.
+"""Workers: other processes, here or on other machines, that write a plan's files.
 
-Whoever writes one makes the plan anew from the source's headers, takes of it what makes the one file, and
-keeps a journal of that file in the staging folder.  Doing it twice does no harm: it is the same bytes.
+A worker redoes the planning from the source's headers, restricts the plan to one file, and keeps a journal of
+that file in the staging folder. Writing a file twice is harmless: both writes have the same bytes.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from llama_convert.conversion.execute import Progress, execute
-from llama_convert.conversion.job import Job, Prepare
-from llama_convert.conversion.journal import Journal, journal_of, plan_digest
-from llama_convert.conversion.notes import Notes
+from llama_convert.conversion.job import Job, JobFactory, plan_hash
+from llama_convert.conversion.journal import Journal, journal_name
+from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.output import on_disk
 from llama_convert.conversion.plan import Plan
-from llama_convert.conversion.sources import check_unchanged, states_of
+from llama_convert.conversion.source_checks import check_unchanged, file_states
 from llama_convert.conversion.staging import SHARED, STAGING, Staging
-from llama_convert.conversion.work_units import gather, is_written
-from llama_convert.conversion.write_report import Report
-from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.conversion.work_units import collect_report, is_unit_complete
+from llama_convert.conversion.write_report import WriteReport
+from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.mount import mounted
 
-_as_long_as_the_process = ExitStack()
-atexit.register(_as_long_as_the_process.close)
+_SCHEDULER_TIMEOUT = 30
+"""Seconds to wait for a scheduler's answer."""
+
+_mounts_of_process = ExitStack()
+atexit.register(_mounts_of_process.close)
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """Yield the workers of a Dask scheduler. If one dies, another rewrites its files.
+
+    Args:
+        address: for example ``tcp://host:8786``.
+
+    Raises:
+        UsageError: the extra ``[dask]`` is not installed.
+        OutputError: the scheduler does not answer.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        hint = "Run: pip install 'llama-convert[dask]'"
+        raise UsageError("EXTRA_MISSING", "--scheduler needs the extra [dask].", hint=hint) from None
+    try:
+        client: Any = Client(address, timeout=_SCHEDULER_TIMEOUT)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        message = f"The Dask scheduler does not answer ({error})."
+        hint = "Check that the scheduler is running and that the address is reachable."
+        raise OutputError("SCHEDULER_UNREACHABLE", message, file=address, hint=hint) from error
+    with client:
+        yield client.get_executor(pure=False)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is told: enough to think the conversion through once more."""
+class WorkSpec:
+    """Everything that a worker needs to redo the planning and write a file."""
 
-    prepare: Prepare
+    make_job: JobFactory
     source: str
-    """A path, or a URL."""
+    """A path or a URL."""
     destination: str
+    """A path or a URL."""
     options: ConvertOptions
     identity: str
-    """The `plan_digest` that must come out."""
+    """The `plan_hash` that the worker's plan must have."""
     fingerprint: str
-    """What the journals of this conversion begin with."""
+    """Identifies the journals of this conversion."""
     folder: str = SHARED
-    """Where in the destination's staging folder to write; of no matter for a URL."""
+    """The folder in the destination's staging folder to write to; unused if the destination is a URL."""
 
     @property
     def staging(self) -> Path:
@@ -56,33 +87,33 @@ class Order:
         return Path(self.destination) / STAGING / self.folder
 
 
-def write_unit(order: Order, file: str) -> int:
-    """Write one of the output's files in the staging folder, unless that is done; on disk when this returns.
+def write_unit(spec: WorkSpec, file: str) -> int:
+    """Write one of the output's files in the staging folder, unless it is complete. It is then on disk.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        InputError: a source file is damaged, or is another here than where the order comes from.
-        OutputError: the machine could not read or write.
+        InputError: a source file is damaged, or the source differs from the one that ``spec`` describes.
+        OutputError: a file cannot be read or written.
     """
-    job = _job(order)
+    job = _job(spec)
     assert job.plan
-    plan = job.plan.only(file)
-    if is_url(order.destination):
-        _upload(order, plan, file)
+    plan = job.plan.restricted_to(file)
+    if is_url(spec.destination):
+        _upload_unit(spec, plan, file)
     else:
-        _write(order, job, plan, file)
+        _write_unit(spec, job, plan, file)
     return plan.total_bytes
 
 
-def _write(order: Order, job: Job, plan: Plan, file: str) -> None:
-    folder = order.staging
-    journal = Journal(folder / journal_of(file), order.fingerprint, restart=not order.options.resume)
+def _write_unit(spec: WorkSpec, job: Job, plan: Plan, file: str) -> None:
+    folder = spec.staging
+    journal = Journal(folder / journal_name(file), spec.fingerprint, restart=not spec.options.resume)
     try:
-        if not is_written(plan, journal, folder / file):
-            before = states_of({*job.read, *plan.sources})
-            options = order.options
+        if not is_unit_complete(plan, journal, folder / file):
+            before = file_states({*job.source_files, *plan.sources})
+            options = spec.options
             with on_disk(plan, folder, fsync=options.fsync) as outputs:
                 execute(plan, outputs, journal, workers=options.workers, block_size=options.block_size)
             check_unchanged(before)
@@ -91,53 +122,59 @@ def _write(order: Order, job: Job, plan: Plan, file: str) -> None:
         journal.close()
 
 
-def _upload(order: Order, plan: Plan, file: str) -> None:
+def _upload_unit(spec: WorkSpec, plan: Plan, file: str) -> None:
     from llama_convert.conversion.upload import Store
 
-    with mounted(order.destination, may_be_absent=True) as place:
-        store = Store(order.destination, place)
-        (place / STAGING).mkdir(exist_ok=True)
-        store.upload(plan, file, order.options, order.fingerprint)
+    with mounted(spec.destination, may_be_absent=True) as folder:
+        store = Store(spec.destination, folder)
+        (folder / STAGING).mkdir(exist_ok=True)
+        store.upload(plan, file, spec.options, spec.fingerprint)
 
 
 @lru_cache(maxsize=1)
-def _job(order: Order) -> Job:
-    """Worked out once in each process."""
-    source = _as_long_as_the_process.enter_context(mounted(order.source))
-    job = order.prepare(source, Path(order.destination), order.options, Notes(Observer()))
-    if plan_digest(job.plan, job.settings(order.options)) != order.identity:
-        message = "is another checkpoint here than where the order came from"
+def _job(spec: WorkSpec) -> Job:
+    """Return the job, prepared once per process."""
+    source = _mounts_of_process.enter_context(mounted(spec.source))
+    job = spec.make_job(source, Path(spec.destination), spec.options, Messages(Observer()))
+    if plan_hash(job.plan, job.settings(spec.options)) != spec.identity:
+        message = "Differs from the checkpoint of the process that distributes the work."
         raise InputError("INPUT_CHANGED", message, file=source)
     return job
 
 
-def write_all(executor: Executor, order: Order, files: Sequence[str], progress: Progress) -> None:
-    """Let an executor's workers write files; ``progress`` is told of each one's bytes.
+def write_units(executor: Executor, spec: WorkSpec, files: Sequence[str], progress: Progress) -> None:
+    """Let an executor's workers write files.
+
+    Args:
+        executor: runs the workers.
+        spec: what they need.
+        files: names of the files to write.
+        progress: called with the bytes of each file.
 
     Raises:
-        InputError, OutputError: one of them could not; the others have ended too.
+        InputError, OutputError: a file could not be written; all other workers have ended.
     """
-    units = [executor.submit(write_unit, order, file) for file in files]
+    units = [executor.submit(write_unit, spec, file) for file in files]
     try:
         for unit in as_completed(units):
             progress(unit.result())
     except LlamaConvertError:
-        wait([unit for unit in units if not unit.cancel()])  # who still writes, while all is cleared away
+        wait([unit for unit in units if not unit.cancel()])  # they still write to the staging folder
         raise
     finally:
         for unit in units:
             unit.cancel()
 
 
-def by_executor(executor: Executor, order: Order) -> Callable[[Plan, Staging, Progress], Report]:
-    """Let an executor's workers write the weights, a file each."""
+def executor_writer(executor: Executor, spec: WorkSpec) -> Callable[[Plan, Staging, Progress], WriteReport]:
+    """Return a function that lets an executor's workers write the weights, one file per call."""
 
-    def write(plan: Plan, staging: Staging, progress: Progress) -> Report:
+    def write(plan: Plan, staging: Staging, progress: Progress) -> WriteReport:
         def advance(count: int) -> None:
             progress(plan.payload_bytes * count // plan.total_bytes)
 
-        there = replace(order, folder=staging.path.name)
-        write_all(executor, there, list(plan.layouts), advance)
-        return gather(plan, staging, order.fingerprint)
+        in_staging = replace(spec, folder=staging.path.name)
+        write_units(executor, in_staging, list(plan.layouts), advance)
+        return collect_report(plan, staging, spec.fingerprint)
 
     return write
