@@ -123,21 +123,38 @@ def inspect_command(
 
     console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.cli.messages import finding_lines
+        from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
         from llama_convert.errors import UsageError
+        from llama_convert.inspection.inspect import inspect
 
         if path is None:
             raise UsageError("BAD_USAGE", "PATH is missing.", hint="Run: llama-convert inspect PATH")
         if as_csv and as_json:
             raise UsageError("BAD_USAGE", "--csv and --json exclude each other.", hint="Pass one of them.")
-        if other is None:
-            _inspect_one(path, tensors, stats, sort, top, as_csv, verbose, as_json, console)
+        if other is not None:
+            given = {"--tensors": tensors, "--sort": sort, "--top": top, "--csv": as_csv or None}
+            for name, value in given.items():
+                if value is not None:
+                    message = f"{name} only applies to one checkpoint."
+                    raise UsageError("BAD_USAGE", message, hint="Remove PATH2.")
+            _compare(path, other, console, stats=stats, verbose=verbose, as_json=as_json)
             return
-        given = {"--tensors": tensors, "--sort": sort, "--top": top, "--csv": as_csv or None}
-        if refused := [name for name, value in given.items() if value is not None]:
-            raise UsageError(
-                "BAD_USAGE", f"{refused[0]} only applies to one checkpoint.", hint="Remove PATH2."
-            )
-        _compare_two(path, other, stats, verbose, as_json, console)
+        if needs_stats(sort) and not stats:
+            raise UsageError("BAD_USAGE", f"--sort {sort} needs statistics.", hint="Add --stats.")
+        if tensors is None and (sort or top or as_csv):
+            tensors = "*"
+        observer = _observer(console, stats=stats, quiet=as_json)
+        result = inspect(path, tensors=tensors, stats=stats, observer=observer)
+        result = replace(result, tensors=sorted_tensors(result.tensors, sort, top))
+        if not as_csv:
+            _print(result, verbose=verbose, as_json=as_json)
+            return
+        for line in finding_lines(finding for finding in result.findings if not finding.is_warning):
+            console.print(line)
+        print_csv(result.tensors)
+        if not result.ok:
+            raise typer.Exit(1)
 
 
 def diff_command(
@@ -168,53 +185,23 @@ def diff_command(
         if a is None or b is None:
             missing = "A" if a is None else "B"
             raise UsageError("BAD_USAGE", f"{missing} is missing.", hint="Run: llama-convert diff A B")
-        _compare_two(a, b, stats, verbose, as_json, console)
+        _compare(a, b, console, stats=stats, verbose=verbose, as_json=as_json)
 
 
-def _inspect_one(
-    path: str,
-    tensors: str | None,
-    stats: bool,
-    sort: str | None,
-    top: int | None,
-    as_csv: bool,
-    verbose: bool,
-    as_json: bool,
-    console: Terminal,
-) -> None:
-    """Inspect a checkpoint and print the result; exit with code 1 if it has an error."""
-    from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
-    from llama_convert.errors import UsageError
-    from llama_convert.inspection.inspect import inspect
+def _compare(a: str, b: str, console: Terminal, *, stats: bool, verbose: bool, as_json: bool) -> None:
+    """Compare two checkpoints and print the result.
 
-    if needs_stats(sort) and not stats:
-        raise UsageError("BAD_USAGE", f"--sort {sort} needs statistics.", hint="Add --stats.")
-    if tensors is None and (sort or top or as_csv):
-        tensors = "*"
-    result = inspect(path, tensors=tensors, stats=stats, observer=_observer(stats, console, quiet=as_json))
-    result = replace(result, tensors=sorted_tensors(result.tensors, sort, top))
-    if as_csv:
-        from llama_convert.cli.messages import finding_lines
-
-        for line in finding_lines(finding for finding in result.findings if not finding.is_warning):
-            console.print(line)
-        print_csv(result.tensors)
-        if not result.ok:
-            raise typer.Exit(1)
-    else:
-        _print(result, verbose=verbose, as_json=as_json)
-
-
-def _compare_two(a: str, b: str, stats: bool, verbose: bool, as_json: bool, console: Terminal) -> None:
-    """Compare two checkpoints and print the result; exit with code 1 if they differ."""
+    Raises:
+        typer.Exit: with code 1 if they differ.
+    """
     from llama_convert.inspection.compare import compare
 
-    result = compare(a, b, stats=stats, observer=_observer(stats, console, quiet=as_json))
+    result = compare(a, b, stats=stats, observer=_observer(console, stats=stats, quiet=as_json))
     _print(result, verbose=verbose, as_json=as_json)
 
 
-def _observer(stats: bool, console: Terminal, *, quiet: bool) -> Observer:
-    """Shows progress while weights are read."""
+def _observer(console: Terminal, *, stats: bool, quiet: bool) -> Observer:
+    """Shows progress if weights are read."""
     from llama_convert.observer import Observer
 
     if not stats:
@@ -225,6 +212,11 @@ def _observer(stats: bool, console: Terminal, *, quiet: bool) -> Observer:
 
 
 def _print(result: Inspection | Comparison, *, verbose: bool, as_json: bool) -> None:
+    """Print the result.
+
+    Raises:
+        typer.Exit: with code 1 if it is not OK.
+    """
     if as_json:
         from llama_convert.cli.errors import print_json
 
