@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llama_convert.conversion.convert import convert, shard
     from llama_convert.conversion.options import ConvertOptions, ConvertResult
     from llama_convert.errors import LlamaConvertError
-    from llama_convert.inspection.describe import inspect
+    from llama_convert.inspection.inspect import inspect
     from llama_convert.observer import Observer
     from llama_convert.verification.options import VerifyOptions
     from llama_convert.verification.report import VerifyReport
@@ -42,7 +42,7 @@ _HOMES = {
     "conversion.options": ("ConvertOptions", "ConvertResult"),
     "conversion.convert": ("convert", "shard"),
     "errors": ("LlamaConvertError",),
-    "inspection.describe": ("inspect",),
+    "inspection.inspect": ("inspect",),
     "observer": ("Observer",),
     "verification.options": ("VerifyOptions",),
     "verification.report": ("VerifyReport",),

@@ -23,7 +23,7 @@ _SERVER = """
 import json, os, resource, signal, sys
 from llama_convert.cli import main
 import llama_convert.cli.app
-import llama_convert.conversion.convert, llama_convert.inspection.describe, llama_convert.verification.verify
+import llama_convert.conversion.convert, llama_convert.inspection.inspect, llama_convert.verification.verify
 import llama_convert.verification.structure, llama_convert.verification.values
 import llama_convert.cli.inspect_report, llama_convert.cli.verify_report, llama_convert.cli.result
 

@@ -13,7 +13,7 @@ from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import UsageError
 from llama_convert.findings import Finding
 from llama_convert.inspection.compare import compare
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.llama.config import RopeScaling
 from llama_convert.observer import Observer
 from llama_convert.verification.options import VerifyOptions, parse_levels

@@ -86,7 +86,10 @@ SHARD_OPTIONS = [
     "--verify",
     "--workers",
 ]
-INSPECT_OPTIONS = ["--debug", "--json", "--stats", "--tensors"]
+INSPECT_OPTIONS = [
+    *("--csv", "--debug", "--json", "--sort", "--stats", "--tensors", "--top", "--verbose"),
+]
+DIFF_OPTIONS = ["--debug", "--json", "--stats", "--verbose"]
 VERIFY_OPTIONS = [
     "--checksums",
     "--debug",
@@ -114,6 +117,7 @@ VERIFY_OPTIONS = [
         ("shard", SHARD_OPTIONS),
         ("verify", VERIFY_OPTIONS),
         ("inspect", INSPECT_OPTIONS),
+        ("diff", DIFF_OPTIONS),
     ],
 )
 def test_the_surface_is_frozen(name: str, frozen: list[str]) -> None:

@@ -236,7 +236,7 @@ def codes_in_the_source() -> tuple[set[str], set[str]]:
     codes -= set(strings(other_names_in_the_source()))
     perhaps = set()
     for name, texts in calls_in_the_source():
-        if re.search(r"(Error|Finding|_odd|_fail)$", name):
+        if re.search(r"(Error|Finding|_warning|_fail)$", name):
             codes |= {text for text in texts if re.fullmatch(r"[A-Z]{3,}(_[A-Z0-9]+)*", text)}
         if name == "read_json_object":
             codes.add(f"{texts[0]}_JSON")

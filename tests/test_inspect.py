@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from llama_convert.errors import InputError
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.inspection.records import Inspection
 from tests import large, plant, synthetic
 from tests.peers import ROOT
@@ -67,9 +71,11 @@ def test_counts_of_a_meta_folder(tmp_path: Path, shape: Shape) -> None:
     assert result.bytes == sum(file.stat().st_size for file in (tmp_path / "meta").iterdir())
 
 
-def test_cuts(tmp_path: Path) -> None:
+def test_sharding(tmp_path: Path) -> None:
     synthetic.make(tmp_path / "meta", SHAPES["repeated KV heads"])
-    kinds = {kind.name.split(".")[-2]: (kind.cut, kind.copies) for kind in inspect(tmp_path / "meta").kinds}
+    kinds = {
+        kind.name.split(".")[-2]: (kind.sharded_dim, kind.copies) for kind in inspect(tmp_path / "meta").kinds
+    }
     assert kinds["tok_embeddings"] == (0, 1)
     assert kinds["wq"] == (0, 1)
     assert kinds["wk"] == kinds["wv"] == (0, 2)
@@ -111,12 +117,15 @@ def test_a_hugging_face_folder(tmp_path: Path, options: tuple[str, ...]) -> None
     folder = converted(tmp_path, *options)
     meta, result = inspect(FIXTURES[1]), inspect(folder, tensors="model.layers.1.*")
     assert result.ok
-    assert result.layout == "huggingface"
+    assert result.format == "huggingface"
     assert result.config == meta.config
     assert result.parameters == meta.parameters
     assert result.tokenizer is not None
     assert meta.tokenizer is not None
-    assert (result.tokenizer.words, result.tokenizer.kind) == (meta.tokenizer.words, meta.tokenizer.kind)
+    assert (result.tokenizer.vocab_size, result.tokenizer.kind) == (
+        meta.tokenizer.vocab_size,
+        meta.tokenizer.kind,
+    )
     assert result.release is not None
     assert result.release.version == "3.1"
     assert result.checksums == ("llama-convert.json",)
@@ -188,7 +197,8 @@ def test_a_broken_meta_folder_is_shown(tmp_path: Path, break_it: Any, code: str)
     assert result.raw_config["dim"] == 64
     run = llama_convert("inspect", folder)
     assert run.exit_code == 1
-    assert "wrong: " in run.stdout
+    assert re.search("^error: ", run.stdout, re.MULTILINE)
+    assert re.fullmatch(r"1 error(, \d+ warnings?)?", run.stdout.splitlines()[-1])
 
 
 def test_a_broken_hugging_face_folder_is_shown(tmp_path: Path) -> None:
@@ -229,14 +239,17 @@ def test_the_json_is_stable() -> None:
         ["name", "meta_name", "huggingface_name", "shape", "dtype", "bytes", "files", "stats"]
     )
     assert sorted(tensor["stats"]) == sorted(
-        ["elements", "nan", "inf", "zeros", "min", "max", "mean", "std", "histogram"]
+        [
+            *("absmax", "elements", "histogram", "inf", "max", "mean", "min", "nan", "near_zero", "p999"),
+            *("std", "zeros"),
+        ]
     )
 
 
 @pytest.mark.parametrize("width", ["60", "100", "160"])
 def test_lines_fit(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
-    for options in ((), ("--tensors",), ("--stats",)):
+    for options in ((), ("-v",), ("--tensors",), ("--stats",)):
         lines = llama_convert("inspect", FIXTURES[1], *options).stdout.splitlines()
         assert max(map(len, lines)) <= int(width)
         assert "Llama 3.1" in lines[0]
@@ -248,6 +261,122 @@ def test_tensors_may_stand_alone() -> None:
     run = llama_convert("inspect", FIXTURES[1], "--tensors", "*.ffn_norm.*")
     assert "layers.2.ffn_norm.weight" in run.stdout
     assert "wq" not in run.stdout
+
+
+def listed(*options: str) -> list[dict[str, Any]]:
+    """The tensors of a run with these options."""
+    run = llama_convert("inspect", FIXTURES[1], "--stats", "--json", *options)
+    assert run.exit_code == 0, run.stderr
+    tensors: list[dict[str, Any]] = run.json["tensors"]
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "descending"),
+    [
+        ("size", lambda tensor: tensor["bytes"], True),
+        ("min", lambda tensor: tensor["stats"]["min"], False),
+        ("max", lambda tensor: tensor["stats"]["max"], True),
+        ("absmax", lambda tensor: tensor["stats"]["absmax"], True),
+        ("p99.9", lambda tensor: tensor["stats"]["p999"], True),
+        ("mean", lambda tensor: tensor["stats"]["mean"], True),
+        ("std", lambda tensor: tensor["stats"]["std"], True),
+        ("zero", lambda tensor: tensor["stats"]["near_zero"] / tensor["stats"]["elements"], True),
+        ("nan", lambda tensor: tensor["stats"]["nan"], True),
+    ],
+)
+def test_sort(column: str, key: Callable[[dict[str, Any]], float], descending: bool) -> None:
+    """Stable: tensors with equal values stay in model order."""
+    expected = sorted(listed(), key=key, reverse=descending)
+    assert listed("--sort", column) == expected
+    assert listed("--sort", column, "--top", "3") == expected[:3]
+
+
+def test_names_sort_by_number(tmp_path: Path) -> None:
+    save_file({f"layers.{n}.x": torch.ones(1) for n in range(12)}, tmp_path / "x.safetensors")
+    run = llama_convert("inspect", tmp_path / "x.safetensors", "--sort", "name", "--json")
+    assert [tensor["name"] for tensor in run.json["tensors"]] == [f"layers.{n}.x" for n in range(12)]
+
+
+def test_tensors_without_a_value_come_last(tmp_path: Path) -> None:
+    state = {"a": torch.full((2,), float("nan")), "b": torch.ones(2), "c": torch.zeros(2)}
+    save_file(state, tmp_path / "x.safetensors")
+    run = llama_convert("inspect", tmp_path / "x.safetensors", "--stats", "--sort", "min", "--json")
+    assert [tensor["name"] for tensor in run.json["tensors"]] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--sort", "std"), "Add --stats"),
+        (("--sort", "size2"), "No such column"),
+        (("--csv", "--json"), "exclude each other"),
+        ((FIXTURES[0], "--csv"), "--csv only applies to one checkpoint"),
+        ((FIXTURES[0], "--top", "3"), "--top only applies to one checkpoint"),
+        ((FIXTURES[0], "--sort", "name"), "--sort only applies to one checkpoint"),
+    ],
+)
+def test_options_that_contradict(options: tuple[Any, ...], words: str) -> None:
+    run = llama_convert("inspect", FIXTURES[1], *options)
+    assert run.exit_code == 2
+    assert words in run.stderr
+
+
+def test_csv() -> None:
+    """The numbers of the JSON, in lines that end as RFC 4180 says."""
+    run = llama_convert("inspect", FIXTURES[1], "--stats", "--csv")
+    assert run.exit_code == 0
+    text = run.stdout
+    assert text.count("\r\n") == text.count("\n") == 31
+    rows = list(csv.DictReader(io.StringIO(text)))
+    for row, tensor in zip(rows, listed(), strict=True):
+        assert row["name"] == tensor["name"]
+        assert row["shape"] == "x".join(map(str, tensor["shape"]))
+        assert row["files"].split(";") == tensor["files"]
+        assert int(row["bytes"]) == tensor["bytes"]
+        statistics = {name: value for name, value in tensor["stats"].items() if name != "histogram"}
+        assert {name: float(row[name]) for name in statistics} == statistics
+
+
+def test_csv_of_difficult_names(tmp_path: Path) -> None:
+    state = {'a,"b"': torch.ones(2), "é": torch.full((1,), float("inf"))}
+    save_file(state, tmp_path / "x.safetensors")
+    run = llama_convert("inspect", tmp_path / "x.safetensors", "--csv", "--stats")
+    rows = list(csv.DictReader(io.StringIO(run.stdout)))
+    assert [row["name"] for row in rows] == ['a,"b"', "é"]
+    assert (rows[1]["inf"], rows[1]["min"], rows[1]["p999"]) == ("1", "", "")
+    assert "elements" not in llama_convert("inspect", tmp_path / "x.safetensors", "--csv").stdout
+
+
+def test_csv_of_a_broken_folder(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES[1], tmp_path / "meta")
+    _more_layers(folder)
+    run = llama_convert("inspect", folder, "--csv")
+    assert run.exit_code == 1
+    assert "error: " in run.stderr
+    assert len(list(csv.reader(io.StringIO(run.stdout)))) == 31
+
+
+def test_details_are_shown_with_v(tmp_path: Path) -> None:
+    short, long = (llama_convert("inspect", FIXTURES[1], *options).stdout for options in ((), ("-v",)))
+    for text in ("30 in bf16", "consolidated.01.pth", "could be", "evidence", "MiB of memory"):
+        assert text in long
+        assert text not in short
+    for text in (
+        "2 shards",
+        "248,256 parameters",
+        "bf16",
+        "rope_theta 500000",
+        "640 tokens",
+        "CRC-32",
+        "dim 1",
+    ):
+        assert text in short
+    assert short.splitlines()[-1] == "OK: 1 warning"
+    folder = converted(tmp_path)
+    (folder / "llama-convert.json").unlink()
+    assert "checksums" not in llama_convert("inspect", folder).stdout
+    assert "checksums   none" in llama_convert("inspect", folder, "-v").stdout
 
 
 def test_405b_in_16_ranks_takes_a_moment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from llama_convert.inspection.compare import compare
+from llama_convert.verification import tensor_pairs
 from tests import plant, synthetic
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3
@@ -54,17 +56,75 @@ def test_one_value(tmp_path: Path) -> None:
     assert llama_convert("inspect", folder, other, "--stats").exit_code == 1
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_measures(tmp_path: Path, dtype: str) -> None:
+    """Of values against torch's, in several blocks of which some are equal."""
+    folder = converted(tmp_path, "--dtype", dtype)
+    other = shutil.copytree(folder, tmp_path / "other")
+    name, generator = plant.q(1), torch.Generator().manual_seed(0)
+    state = plant.tensors(folder)
+    changed = state[name].clone()
+    changed[:50] += torch.randn(50, changed.shape[1], generator=generator).to(changed.dtype) * 0.1
+    plant.rewrite(other, lambda state: state.update({name: changed}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_pairs, "BLOCK_SIZE", 2048)
+        (value,) = compare(folder, other, stats=True).values
+    a, b = state[name].double(), changed.double()
+    assert value.max_difference == float((a - b).abs().max())
+    assert value.mean_difference == pytest.approx(float((a - b).abs().mean()), rel=1e-12)
+    assert value.relative_difference == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-12)
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+    assert value.cosine_similarity == pytest.approx(float(cosine), rel=1e-12)
+    text = llama_convert("inspect", folder, other, "--stats").stdout
+    assert f"{float(cosine):.6f}" in text
+    assert text.splitlines()[-1] == "The checkpoints differ: values (1)"
+
+
+def test_no_cosine_with_zero(tmp_path: Path) -> None:
+    folder = converted(tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other")
+    plant.rewrite(other, lambda state: state.update({plant.q(1): torch.zeros_like(state[plant.q(1)])}))
+    run = llama_convert("diff", folder, other, "--stats", "--json")
+    (value,) = run.json["values"]
+    assert (value["cosine_similarity"], value["relative_difference"]) == (None, 1.0)
+
+
+def test_diff_is_inspect_of_two(tmp_path: Path) -> None:
+    folder = converted(tmp_path)
+    plant.edit_config(folder, rope_theta=123.0)
+    for options in ((), ("-v",), ("--stats",), ("--json",), ("--stats", "--json")):
+        diff, inspected = (
+            llama_convert(command, FIXTURES[1], folder, *options) for command in ("diff", "inspect")
+        )
+        assert diff.exit_code == inspected.exit_code == 1
+        assert diff.stdout == inspected.stdout
+    for arguments in ((), (folder,)):
+        run = llama_convert("diff", *arguments)
+        assert run.exit_code == 2
+        assert "llama-convert diff A B" in run.stderr
+    assert llama_convert("diff", folder, folder, "--tensors").exit_code == 2
+
+
+def test_long_lists_end_in_a_count(tmp_path: Path) -> None:
+    synthetic.make(tmp_path / "a", LLAMA2.but(n_layers=2))
+    synthetic.make(tmp_path / "b", LLAMA2.but(n_layers=5))
+    text = llama_convert("diff", tmp_path / "a", tmp_path / "b").stdout
+    assert text.count("only in B  layers.") == 20
+    assert "only in B  and 7 more" in text
+    assert "more" not in llama_convert("diff", tmp_path / "a", tmp_path / "b", "-v").stdout
+
+
 def test_what_is_no_number_is_far_away(tmp_path: Path) -> None:
-    """And JSON, which knows neither infinities nor NaN, says null."""
+    """And null in JSON, which has neither infinities nor NaN."""
     folder = converted(tmp_path)
     other = shutil.copytree(folder, tmp_path / "other")
     broken = plant.with_value(plant.tensors(folder)[plant.v(0)], float("nan"), 3, 4)
     plant.rewrite(other, lambda state: state.update({plant.v(0): broken}))
-    (value,) = compare(folder, other, stats=True).values
-    assert (value.different, value.max_difference) == (1, float("inf"))
+    (difference,) = compare(folder, other, stats=True).values
+    assert (difference.different, difference.max_difference) == (1, float("inf"))
     run = llama_convert("inspect", folder, other, "--stats", "--json")
-    (told,) = json.loads(run.stdout, parse_constant=pytest.fail)["values"]
-    assert (told["different"], told["max_difference"], told["relative_difference"]) == (1, None, None)
+    (value,) = json.loads(run.stdout, parse_constant=pytest.fail)["values"]
+    assert (value["different"], value["max_difference"], value["relative_difference"]) == (1, None, None)
 
 
 def test_one_key_of_the_config(tmp_path: Path) -> None:
@@ -106,6 +166,9 @@ def test_another_dtype(tmp_path: Path) -> None:
     assert {(one.a, one.b) for one in comparison.dtypes} == {("bfloat16", "float32")}
     assert not comparison.values
     assert not comparison.ok
+    text = llama_convert("diff", FIXTURES[1], folder).stdout
+    assert re.search(r"^dtype +30 tensors +bf16 +fp32$", text, re.MULTILINE)
+    assert llama_convert("diff", FIXTURES[1], folder, "-v").stdout.count("bf16") == 30
 
 
 def test_names_shapes_and_tokenizer(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from llama_convert.checkpoints import row_reader
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.inspection.opened import open_any
-from llama_convert.inspection.stats import Stats, tensor_stats
+from llama_convert.inspection.stats import NEAR_ZERO, Stats, _LargestMagnitudes, tensor_stats
 from tests import large, plant, synthetic
 from tests.run import llama_convert, peak_memory
 from tests.synthetic import LLAMA2
@@ -32,9 +32,14 @@ def check(found: Stats, tensor: torch.Tensor) -> None:
     assert found.nan == int(tensor.isnan().sum())
     assert found.inf == int(tensor.isinf().sum())
     assert found.zeros == int((tensor == 0).sum())
+    assert found.near_zero == int((finite.abs() < NEAR_ZERO).sum())
     if not len(finite):
         assert (found.min, found.max, found.mean, found.std, found.histogram) == (None,) * 5
+        assert (found.absmax, found.p999) == (None, None)
         return
+    magnitudes = np.abs(finite.numpy())
+    assert found.absmax == magnitudes.max()
+    assert found.p999 == pytest.approx(float(np.percentile(magnitudes, 99.9)), rel=1e-12, abs=0)
     assert (found.min, found.max) == (float(finite.min()), float(finite.max()))
     assert found.mean == pytest.approx(float(finite.mean()), rel=1e-9, abs=1e-12)
     assert found.std == pytest.approx(float(finite.std(correction=0)), rel=1e-9, abs=1e-12)
@@ -71,6 +76,9 @@ def test_hard_values(tmp_path: Path, dtype: torch.dtype) -> None:
         "alike": torch.full((5, 5), 0.25),
         "nothing": torch.full((4,), float("nan")),
         "largest": torch.full((2, 2), 6e4),
+        "tiny": torch.tensor([0.0, 5e-7, -5e-7, 9.9e-7, 1.1e-6, -2e-6]),
+        "ascending": torch.arange(30_000.0),
+        "descending": -torch.arange(30_000.0, 0, -1),
     }
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     save_file(state, tmp_path / "x.safetensors")
@@ -110,6 +118,29 @@ def test_block_sizes_do_not_matter(
         save_file({"x": values}, Path(folder) / "x.safetensors")
         (entry,) = open_any(Path(folder) / "x.safetensors").entries
         check(tensor_stats(entry.stored, files, block_size), values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 999, 1000, 1001, 1002, 2001, 100_003])
+def test_percentile(tmp_path: Path, n: int, dtype: torch.dtype) -> None:
+    """Exact for every dtype, in blocks that are smaller than the magnitudes that are kept, and larger."""
+    generator = torch.Generator().manual_seed(n)
+    values = torch.randn(n, generator=generator).exp().to(dtype) * torch.randn(n, generator=generator).sign()
+    values = values.to(dtype)
+    save_file({"a": values}, tmp_path / "x.safetensors")
+    with SourceFiles() as files:
+        (entry,) = open_any(tmp_path / "x.safetensors").entries
+        for block_size in (64, 1 << 20):
+            check(tensor_stats(entry.stored, files, block_size), values)
+
+
+def test_memory_of_the_percentile(tmp_path: Path) -> None:
+    """Sorted values are the worst case: each block exceeds all before it."""
+    largest = _LargestMagnitudes(1_000_000)
+    for start in range(0, 1_000_000, 1000):
+        largest.add(np.arange(start, start + 1000, dtype=np.float64))
+        assert largest.held <= 2 * largest.limit + 1000
+    assert largest.sorted()[-1000:].tolist() == list(range(999_000, 1_000_000))
 
 
 def test_damage_is_found_on_the_way(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from llama_convert.checkpoints.params import read_params
 from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.llama.config import RopeScaling
 from tests import plant, synthetic
 from tests.peers import Peer

@@ -98,7 +98,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("typed", "offered"),
         [
-            ("llama-convert ", {"convert", "shard", "verify", "inspect", "help", "explain"}),
+            ("llama-convert ", {"convert", "shard", "verify", "inspect", "diff", "help", "explain"}),
             ("llama-convert ver", {"verify"}),
             ("llama-convert --show", {"--show-completion"}),
             ("llama-convert convert --max", {"--max-shard-size"}),
@@ -106,6 +106,7 @@ class TestCompletion:
             ("llama-convert shard --mp 2 --compare", {"--compare-checklist"}),
             ("llama-convert verify x --sou", {"--source"}),
             ("llama-convert inspect --sta", {"--stats"}),
+            ("llama-convert inspect x --sort a", {"absmax"}),
             ("llama-convert inspect x --nosuch", set()),
             ("llama-convert convert --dtype b", {"bf16"}),
             ("llama-convert convert a b --to m", {"meta"}),
@@ -118,7 +119,7 @@ class TestCompletion:
     def test_offers(self, typed: str, offered: set[str]) -> None:
         assert set(completed(typed)) == offered
 
-    @pytest.mark.parametrize("name", ["convert", "shard", "verify", "inspect"])
+    @pytest.mark.parametrize("name", ["convert", "shard", "verify", "inspect", "diff"])
     def test_all_options(self, name: str) -> None:
         import typer
 

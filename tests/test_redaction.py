@@ -156,7 +156,7 @@ def test_an_internal_error(
     served: tuple[RangeServer, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The traceback that is saved repeats what a library says."""
-    import llama_convert.inspection.describe as module
+    import llama_convert.inspection.inspect as module
 
     url = f"https://me:{SECRET}@host/a?token={SECRET}"
 

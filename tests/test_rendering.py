@@ -12,19 +12,21 @@ import pytest
 from rich.console import Console
 
 from llama_convert.cli.inspect_report import print_result
+from llama_convert.cli.messages import finding_lines, verdict
 from llama_convert.cli.progress import ConsoleObserver
 from llama_convert.cli.verify_report import print_report
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
+from llama_convert.findings import Finding
 from llama_convert.inspection.compare import compare
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.verification.verify import verify
 from tests import plant
 from tests.peers import ROOT
 from tests.picture import settled
 from tests.run import fresh
 
-COMMANDS = ("convert", "shard", "verify", "inspect")
+COMMANDS = ("convert", "shard", "verify", "inspect", "diff")
 WIDTHS = (60, 80, 120, 200)
 NORM = "model.layers.1.post_attention_layernorm.weight"
 SOURCE = ROOT / "fixtures/llama2-mp2"
@@ -93,6 +95,46 @@ def test_pages_fit_and_cut_no_name(
     assert all(name in folded for name in (NORM, plant.HEAD, plant.q(0), "rope_theta"))
     if width >= 80:
         assert NORM in text
+
+
+@pytest.mark.parametrize("width", WIDTHS[:3])
+def test_lines_break_between_words(
+    monkeypatch: pytest.MonkeyPatch, output: Path, damaged: Path, width: int
+) -> None:
+    monkeypatch.chdir(output.parent)
+
+    def words(width: int) -> set[str]:
+        for name, value in {"COLUMNS": str(width), "LINES": "40", "NO_COLOR": "1", "TERM": "dumb"}.items():
+            monkeypatch.setenv(name, value)
+        screen = Screen()
+        monkeypatch.setattr(sys, "stdout", screen)
+        for path in ("right", "wrong"):
+            for options in ({}, {"tensors": "*"}, {"stats": True}):
+                print_result(inspect(path, **options), verbose=True)  # type: ignore[arg-type]
+        for a, b in (("right", "wrong"), ("wrong", "right")):
+            print_result(compare(a, b, stats=True))
+        return set(screen.text().split())
+
+    assert words(width) - words(400) <= {"A", "B"}  # headings of columns, once per cell
+
+
+def test_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [
+        Finding("A", "Odd.", "a.json", severity="warning"),
+        Finding("B", "Wrong shape.", "b.pth", "norm.weight", "[64]", "[32]", "Download it again."),
+        Finding("C", "and 3 more", hint="Download it again."),
+    ]
+    assert "\n".join(line.plain for line in finding_lines(findings)) == (
+        "error: b.pth: norm.weight: Wrong shape.\n"
+        "  expected [64], got [32]\n"
+        "  hint: Download it again.\n"
+        "error: and 3 more\n"
+        "  hint: Download it again.\n"
+        "warning: a.json: Odd."
+    )
+    assert verdict(findings).plain == "4 errors, 1 warning"
+    assert verdict(findings[:1]).plain == "OK: 1 warning"
+    assert verdict([]).plain == "OK: no problems found"
 
 
 def test_what_is_piped_is_plain_and_whole(

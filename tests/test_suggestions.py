@@ -33,7 +33,9 @@ MET: dict[str, tuple[int, str, str]] = {
     "shard meta": (2, "DST is missing", "llama-convert shard meta meta-cut --mp 2"),
     "shard hf out": (2, "give either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
     "verify": (2, "PATH is missing", "llama-convert verify PATH --source ORIGINAL; see "),
-    "inspect": (2, "PATH is missing", "llama-convert inspect PATH; see "),
+    "inspect": (2, "PATH is missing", "llama-convert inspect PATH"),
+    "diff": (2, "A is missing", "llama-convert diff A B"),
+    "diff hf": (2, "B is missing", "llama-convert diff A B"),
     # Paths that do not exist.
     "convert metta out": (3, "metta: not found", "llama-convert convert meta out"),
     "metta out": (2, "No such command 'metta'", "llama-convert meta out"),
@@ -189,7 +191,7 @@ def test_what_is_told(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) 
     run = llama_convert(*shlex.split(typed))
     assert run.exit_code == exit_code, run.stderr
     assert error in said(run, "error")
-    told = said(run, "hint")
+    told = said(run, "hint").removeprefix("Run: ")
     if hint.startswith("llama-convert") and ";" not in hint:
         assert shlex.split(told.removeprefix("Run: ")) == shlex.split(hint)
     else:

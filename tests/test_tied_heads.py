@@ -19,7 +19,7 @@ from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.inspection.compare import compare
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from tests import plant, synthetic
 from tests.peers import Peer
 from tests.plant import EMBED, HEAD, NORM, down, k, q

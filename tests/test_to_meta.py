@@ -25,7 +25,7 @@ from llama_convert.checkpoints.params import ffn_width, params_json, width_param
 from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import RefusedError, UsageError
-from llama_convert.inspection.describe import inspect
+from llama_convert.inspection.inspect import inspect
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import RELEASES, TokenizerKind
 from llama_convert.tokenizers import ranks_of_tokenizer_json

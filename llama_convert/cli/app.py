@@ -9,7 +9,7 @@ import typer
 from llama_convert import __version__
 from llama_convert.cli.convert import convert_command
 from llama_convert.cli.help import explain_command, help_command
-from llama_convert.cli.inspect import inspect_command
+from llama_convert.cli.inspect import diff_command, inspect_command
 from llama_convert.cli.shard import shard_command
 from llama_convert.cli.verify import verify_command
 
@@ -60,5 +60,6 @@ app.command("convert")(convert_command)
 app.command("shard")(shard_command)
 app.command("verify")(verify_command)
 app.command("inspect")(inspect_command)
+app.command("diff")(diff_command)
 app.command("help")(help_command)
 app.command("explain")(explain_command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-COMMANDS = ("convert", "shard", "verify", "inspect", "help", "explain")
+COMMANDS = ("convert", "shard", "verify", "inspect", "diff", "help", "explain")
 _COMPLETION = ("--install-completion", "--show-completion")
 _GLOBAL = ("-h", "--help", "--version", *_COMPLETION)
 _ALSO = {"version": "--version", "-V": "--version"}

@@ -376,3 +376,4 @@ Quiet = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_RUNNING)]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show details.")]

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llama_convert.cli.messages import LAYOUTS
+from llama_convert.cli.messages import FORMAT_NAMES as LAYOUTS
 from llama_convert.cli.terminal import Part, Terminal, lines, styled
 from llama_convert.findings import Finding
 from llama_convert.verification.report import LevelReport, Status, VerifyReport

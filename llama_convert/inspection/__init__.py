@@ -1,1 +1,1 @@
-"""What a checkpoint is: told from its headers in a moment; from one pass over its weights, their values."""
+"""Describe a checkpoint from its headers, compute statistics of its tensors, compare two checkpoints."""

@@ -1,4 +1,4 @@
-"""What lies at a path, opened as far as it can be: its tensors, as the files hold them, and what is wrong."""
+"""Open a folder or a single file: its tensors as stored, and the errors in its headers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor, contiguous_strides
 from llama_convert.formats.torch_zip import read_torch_file
 from llama_convert.llama.weights import LLAMA, RECOMPUTED, Weight, parse_huggingface_name, parse_meta_name
+from llama_convert.text import natural_key
 from llama_convert.verification.inputs import Input, open_input
 
 _READERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
@@ -23,122 +24,122 @@ _READERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".pt": read_torch_file,
     ".safetensors": read_safetensors_file,
 }
-_PARSE = {"meta": parse_meta_name, "huggingface": parse_huggingface_name}
+_PARSERS = {"meta": parse_meta_name, "huggingface": parse_huggingface_name}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: a whole weight where ranks fit together, else what each file holds of it."""
+    """One tensor: the whole weight if the shards fit together, otherwise the slices of equal shape."""
 
     stored: StoredWeight
     shape: tuple[int, ...]
-    """Of the whole, or of one file's slice."""
+    """Shape of the whole weight, or of one slice."""
     weight: Weight | None
-    """None: it is no weight of a Llama."""
+    """None if the name is not a Llama tensor."""
     slices: int = 1
-    """Files that hold a slice of this shape; `stored` is all of them, one below the other."""
+    """Number of files with a slice of this shape; `stored` concatenates them along dim 0."""
 
     @property
     def name(self) -> str:
-        """What the files call it."""
+        """Name in the files."""
         return self.stored.name
 
     @property
     def slabs(self) -> Iterator[Slab]:
-        """Where its bytes are, copies and all."""
+        """Location of its bytes, replicas included."""
         return self.stored.slabs
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files it lies in."""
+        """Files that contain a part of it."""
         return tuple(dict.fromkeys(slab.file for slab in self.slabs))
 
     @property
     def recomputed(self) -> bool:
-        """Whether it holds constants that every reader computes anew."""
+        """Whether it is a constant that loaders recompute, for example ``rope.freqs``."""
         return self.weight is None and RECOMPUTED.fullmatch(self.name) is not None
 
     @property
     def numel(self) -> int:
-        """Its elements; of slices that are not cut, those of one."""
-        cut = self.slices if self.weight and self.weight.kind.cut else 1
-        return math.prod(self.shape) * cut
+        """Number of elements; replicated slices count once."""
+        distinct = self.slices if self.weight and self.weight.kind.cut else 1
+        return math.prod(self.shape) * distinct
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A folder or a file, and its tensors in the order of the model."""
+    """A folder or a single file with its tensors in model order."""
 
     path: Path
     folder: Path
-    """Where its files lie: it, or below it."""
-    side: Input
+    """Folder of the weight files: `path`, a folder below it, or the folder of a single file."""
+    input: Input
     entries: list[Entry]
     single_file: bool = False
     problems: list[LlamaConvertError] = field(default_factory=list)
 
     @property
-    def layout(self) -> str:
+    def format(self) -> str:
         """``meta`` or ``huggingface``."""
-        return self.side.layout
+        return self.input.layout
 
 
 def open_any(path: Path) -> Opened:
-    """What lies at a path: a folder in either layout, or one of its files.
+    """Open a folder in either format, or one ``.pth`` or ``.safetensors`` file.
 
     Raises:
-        InputError: there is no checkpoint, or the file cannot be read at all.
+        InputError: there is no checkpoint, or the single file cannot be read.
     """
     if path.is_file():
         return _open_file(path)
-    side = open_input(path)
-    problems = list(side.problems)
-    folder = _folder(side)
-    if isinstance(side.checkpoint, MetaCheckpoint):
+    found = open_input(path)
+    problems = list(found.problems)
+    folder = _weights_folder(found)
+    if isinstance(found.checkpoint, MetaCheckpoint):
         entries = [
-            Entry(stored, stored.shape, weight) for weight, stored in side.checkpoint.weights.items()
-        ] + list(_recomputed(side.checkpoint))
+            Entry(stored, stored.shape, weight) for weight, stored in found.checkpoint.weights.items()
+        ] + list(_non_weights(found.checkpoint))
     else:
-        entries = _entries(_read_all(weight_files(folder, side.layout)), side.layout)
+        entries = _entries(_readable_files(weight_files(folder, found.layout)), found.layout)
     if not entries and not any((folder / name).exists() for name in ("params.json", "config.json")):
         raise problems[0]
-    return Opened(path, folder, side, entries, problems=problems)
+    return Opened(path, folder, found, entries, problems=problems)
 
 
 def _open_file(path: Path) -> Opened:
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise no_checkpoint_at(path, None)
-    layout = "huggingface" if path.suffix == ".safetensors" else "meta"
-    entries = _entries([reader(path)], layout)
-    return Opened(path, path.parent, Input(path.parent, layout, None), entries, single_file=True)
+    file_format = "huggingface" if path.suffix == ".safetensors" else "meta"
+    entries = _entries([reader(path)], file_format)
+    return Opened(path, path.parent, Input(path.parent, file_format, None), entries, single_file=True)
 
 
-def _recomputed(checkpoint: MetaCheckpoint) -> Iterable[Entry]:
-    """What the rank files hold besides weights; all ranks were found alike."""
-    known = {stored.name for stored in checkpoint.weights.values()}
+def _non_weights(checkpoint: MetaCheckpoint) -> Iterable[Entry]:
+    """Tensors of the rank files that are not Llama tensors; opening checks that all ranks have the same."""
+    weight_names = {stored.name for stored in checkpoint.weights.values()}
     first = read_torch_file(checkpoint.folder.rank_files[0])
-    return [Entry(_whole(t), t.shape, None) for name, t in first.items() if name not in known]
+    return [Entry(_as_weight(t), t.shape, None) for name, t in first.items() if name not in weight_names]
 
 
-def _folder(side: Input) -> Path:
-    """Where a refused checkpoint lies is known from what it was refused for."""
-    place = side.problems[0].file if side.checkpoint is None and side.problems else None
+def _weights_folder(found: Input) -> Path:
+    """Folder of the weight files; for a checkpoint that cannot be opened, the folder that its error names."""
+    place = found.problems[0].file if found.checkpoint is None and found.problems else None
     if place is None:
-        return side.folder
+        return found.folder
     return place if place.is_dir() else place.parent
 
 
-def weight_files(folder: Path, layout: str) -> list[Path]:
-    """The files of a folder that hold tensors."""
-    entries = sorted(folder.iterdir())
-    if layout == "huggingface":
+def weight_files(folder: Path, checkpoint_format: str) -> list[Path]:
+    """Files of a folder that contain tensors, in natural order."""
+    entries = sorted(folder.iterdir(), key=lambda entry: natural_key(entry.name))
+    if checkpoint_format == "huggingface":
         return [entry for entry in entries if entry.suffix == ".safetensors"]
     return [entry for entry in entries if RANK_FILE.fullmatch(entry.name)]
 
 
-def _read_all(files: Iterable[Path]) -> Iterator[dict[str, StoredTensor]]:
-    """The tensors of each file that can be read; what is wrong with the others has been found already."""
+def _readable_files(files: Iterable[Path]) -> Iterator[dict[str, StoredTensor]]:
+    """Tensors of each readable file; `open_input` has reported the unreadable ones."""
     for file in files:
         try:
             yield _READERS[file.suffix](file)
@@ -146,38 +147,42 @@ def _read_all(files: Iterable[Path]) -> Iterator[dict[str, StoredTensor]]:
             continue
 
 
-def _entries(tables: Iterable[dict[str, StoredTensor]], layout: str) -> list[Entry]:
-    """Tensors of one name, shape and dtype taken together, in the order of the model."""
-    alike: dict[object, list[StoredTensor]] = {}
+def _entries(tables: Iterable[dict[str, StoredTensor]], checkpoint_format: str) -> list[Entry]:
+    """One entry per name, shape and dtype, in model order."""
+    groups: dict[object, list[StoredTensor]] = {}
     for table in tables:
         for name, tensor in table.items():
-            alike.setdefault((name, tensor.shape, tensor.dtype), []).append(tensor)
+            groups.setdefault((name, tensor.shape, tensor.dtype), []).append(tensor)
+    parse = _PARSERS[checkpoint_format]
     entries = [
-        Entry(_stacked(slices), slices[0].shape, _PARSE[layout](slices[0].name), len(slices))
-        for slices in alike.values()
+        Entry(_stacked(slices), slices[0].shape, parse(slices[0].name), len(slices))
+        for slices in groups.values()
     ]
     return sorted(entries, key=_model_order)
 
 
-def _model_order(entry: Entry) -> tuple[int, int, int, str]:
+def _model_order(entry: Entry) -> tuple[int, int, int, list[tuple[int, str]]]:
+    """Sort key: embedding, layers, norm and head, then everything else by name."""
+    name = natural_key(entry.name)
     if entry.weight is None:
-        return 3, 0, 0, entry.name
+        return 3, 0, 0, name
     place = LLAMA.index(entry.weight.kind)
     section = 1 if entry.weight.layer is not None else 0 if place == 0 else 2
-    return section, entry.weight.layer or 0, place, entry.name
+    return section, entry.weight.layer or 0, place, name
 
 
 def _stacked(slices: Sequence[StoredTensor]) -> StoredWeight:
-    first = _whole(slices[0])
+    """Slices of equal shape concatenated along dim 0."""
+    first = _as_weight(slices[0])
     if len(slices) == 1:
         return first
     rows, columns = matrix_shape(first.shape)
-    pieces = [Piece(n * rows, 0, _whole(tensor).pieces[0].slab) for n, tensor in enumerate(slices)]
+    pieces = [Piece(n * rows, 0, _as_weight(tensor).pieces[0].slab) for n, tensor in enumerate(slices)]
     return StoredWeight(first.name, (len(slices) * rows, columns), first.dtype, tuple(pieces))
 
 
-def _whole(tensor: StoredTensor) -> StoredWeight:
-    """A tensor of any number of axes as a weight; those beyond two are joined, as Llamas have none."""
+def _as_weight(tensor: StoredTensor) -> StoredWeight:
+    """A tensor of any rank as a vector or matrix; dims after the first are flattened."""
     if len(tensor.shape) > 2:
         shape = matrix_shape(tensor.shape)
         strides = contiguous_strides(shape)

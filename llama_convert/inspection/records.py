@@ -1,4 +1,4 @@
-"""What an inspection says, as plain records."""
+"""Results of `inspect` and `compare` as plain records."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Release:
-    """Which of Meta's releases it is, and how that shows."""
+    """The detected release of Meta, and the evidence for it."""
 
     title: str
-    """Such as ``Llama 3.1 8B``."""
+    """For example ``Llama 3.1 8B``."""
     version: str
     size: str | None
-    """None: a shape that Meta never released."""
+    """None for a size that Meta never released."""
     evidence: tuple[str, ...]
     alternatives: tuple[str, ...]
-    """Other releases that the files could be."""
+    """Titles of other releases that the files allow."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters; a tied LM head, and copies on several ranks, count once."""
+    """Numbers of parameters; a tied LM head and replicas on several ranks count once."""
 
     total: int
     embedding: int
     layers: int
-    """Of all layers together."""
+    """All layers together."""
     per_layer: int | None
-    """None: layers differ, or there is none."""
+    """None if layers differ, or if there is none."""
     norm: int
-    """Of the norm after the last layer."""
+    """The norm after the last layer."""
     head: int
     other: int
-    """Of tensors that are no weights of a Llama."""
+    """Tensors that are not Llama tensors."""
     whole: bool
-    """Whether this is all of a model, and not what one file or an incomplete folder holds."""
+    """True for a complete model; False for a single file or an incomplete folder."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """All tensors of one kind that are stored alike."""
+class WeightGroup:
+    """Tensors of one kind with the same shape, dtype and sharding."""
 
     name: str
-    """``{layer}`` stands for the layer's number."""
+    """Name in the files; ``{layer}`` stands for the layer's number."""
     count: int
     shape: tuple[int, ...]
-    """With all ranks joined, where they fit together; else of one rank's slice."""
+    """Shape with all ranks joined if they fit together, otherwise of one slice."""
     dtype: str
-    cut: int | None
-    """The axis on which ranks cut it."""
+    sharded_dim: int | None
+    """Dimension that is split over the ranks; None if every rank has the whole tensor."""
     copies: int
-    """How many ranks hold the same rows: all of them for norms, several for a repeated KV head."""
+    """Number of ranks with the same rows: all ranks for norms, several for replicated KV heads."""
 
 
 @dataclass(frozen=True)
 class DtypeCount:
-    """What is stored in one dtype."""
+    """Number and size of the tensors of one dtype."""
 
     dtype: str
     tensors: int
@@ -71,37 +71,39 @@ class DtypeCount:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the folder."""
+    """One file of the folder."""
 
     name: str
     bytes: int
     role: str
     """``weights``, ``settings``, ``tokenizer``, ``checksums``, ``text`` or ``other``."""
     tensors: int | None
-    """How many it holds; None where it holds none or could not be read."""
+    """Number of tensors; None for a file without tensors, or one that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer that lies beside the weights."""
+    """The tokenizer next to the weights."""
 
     file: str
     kind: str | None
-    """``sentencepiece`` or ``tiktoken``; None for another."""
-    words: int
-    """Tokens that a model can emit, special ones among them."""
+    """``sentencepiece`` or ``tiktoken``; None for a kind that no Llama uses."""
+    vocab_size: int
+    """Number of tokens, special tokens included."""
     special: int
+    """Number of special tokens."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What ``llama-convert convert`` would write of the weights, with its default options."""
+    """Weight files that ``llama-convert convert`` would write with default options."""
 
     files: dict[str, int]
+    """Size in bytes by file name."""
     bytes: int
     dtype: str
     peak_memory: int
-    """About how many bytes of memory it takes."""
+    """Upper bound in bytes."""
     peak_memory_with_cast: int
 
 
@@ -110,9 +112,9 @@ class Tensor:
     """One tensor."""
 
     name: str
-    """What the files call it."""
+    """Name in the files."""
     meta_name: str | None
-    """None: it is no weight of a Llama."""
+    """None if it is not a Llama tensor."""
     huggingface_name: str | None
     shape: tuple[int, ...]
     dtype: str
@@ -123,43 +125,115 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that can be told of a checkpoint."""
+    """Description of one checkpoint."""
 
     path: str
-    layout: str
+    format: str
     """``meta`` or ``huggingface``."""
     single_file: bool
-    """Whether a file was named, and not a folder."""
+    """Whether `path` is a file instead of a folder."""
     release: Release | None
     config: dict[str, Any] | None
     """Hyper-parameters, by their names in `LlamaConfig`."""
     raw_config: dict[str, Any] | None
-    """What the settings file says, where no hyper-parameters could be made of it."""
+    """Content of params.json or config.json if no hyper-parameters can be derived from it."""
     ranks: int | None
+    """Number of tensor-parallel ranks; None for the Hugging Face format."""
     kv_repeats: int | None
-    """How many neighbouring ranks hold the same KV head."""
+    """Number of neighboring ranks with the same KV head."""
     parameters: Parameters
     dtypes: tuple[DtypeCount, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[WeightGroup, ...]
     files: tuple[File, ...]
     bytes: int
-    """Of all files."""
+    """Size of all files."""
     tokenizer: Tokenizer | None
     checksums: tuple[str, ...]
-    """What the files carry to be checked by."""
+    """Checksums that the files contain."""
     shared: tuple[tuple[str, ...], ...]
-    """Tensors that are views of one storage."""
+    """Names of tensors that are views of the same storage."""
     conversion: Conversion | None
-    """None where nothing can be converted, or it is converted already."""
+    """None if `convert` cannot read the checkpoint, or if it is in the Hugging Face format already."""
     findings: tuple[Finding, ...]
-    """What is wrong, and with `warning` what is odd."""
     tensors: tuple[Tensor, ...] = field(default=())
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong."""
+        """Whether there is no error; warnings do not count."""
         return all(finding.is_warning for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"ok": self.ok, **asdict(self)}
+        """Plain data."""
+        content = asdict(self)
+        content["layout"] = content.pop("format")
+        for group in content["kinds"]:
+            group["cut"] = group.pop("sharded_dim")
+        if self.tokenizer:
+            content["tokenizer"]["words"] = content["tokenizer"].pop("vocab_size")
+        return {"ok": self.ok, **content}
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A property that both checkpoints have, with different values."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class ValueDifference:
+    """Differences between the values of one tensor, with rows in the same order and rounded to one dtype."""
+
+    name: str
+    """Name in the second checkpoint."""
+    elements: int
+    different: int
+    """Number of elements that differ in at least one bit."""
+    max_difference: float
+    """Max of |a - b|; infinity if one of them is NaN or infinite and the bits differ."""
+    mean_difference: float
+    """Mean of |a - b| over all elements."""
+    relative_difference: float
+    """Frobenius norm of a - b divided by that of a."""
+    cosine_similarity: float
+    """Cosine of the angle between a and b as vectors; NaN if undefined."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences between two checkpoints, ``a`` and ``b``."""
+
+    a: Inspection
+    b: Inspection
+    config: tuple[Mismatch, ...]
+    """Hyper-parameters."""
+    only_in_a: tuple[str, ...]
+    """Names of tensors that only this checkpoint has, as in its files."""
+    only_in_b: tuple[str, ...]
+    shapes: tuple[Mismatch, ...]
+    dtypes: tuple[Mismatch, ...]
+    tokenizer: tuple[Mismatch, ...]
+    values: tuple[ValueDifference, ...]
+    """Tensors whose values differ."""
+    compared: int | None
+    """Number of tensors whose values were compared; None if that was not requested."""
+    findings: tuple[Finding, ...] = ()
+    """Errors that prevented the comparison of values."""
+
+    @property
+    def same(self) -> bool:
+        """Whether no difference was found."""
+        names = (self.only_in_a, self.only_in_b)
+        return not any((self.config, *names, self.shapes, self.dtypes, self.tokenizer, self.values))
+
+    @property
+    def ok(self) -> bool:
+        """Whether no difference and no error was found."""
+        return self.same and self.a.ok and self.b.ok and not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        inspections = {"a": self.a.to_json(), "b": self.b.to_json()}
+        return {"ok": self.ok, "same": self.same, **asdict(self), **inspections}

@@ -1,4 +1,4 @@
-"""The tokenizer beside the weights: which kind, and how many words it has."""
+"""Kind and vocabulary size of the tokenizer next to the weights."""
 
 from __future__ import annotations
 
@@ -12,55 +12,50 @@ from llama_convert.formats.files import MAX_TOKENIZER_JSON
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER
 from llama_convert.inspection.opened import Opened
 from llama_convert.inspection.records import Tokenizer
-from llama_convert.tokenizers import Tokenizer as Original
+from llama_convert.tokenizers import Tokenizer as TokenizerModel
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.tokenizers.sentencepiece_model import PieceType, SentencePieceModel
 
 _SPECIAL_PIECES = (PieceType.CONTROL, PieceType.UNKNOWN)
 
 
-def tokenizer_of(opened: Opened) -> tuple[Tokenizer | None, list[Finding]]:
-    """The tokenizer beside the weights, and what is wrong or odd about it."""
+def inspect_tokenizer(opened: Opened) -> tuple[Tokenizer | None, list[Finding]]:
+    """The tokenizer next to the weights, and the findings about it; None if it is missing or unreadable."""
     if opened.single_file:
         return None, []
-    file = opened.side.tokenizer
+    file = opened.input.tokenizer
     if file is None and (opened.folder / "tokenizer.model").is_file():
         file = opened.folder / "tokenizer.model"
     if file is None:
-        message = "there is no tokenizer beside the weights"
-        return None, [Finding("TOKENIZER_MISSING", message, severity="warning")]
+        return None, [Finding("TOKENIZER_MISSING", "No tokenizer found.", severity="warning")]
     try:
-        tokenizer = read_tokenizer_info(file, opened.side.words)
+        tokenizer = _read_tokenizer(file, opened.input.words)
     except LlamaConvertError as error:
         return None, [Finding.of(error)]
-    rows = opened.side.checkpoint.config.vocab_size if opened.side.checkpoint else None
-    if rows is None or tokenizer.words == rows:
+    rows = opened.input.checkpoint.config.vocab_size if opened.input.checkpoint else None
+    if rows is None or tokenizer.vocab_size == rows:
         return tokenizer, []
-    message = f"has {tokenizer.words} words, the embedding {rows} rows"
-    fewer = tokenizer.words < rows
+    message = f"Tokenizer has {tokenizer.vocab_size:,} tokens; the embedding has {rows:,} rows."
+    fewer = tokenizer.vocab_size < rows
     return tokenizer, [Finding("TOKENIZER_MISMATCH", message, file.name, severity=severity_of(warning=fewer))]
 
 
-def read_tokenizer_info(file: Path, original: Original | None = None) -> Tokenizer:
-    """What a ``tokenizer.model`` or a ``tokenizer.json`` holds.
-
-    Args:
-        file: where it is.
-        original: what has been read of it already.
+def _read_tokenizer(file: Path, model: TokenizerModel | None) -> Tokenizer:
+    """Kind and vocabulary size of a ``tokenizer.json``, or of a ``tokenizer.model`` with content ``model``.
 
     Raises:
-        InputError: it is damaged, or the tokenizer of no Llama.
+        InputError: the file is damaged, or not a tokenizer of a Llama.
     """
     if file.suffix == ".json":
-        return _of_json(file)
-    original = original or open_tokenizer(file)
-    special = original.n_special
-    if isinstance(original, SentencePieceModel):
-        special = sum(piece.type in _SPECIAL_PIECES for piece in original.pieces)
-    return Tokenizer(file.name, original.kind, original.vocab_size, special)
+        return _read_tokenizer_json(file)
+    model = model or open_tokenizer(file)
+    special = model.n_special
+    if isinstance(model, SentencePieceModel):
+        special = sum(piece.type in _SPECIAL_PIECES for piece in model.pieces)
+    return Tokenizer(file.name, model.kind, model.vocab_size, special)
 
 
-def _of_json(file: Path) -> Tokenizer:
+def _read_tokenizer_json(file: Path) -> Tokenizer:
     content = read_json_object(
         file, "TOKENIZER_JSON", belongs="", max_bytes=MAX_TOKENIZER_JSON, most_lists=MOST_LISTS_OF_TOKENIZER
     ).content
@@ -68,15 +63,15 @@ def _of_json(file: Path) -> Tokenizer:
     model = model if isinstance(model, dict) else {}
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not isinstance(added, list):
-        raise InputError("TOKENIZER_JSON", "holds no vocabulary of words and their ids", file=file)
-    tokens: list[dict[str, Any]] = [token for token in added if isinstance(token, dict)]
-    words = {*vocabulary, *(str(token.get("content")) for token in tokens)}
-    special = sum(token.get("special") is True for token in tokens)
-    return Tokenizer(file.name, _kind(model, content), len(words), special)
+        raise InputError("TOKENIZER_JSON", "Contains no vocabulary (model.vocab).", file=file)
+    added_tokens: list[dict[str, Any]] = [token for token in added if isinstance(token, dict)]
+    tokens = {*vocabulary, *(str(token.get("content")) for token in added_tokens)}
+    special = sum(token.get("special") is True for token in added_tokens)
+    return Tokenizer(file.name, _kind(model, content), len(tokens), special)
 
 
 def _kind(model: dict[str, Any], content: dict[str, Any]) -> str | None:
-    """Bytes are words of their own in sentencepiece's, letters in tiktoken's."""
+    """``sentencepiece`` for BPE with byte fallback, ``tiktoken`` for byte-level BPE."""
     if model.get("type") != "BPE":
         return None
     if model.get("byte_fallback"):

@@ -6,6 +6,7 @@ transpose, and rounding is done on the bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
@@ -142,7 +143,11 @@ class Difference:
     bits: int
     """Its bits that differ, set to one."""
     max_difference: float
+    mean_difference: float
+    """Mean of the absolute difference over all elements."""
     relative_difference: float
+    cosine_similarity: float
+    """Of both tensors as vectors; NaN if one of them is zero or not finite."""
 
 
 def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[Pair]:
@@ -190,14 +195,20 @@ def measure(pair: Pair) -> Difference:
     """How a tensor differs that is known to."""
     dtype = pair.found.stored.dtype
     different, bits, largest, error, size = 0, 0, 0.0, 0.0, 0.0
+    absolute, product, found_size = 0.0, 0.0, 0.0
     first: tuple[int, int] | None = None
     values = (0.0, 0.0)
     for start, stop in row_blocks(pair.found.stored, BLOCK_SIZE):
         expected, found = pair.expected(start, stop), pair.found(start, stop)
         one, other = as_float32(expected, dtype), as_float32(found, dtype)
-        size += float(np.square(one, dtype=np.float64).sum())
+        squares = float(np.square(one, dtype=np.float64).sum())
+        size += squares
         if np.array_equal(expected, found):
+            product, found_size = product + squares, found_size + squares
             continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            product += float(np.multiply(one, other, dtype=np.float64).sum())
+        found_size += float(np.square(other, dtype=np.float64).sum())
         code = f"<u{dtype.itemsize}"
         unequal = expected.view(code) != found.view(code)
         different += int(unequal.sum())
@@ -210,11 +221,14 @@ def measure(pair: Pair) -> Difference:
         distance[~unequal] = 0.0
         distance[np.isnan(distance)] = np.inf  # what is no number is as far away as can be
         largest = max(largest, float(distance.max()))
+        absolute += float(distance.sum())
         error += float(np.square(distance).sum())
+    elements = pair.found.shape[0] * pair.found.shape[1]
+    norms = math.sqrt(size) * math.sqrt(found_size)
     row, column = first or (0, 0)
     return Difference(
         pair=pair,
-        elements=pair.found.shape[0] * pair.found.shape[1],
+        elements=elements,
         different=different,
         row=row,
         column=column,
@@ -222,7 +236,9 @@ def measure(pair: Pair) -> Difference:
         found=values[1],
         bits=bits,
         max_difference=largest,
+        mean_difference=absolute / elements,
         relative_difference=(error / size) ** 0.5 if size else float("inf"),
+        cosine_similarity=max(-1.0, min(1.0, product / norms)) if 0 < norms < math.inf else math.nan,
     )
 
 
