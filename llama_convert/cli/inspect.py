@@ -45,6 +45,7 @@ def inspect_command(
     other: Other = None,
     tensors: Tensors = None,
     stats: StatsToo = False,
+    report: cli.Report = None,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
 ) -> None:
@@ -69,6 +70,7 @@ def inspect_command(
 
     console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
+        from llama_convert.cli.report_file import check_report_file, write_inspection
         from llama_convert.errors import UsageError
         from llama_convert.inspection.describe import inspect
         from llama_convert.observer import Observer
@@ -78,6 +80,9 @@ def inspect_command(
             raise UsageError("BAD_USAGE", "PATH is missing", hint=hint)
         if other and tensors:
             raise UsageError("BAD_USAGE", "--tensors lists the tensors of one checkpoint, not of two")
+        page = report and report.expanduser()
+        if page:
+            check_report_file(page)
         observer = Observer()
         if stats:
             from llama_convert.cli.progress import ConsoleObserver
@@ -90,6 +95,8 @@ def inspect_command(
             result = compare(path, other, stats=stats, observer=observer)
         else:
             result = inspect(path, tensors=tensors, stats=stats, observer=observer)
+        if page:
+            write_inspection(result, page, tensors=tensors, stats=stats)
         if as_json:
             print_json({"command": "inspect", "exit_code": 0 if result.ok else 1, **result.to_json()})
         else:
