@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from llama_convert.findings import Finding
-from llama_convert.html_report.page import Fact, FindingItem, FindingList, Section
+from llama_convert.html_report.page import Block, Fact, FindingItem, FindingList, Folded, Section
 
 Located = tuple[str | None, Finding]
 """The check of `verify`, or the checkpoint of a comparison, and a finding from it."""
@@ -13,47 +14,43 @@ Located = tuple[str | None, Finding]
 
 def findings_section(findings: Sequence[Located]) -> Section | None:
     """Errors with their evidence, then warnings; None without findings."""
-    errors = [found for found in findings if not found[1].is_warning]
-    warnings = [found for found in findings if found[1].is_warning]
-    blocks = []
-    if errors:
-        roots = _root_causes(errors)
-        blocks.append(FindingList(roots, f"Root causes ({len(roots)})"))
+    warnings = [_item(origin, finding) for origin, finding in findings if finding.is_warning]
+    blocks = list(_errors([found for found in findings if not found[1].is_warning]))
     if warnings:
-        items = [_item(origin, finding) for origin, finding in warnings]
-        blocks.append(FindingList(items, f"Warnings ({len(items)})"))
+        blocks.append(FindingList(warnings, f"Warnings ({len(warnings)})"))
     return Section("Findings", blocks) if blocks else None
 
 
-def _root_causes(errors: Sequence[Located]) -> list[FindingItem]:
-    """Errors that no other explains, each with those that it explains.
-
-    An error whose explanation names none of the root causes is shown as one itself.
-    """
-    roots = [(origin, finding) for origin, finding in errors if _explained_by(finding) is None]
+def _errors(errors: Sequence[Located]) -> Iterator[Block]:
+    """Errors that no other explains, each with those that it explains; then those of unlisted errors."""
+    roots = [(origin, finding) for origin, finding in errors if _explanation(finding) is None]
     evidence: list[list[FindingItem]] = [[] for _ in roots]
-    unmatched = []
+    unlisted: list[FindingItem] = []
     for origin, finding in errors:
-        explanation = _explained_by(finding)
-        if explanation is None:
+        if _explanation(finding) is None:
             continue
-        places = [n for n, (_, root) in enumerate(roots) if explanation in _names(root)]
-        if places:
-            evidence[places[0]].append(_item(origin, finding))
-        else:
-            unmatched.append(_item(origin, finding))
-    explained = [_item(*root, evidence=items) for root, items in zip(roots, evidence, strict=True)]
-    return explained + unmatched
+        index = next((n for n, root in enumerate(roots) if _explains(root, finding)), None)
+        (unlisted if index is None else evidence[index]).append(_item(origin, finding))
+    if roots:
+        items = [_item(*root, evidence=explained) for root, explained in zip(roots, evidence, strict=True)]
+        yield FindingList(items, f"Root causes ({len(items)})")
+    if unlisted:
+        yield Folded(f"Explained by findings that are not listed ({len(unlisted)})", [FindingList(unlisted)])
 
 
-def _explained_by(finding: Finding) -> str | None:
-    explanation: str | None = getattr(finding, "explained_by", None)
-    return explanation
+def _explanation(finding: Finding) -> Any:
+    """``Finding.explained_by``: the root cause of a finding; None if it is one itself."""
+    return getattr(finding, "explained_by", None)
 
 
-def _names(root: Finding) -> tuple[str | None, ...]:
-    """What an explanation may call a root cause."""
-    return root.code, root.tensor, root.file, root.message
+def _explains(root: Located, finding: Finding) -> bool:
+    """Whether a root cause is the one that a finding refers to."""
+    origin, cause = root
+    explanation = _explanation(finding)
+    if isinstance(explanation, str):
+        return explanation in (cause.code, cause.tensor, cause.file, cause.message)
+    named = (explanation.check, explanation.code, explanation.message, explanation.tensor)
+    return bool(named == (origin, cause.code, cause.message, cause.tensor))
 
 
 def _item(origin: str | None, finding: Finding, *, evidence: Sequence[FindingItem] = ()) -> FindingItem:

@@ -114,7 +114,7 @@ class Folded:
 
     macro: ClassVar[str] = "folded"
     summary: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Table | FindingList]
 
 
 Block = Facts | Table | FindingList | Completions | Paragraph | Command | Folded | HeatMap | LinePlot

@@ -381,7 +381,7 @@ def _official_checksums(report: VerifyReport) -> Folded:
         (
             file.file,
             file.verdict,
-            file.message,
+            "; ".join(filter(None, [file.message, getattr(file, "provenance", None)])),
             f"{file.algorithm} {file.digest}" if file.digest else "–",
             format_size(file.size),
         )
