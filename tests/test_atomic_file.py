@@ -205,7 +205,7 @@ def test_a_report_is_written_and_replaced(out: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name in ("new.html", "new.html", "empty"):
         assert report(out, tmp_path / name) == (0, "")
-        assert b"<strong" in (tmp_path / name).read_bytes()
+        assert b"<h1>" in (tmp_path / name).read_bytes()
     assert names(tmp_path) == {"out", "new.html", "empty"}
 
 

@@ -251,7 +251,7 @@ ALLOWED = {
     "conversion/output.py": {"os.open"},
     "conversion/ownership.py": {"os.open"},
     # The first bytes of a file that is regular, to see whether a report may replace it.
-    "verification/html_report/write.py": {"open", "os.open"},
+    "html_report/rendering.py": {"open", "os.open"},
     # A pipe between two processes of ours.
     "verification/sandbox.py": {"os.fdopen"},
     # The package's own.

@@ -10,6 +10,8 @@ import typer
 from llama_convert.cli import options as cli
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llama_convert.cli.terminal import Terminal
     from llama_convert.inspection.records import Comparison, Inspection
     from llama_convert.observer import Observer
@@ -25,7 +27,7 @@ def _sort_columns(incomplete: str) -> list[str]:
     return [name for name in SORT_COLUMNS if name.startswith(incomplete)]
 
 
-Path = Annotated[
+CheckpointPath = Annotated[
     str | None,
     typer.Argument(metavar="PATH", show_default=False, help=f"The checkpoint: {_CHECKPOINT}"),
 ]
@@ -91,13 +93,14 @@ AsCsv = Annotated[
 
 
 def inspect_command(
-    path: Path = None,
+    path: CheckpointPath = None,
     other: OtherPath = None,
     tensors: Tensors = None,
     stats: Stats = False,
     sort: Sort = None,
     top: Top = None,
     as_csv: AsCsv = False,
+    report: cli.Report = None,
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
@@ -124,6 +127,7 @@ def inspect_command(
     console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.cli.messages import finding_lines
+        from llama_convert.cli.report_file import write_inspection
         from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
         from llama_convert.errors import UsageError
         from llama_convert.inspection.inspect import inspect
@@ -138,14 +142,17 @@ def inspect_command(
                 if value is not None:
                     message = f"{name} only applies to one checkpoint."
                     raise UsageError("BAD_USAGE", message, hint="Remove PATH2.")
-            _compare(path, other, console, stats=stats, verbose=verbose, as_json=as_json)
+            _compare(path, other, console, stats=stats, report=report, verbose=verbose, as_json=as_json)
             return
         if needs_stats(sort) and not stats:
             raise UsageError("BAD_USAGE", f"--sort {sort} needs statistics.", hint="Add --stats.")
         if tensors is None and (sort or top or as_csv):
             tensors = "*"
+        page = _report_file(report)
         observer = _observer(console, stats=stats, quiet=as_json)
         result = inspect(path, tensors=tensors, stats=stats, observer=observer)
+        if page:
+            write_inspection(result, page, tensors=tensors, stats=stats)
         result = replace(result, tensors=sorted_tensors(result.tensors, sort, top))
         if not as_csv:
             _print(result, verbose=verbose, as_json=as_json)
@@ -161,6 +168,7 @@ def diff_command(
     a: PathA = None,
     b: PathB = None,
     stats: CompareValues = False,
+    report: cli.Report = None,
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
@@ -185,19 +193,43 @@ def diff_command(
         if a is None or b is None:
             missing = "A" if a is None else "B"
             raise UsageError("BAD_USAGE", f"{missing} is missing.", hint="Run: llama-convert diff A B")
-        _compare(a, b, console, stats=stats, verbose=verbose, as_json=as_json)
+        _compare(a, b, console, stats=stats, report=report, verbose=verbose, as_json=as_json)
 
 
-def _compare(a: str, b: str, console: Terminal, *, stats: bool, verbose: bool, as_json: bool) -> None:
+def _compare(
+    a: str,
+    b: str,
+    console: Terminal,
+    *,
+    stats: bool,
+    report: Path | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Compare two checkpoints and print the result.
 
     Raises:
         typer.Exit: with code 1 if they differ.
     """
+    from llama_convert.cli.report_file import write_inspection
     from llama_convert.inspection.compare import compare
 
+    page = _report_file(report)
     result = compare(a, b, stats=stats, observer=_observer(console, stats=stats, quiet=as_json))
+    if page:
+        write_inspection(result, page, tensors=None, stats=stats)
     _print(result, verbose=verbose, as_json=as_json)
+
+
+def _report_file(report: Path | None) -> Path | None:
+    """The file of ``--report``, checked before anything is read."""
+    if report is None:
+        return None
+    from llama_convert.cli.report_file import check_report_file
+
+    file = report.expanduser()
+    check_report_file(file)
+    return file
 
 
 def _observer(console: Terminal, *, stats: bool, quiet: bool) -> Observer:

@@ -62,7 +62,7 @@ def verify_command(
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.suggestions import tokenizer_named
         from llama_convert.cli.progress import ConsoleObserver
-        from llama_convert.cli.report_file import check_page_file, write_page
+        from llama_convert.cli.report_file import check_report_file, write_verification
         from llama_convert.cli.verify_report import print_report
         from llama_convert.conversion.verification_record import record_verification, require_manifest
         from llama_convert.errors import UsageError
@@ -95,7 +95,7 @@ def verify_command(
         )
         page = report and report.expanduser()
         if page:
-            check_page_file(page)
+            check_report_file(page)
         if record:
             require_manifest(path)
         observer = ConsoleObserver(console, quiet=quiet or as_json)
@@ -103,7 +103,7 @@ def verify_command(
         if record:
             record_verification(path, result.abstract)
         if page:
-            write_page(result, page)
+            write_verification(result, options, page)
         if as_json:
             exit_code = 0 if result.ok else 1
             print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from llama_convert.checkpoints.source_files import SourceFiles
@@ -31,6 +33,7 @@ def _compared(context: Context, output: Checkpoint, source: Checkpoint) -> Outco
         findings, measures = check_logits(
             source, output, tokens, device, context.compute, lambda: context.observer.advance(per_layer)
         )
+    _add_texts(context, measures.get("predictions", []))
     if not measures:
         return "nothing could be run: the sides differ in size", findings, {}
     summary = (
@@ -55,6 +58,23 @@ def _tokens(context: Context, vocab_size: int) -> torch.Tensor:
         if max(ids) < vocab_size:
             return torch.tensor(ids)
     return torch.randint(0, vocab_size, (n,), generator=torch.Generator().manual_seed(0))
+
+
+def _add_texts(context: Context, predictions: list[dict[str, Any]]) -> None:
+    """Add the text of each id, ``token_text`` for ``token``, where a tokenizer can decode it."""
+    names = ("token", "source_top1", "output_top1")
+    ids = sorted({prediction[name] for prediction in predictions for name in names})
+    for side in context.sides:
+        tokenizer = open_text_tokenizer(side)
+        if tokenizer is None or not ids:
+            continue
+        try:
+            texts = dict(zip(ids, tokenizer.decode_each(ids), strict=True))
+        except LlamaConvertError:  # the tokenizer check reports what is wrong with it
+            continue
+        for prediction in predictions:
+            prediction |= {f"{name}_text": texts[prediction[name]] for name in names}
+        return
 
 
 def _alone(context: Context, output: Checkpoint) -> Outcome:

@@ -58,6 +58,8 @@ class Comparison:
     overturned: int = 0
     """Of those, the ones where the output has another."""
     max_logit_difference: float = 0.0
+    top1: list[tuple[int, int]] = field(default_factory=list)
+    """Ids of the most probable successor of each token of the text, by source and output."""
     spread: float = 0.0
     """Standard deviation of the source's logits over the vocabulary."""
 
@@ -189,7 +191,8 @@ def _compare_logits(result: Comparison, expected: Tensor, found: Tensor, limit: 
         result.kl.append((p.exp() * (p - q)).sum().item())
         differences.append((one - other).abs().max().item())
         best = one.topk(min(2, len(one)))
-        agrees = bool(other.argmax() == best.indices[0])
+        result.top1.append((int(best.indices[0]), int(other.argmax())))
+        agrees = result.top1[-1][0] == result.top1[-1][1]
         result.agreements += agrees
         if (best.values[0] - best.values[-1]).item() > turnable:
             result.decided += 1
@@ -344,6 +347,10 @@ def _measures(result: Comparison, limit: Limits, tokens: Tensor, config: LlamaCo
         "max_head_difference": result.max_head_difference,
         "positions": spread_positions(len(tokens), config.context_length).tolist(),
         "kl": result.kl,
+        "predictions": [
+            {"token": token, "source_top1": source, "output_top1": output}
+            for token, (source, output) in zip(tokens.tolist(), result.top1, strict=True)
+        ],
         "max_kl": _largest(result.kl),
         "mean_kl": sum(result.kl) / len(result.kl),
         "top1_agreement": result.agreements / len(result.kl),

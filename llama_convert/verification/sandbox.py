@@ -145,13 +145,14 @@ def _size(path: Path) -> int:
 def _calls() -> dict[str, Callable[..., Any]]:
     """What can be called; imported within the limits."""
     from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
-    from llama_convert.verification.tokenizer.coding import decode, encode
+    from llama_convert.verification.tokenizer.coding import decode, decode_each, encode
 
     checks = {each.__name__: each for each in (check_original, check_tokenizer, compare_tokenizers)}
     return {
         **{name: _as_data(check) for name, check in checks.items()},
         "encode": encode,
         "decode": decode,
+        "decode_each": decode_each,
     }
 
 

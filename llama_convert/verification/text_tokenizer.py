@@ -20,6 +20,9 @@ class Words(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
 
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id by itself."""
+
 
 def open_text_tokenizer(side: Input) -> Words | None:
     """The tokenizer of a checkpoint, run in a child process; None if it has none."""
@@ -39,3 +42,7 @@ class _Isolated:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = run_isolated("decode", [self.file], list(ids))
         return text
+
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        texts: list[str] = run_isolated("decode_each", [self.file], list(ids))
+        return texts

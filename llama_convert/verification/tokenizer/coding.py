@@ -33,6 +33,12 @@ def decode(file: Path, ids: Sequence[int]) -> str:
     return _open(file).decode(ids)
 
 
+def decode_each(file: Path, ids: Sequence[int]) -> list[str]:
+    """The text of each id by itself; raises as `encode`."""
+    tokenizer = _open(file)
+    return [tokenizer.decode([number]) for number in ids]
+
+
 def _open(file: Path) -> _TokenizerJson | _Original:
     return _TokenizerJson(file) if file.suffix == ".json" else _Original(file)
 
