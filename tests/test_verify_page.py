@@ -17,7 +17,7 @@ import pytest
 
 from llama_convert.findings import Finding
 from llama_convert.verification.html_report import render_page
-from llama_convert.verification.report import FileIdentity, Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Check, CheckReport, FileIdentity, Status, VerifyReport
 
 WHEN = datetime(2026, 11, 21, 7, 11, tzinfo=timezone.utc)
 EVIL = "<script>alert('x')</script> & <b>"
@@ -84,19 +84,19 @@ def measures(value: float = 1e-7) -> dict[str, dict[str, Any]]:
     }
 
 
-def level(name: str = "logits", status: Status = Status.PASS, **more: Any) -> LevelReport:
-    return LevelReport(Level(name), status, **{"summary": "as it should be", **more})
+def level(name: str = "logits", status: Status = Status.PASS, **more: Any) -> CheckReport:
+    return CheckReport(Check(name), status, **{"summary": "as it should be", **more})
 
 
-def report(*levels: LevelReport, **more: Any) -> VerifyReport:
+def report(*levels: CheckReport, **more: Any) -> VerifyReport:
     return VerifyReport(
         **{
             "path": Path("out"),
-            "layout": "huggingface",
+            "format": "huggingface",
             "source": Path("in"),
-            "source_layout": "meta",
+            "source_format": "meta",
             "release": "Llama 3.1 8B",
-            "levels": list(levels),
+            "checks": list(levels),
             **more,
         }
     )
@@ -210,7 +210,7 @@ def test_all_of_a_report_is_on_it(page: Any) -> None:
         ([level("structure", Status.FAIL)], "FAIL 1 of 1 levels failed: structure."),
     ],
 )
-def test_the_verdict(page: Any, levels: list[LevelReport], verdict: str) -> None:
+def test_the_verdict(page: Any, levels: list[CheckReport], verdict: str) -> None:
     text = page(report(*levels))
     assert f"Verification {verdict}" in words(text)
     assert f"<title>{verdict.split()[0]} · out</title>" in text
@@ -245,7 +245,7 @@ def test_a_plot_is_there_if_and_only_if_its_measures_are(page: Any, name: str) -
     ],
 )
 def test_measures_that_are_not_there_leave_no_trace(page: Any, empty: dict[str, Any]) -> None:
-    text = page(report(*(level(name.value, measures=empty) for name in Level)))
+    text = page(report(*(level(name.value, measures=empty) for name in Check)))
     assert "<svg" not in text
     assert "Measures" not in text
     assert "Thresholds" not in text
@@ -325,8 +325,8 @@ def test_texts_are_escaped_wherever_they_come_from(page: Any) -> None:
         level("weights", measures={"tensors": [{**tensors(1, {0: 1.0})[0], "tensor": EVIL}]}),
         path=Path(EVIL),
         source=Path(EVIL),
-        layout=EVIL,
-        source_layout=EVIL,
+        format=EVIL,
+        source_format=EVIL,
         release=EVIL,
         files=[FileIdentity(EVIL, 1, EVIL, EVIL, EVIL, EVIL)],
         completions={EVIL: EVIL},
@@ -361,7 +361,7 @@ import llama_convert.cli.verify, llama_convert.verification.verify
 assert not {"matplotlib", "llama_convert.verification.html_report"} & set(sys.modules)
 from llama_convert.verification.html_report import render_page
 from llama_convert.verification.report import *
-level = LevelReport(Level.LOGITS, Status.PASS, "", measures={"bits_per_byte": 0.7, "limit": 1.5})
+level = CheckReport(Check.LOGITS, Status.PASS, "", measures={"bits_per_byte": 0.7, "limit": 1.5})
 page = render_page(VerifyReport(Path("out"), "meta", None, None, None, [level]))
 assert b"no source" in page
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -21,7 +21,7 @@ from llama_convert.verification.html_report.drawing import (
 )
 from llama_convert.verification.html_report.numbers import badness, format_figure
 from llama_convert.verification.html_report.scale import Scale, not_finite
-from llama_convert.verification.report import LevelReport
+from llama_convert.verification.report import CheckReport
 
 SERIES = {"divergence": (SOFT, "^"), "local": (ACCENT, "o"), "probe": (SECOND, "s")}
 """What is measured of each layer, with its colour and marker."""
@@ -30,7 +30,7 @@ LIMITED = ("local", "probe")
 """Those by which a layer is judged: both sides are given the same input."""
 
 
-def layers_plot(level: LevelReport) -> Plot:
+def layers_plot(level: CheckReport) -> Plot:
     """How far the layers are from the source's, each for itself and carried through."""
     rows: list[dict[str, Any]] = level.measures["layers"]
     limit = level.measures["threshold"]["probe"]
@@ -75,7 +75,7 @@ def _mark(axes: Axes, layer: int) -> None:
     )
 
 
-def kl_plot(level: LevelReport) -> Plot:
+def kl_plot(level: CheckReport) -> Plot:
     """How far the predictions are from the source's at each position."""
     kl: list[float] = level.measures["kl"]
     positions: list[int] = level.measures["positions"]

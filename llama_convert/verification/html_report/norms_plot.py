@@ -16,12 +16,12 @@ from llama_convert.verification.html_report.drawing import (
     make_plot,
 )
 from llama_convert.verification.html_report.scale import ROW, Point, Scale, not_finite
-from llama_convert.verification.report import LevelReport
+from llama_convert.verification.report import CheckReport
 
 COLUMNS_WIDE, COLUMNS_NARROW = 4, 2
 
 
-def norms_plot(level: LevelReport) -> Plot:
+def norms_plot(level: CheckReport) -> Plot:
     """A panel for each kind of tensor, over the layers; what no layer has stands in its middle."""
     rows = level.measures["norms"]
     values = [row["rms"] for row in rows]

@@ -6,13 +6,13 @@ from llama_convert.verification.html_report.drawing import Plot, style
 from llama_convert.verification.html_report.logits_plots import kl_plot, layers_plot
 from llama_convert.verification.html_report.norms_plot import norms_plot
 from llama_convert.verification.html_report.weights_plot import weights_plot
-from llama_convert.verification.report import Level, VerifyReport
+from llama_convert.verification.report import Check, VerifyReport
 
 PLOTS = {
-    (Level.VALUES, "norms"): norms_plot,
-    (Level.WEIGHTS, "tensors"): weights_plot,
-    (Level.LOGITS, "layers"): layers_plot,
-    (Level.LOGITS, "kl"): kl_plot,
+    (Check.VALUES, "norms"): norms_plot,
+    (Check.WEIGHTS, "tensors"): weights_plot,
+    (Check.LOGITS, "layers"): layers_plot,
+    (Check.LOGITS, "kl"): kl_plot,
 }
 """By level, and the measures without which there is none."""
 
@@ -22,7 +22,7 @@ def plots(report: VerifyReport) -> list[Plot]:
     with style():
         return [
             draw(level)
-            for level in report.levels
+            for level in report.checks
             for (of, measure), draw in PLOTS.items()
-            if level.level is of and level.measures.get(measure)
+            if level.check is of and level.measures.get(measure)
         ]

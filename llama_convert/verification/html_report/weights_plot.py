@@ -21,13 +21,13 @@ from llama_convert.verification.html_report.drawing import (
 )
 from llama_convert.verification.html_report.numbers import badness, format_figure
 from llama_convert.verification.html_report.scale import Point, Scale, not_finite
-from llama_convert.verification.report import LevelReport, Status
+from llama_convert.verification.report import CheckReport, Status
 
 LABELLED = 5
 """How many of the tensors that differ are named."""
 
 
-def weights_plot(level: LevelReport) -> Plot:
+def weights_plot(level: CheckReport) -> Plot:
     """Every tensor in the order of the model: a block where it is identical, a stem where it differs."""
     rows: list[dict[str, Any]] = level.measures["tensors"]
     points = [(float(place), float(row["relative_difference"])) for place, row in enumerate(rows)]

@@ -17,7 +17,7 @@ from llama_convert.findings import Finding
 from llama_convert.units import format_size
 from llama_convert.verification.html_report import numbers
 from llama_convert.verification.html_report.plots import plots
-from llama_convert.verification.report import Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Check, CheckReport, Status, VerifyReport
 
 Measures = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Threshold:
 class Thresholds:
     """The limits of one level, and why they are where they are."""
 
-    level: Level
+    level: Check
     limits: Sequence[Threshold]
     reason: str | None
 
@@ -91,9 +91,9 @@ def render_page(report: VerifyReport, *, when: datetime | None = None) -> bytes:
         report=report,
         verdict=_verdict(report),
         findings=_findings(report),
-        figures=[figure for level in report.levels for figure in _figures(level.measures)],
+        figures=[figure for level in report.checks for figure in _figures(level.measures)],
         plots=plots(report),
-        thresholds=[found for level in report.levels if (found := _thresholds(level))],
+        thresholds=[found for level in report.checks if (found := _thresholds(level))],
         when=when or datetime.now().astimezone(),
         version=__version__,
     )
@@ -119,16 +119,16 @@ def _open_unless_link(path: str, flags: int) -> int:
 def _verdict(report: VerifyReport) -> Verdict:
     """FAIL if a level failed, PASS if none of those that were run did."""
     passed, failed, skipped = (
-        [level.level.value for level in report.levels if level.status is status]
+        [level.check.value for level in report.checks if level.status is status]
         for status in (Status.PASS, Status.FAIL, Status.SKIPPED)
     )
     if not passed and not failed:
         return Verdict("incomplete", "Nothing was looked at.", "warn")
-    warnings = sum(finding.is_warning for level in report.levels for finding in level.findings)
+    warnings = sum(finding.is_warning for level in report.checks for finding in level.findings)
     rest = f" Not looked at: {_enumerated(skipped)}." if skipped else ""
     rest += f" {warnings} warning{'s' * (warnings > 1)}." if warnings else ""
     if failed:
-        sentence = f"{len(failed)} of {len(report.levels)} levels failed: {_enumerated(failed)}.{rest}"
+        sentence = f"{len(failed)} of {len(report.checks)} levels failed: {_enumerated(failed)}.{rest}"
         return Verdict("FAIL", sentence, "bad")
     return Verdict("PASS", f"Nothing is wrong with {_enumerated(passed)}.{rest}", "good")
 
@@ -138,9 +138,9 @@ def _enumerated(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _findings(report: VerifyReport) -> list[tuple[Level, Finding]]:
+def _findings(report: VerifyReport) -> list[tuple[Check, Finding]]:
     """Errors before warnings; among them the cheapest level first, whose faults explain those of others."""
-    findings = [(level.level, finding) for level in report.levels for finding in level.findings]
+    findings = [(level.check, finding) for level in report.checks for finding in level.findings]
     return sorted(findings, key=lambda found: found[1].is_warning)
 
 
@@ -151,7 +151,7 @@ def _figures(measures: Measures) -> Iterator[tuple[str, str]]:
             yield name, say(measures[key])
 
 
-def _thresholds(level: LevelReport) -> Thresholds | None:
+def _thresholds(level: CheckReport) -> Thresholds | None:
     """The limits that a level's measures were held against; None where there are none."""
     given: Measures = dict(level.measures.get("threshold", {}))
     if "limit" in level.measures:
@@ -161,7 +161,7 @@ def _thresholds(level: LevelReport) -> Thresholds | None:
         Threshold(LIMITS.get(name, name), limit, max(_held(level.measures, name), key=numbers.badness))
         for name, limit in given.items()
     ]
-    return Thresholds(level.level, limits, reason) if limits else None
+    return Thresholds(level.check, limits, reason) if limits else None
 
 
 def _held(measures: Measures, name: str) -> Iterator[float]:
