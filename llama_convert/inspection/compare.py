@@ -20,8 +20,14 @@ from llama_convert.inspection.records import Inspection
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import mounted
-from llama_convert.verification.assumed_release import agreed
-from llama_convert.verification.tensor_pairs import Difference, Pair, Rows, differing, pairs
+from llama_convert.verification.inputs import with_agreed_release
+from llama_convert.verification.tensor_pairs import (
+    TensorDifference,
+    TensorPair,
+    TensorRows,
+    differences_of,
+    pairs_of,
+)
 
 Entries = dict[Weight | str, Entry]
 
@@ -83,7 +89,7 @@ def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:
 
 def _agreed(a: Opened, b: Opened) -> tuple[Opened, Opened]:
     """Both, Meta's files assumed to be of the other checkpoint's release, if they allow that."""
-    side_b, side_a, _ = agreed(b.side, a.side)
+    side_b, side_a, _ = with_agreed_release(b.side, a.side)
     return replace(a, side=side_a), replace(b, side=side_b)
 
 
@@ -143,7 +149,7 @@ def _values(a: Opened, b: Opened, observer: Observer) -> tuple[list[ValueDiffere
         try:
             every_pair = _pairs(a, b, files)
             with progress(observer, sum(pair.found.stored.nbytes for pair in every_pair), "compared"):
-                found += [_shown(one) for one in differing(every_pair, observer.advance)]
+                found += [_shown(one) for one in differences_of(every_pair, observer.advance)]
         except OutputError:
             raise
         except InputError as error:
@@ -151,24 +157,24 @@ def _values(a: Opened, b: Opened, observer: Observer) -> tuple[list[ValueDiffere
     return found, len(every_pair), []
 
 
-def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
+def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[TensorPair]:
     """What to compare: whole weights in one order of rows, or in one layout the tensors as they are.
 
     Raises:
         InputError: the order of rows is unknown.
     """
     if a.side.checkpoint and b.side.checkpoint:
-        return pairs(a.side.checkpoint, b.side.checkpoint, files)
+        return pairs_of(a.side.checkpoint, b.side.checkpoint, files)
     if a.layout != b.layout:
         broken = a if a.side.checkpoint is None else b
         message = "the layouts order rows differently, by the width of heads, which is not known here"
         raise InputError("VALUES_NOT_COMPARED", message, file=broken.path)
     one = _by_weight(a)
     return [
-        Pair(
+        TensorPair(
             entry.weight,
-            Rows(files, one[name].stored, entry.stored.dtype),
-            Rows(files, entry.stored, entry.stored.dtype),
+            TensorRows(files, one[name].stored, entry.stored.dtype),
+            TensorRows(files, entry.stored, entry.stored.dtype),
             0,
             False,
         )
@@ -177,7 +183,7 @@ def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
     ]
 
 
-def _shown(difference: Difference) -> ValueDifference:
+def _shown(difference: TensorDifference) -> ValueDifference:
     return ValueDifference(
         name=difference.pair.name,
         elements=difference.elements,

@@ -80,7 +80,7 @@ class Opened:
     @property
     def layout(self) -> str:
         """``meta`` or ``huggingface``."""
-        return self.side.layout
+        return self.side.format
 
 
 def open_any(path: Path) -> Opened:
@@ -99,7 +99,7 @@ def open_any(path: Path) -> Opened:
             Entry(stored, stored.shape, weight) for weight, stored in side.checkpoint.weights.items()
         ] + list(_recomputed(side.checkpoint))
     else:
-        entries = _entries(_read_all(weight_files(folder, side.layout)), side.layout)
+        entries = _entries(_read_all(weight_files(folder, side.format)), side.format)
     if not entries and not any((folder / name).exists() for name in ("params.json", "config.json")):
         raise problems[0]
     return Opened(path, folder, side, entries, problems=problems)

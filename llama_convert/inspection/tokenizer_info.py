@@ -30,7 +30,7 @@ def tokenizer_of(opened: Opened) -> tuple[Tokenizer | None, list[Finding]]:
         message = "there is no tokenizer beside the weights"
         return None, [Finding("TOKENIZER_MISSING", message, severity="warning")]
     try:
-        tokenizer = read_tokenizer_info(file, opened.side.words)
+        tokenizer = read_tokenizer_info(file, opened.side.meta_tokenizer)
     except LlamaConvertError as error:
         return None, [Finding.of(error)]
     rows = opened.side.checkpoint.config.vocab_size if opened.side.checkpoint else None
