@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_convert.verification.report import Check, CheckReport, VerifyReport
+
 
 class Observer:
     """Is told what happens while a conversion runs.  The methods do nothing; override what is of interest."""
@@ -23,3 +28,12 @@ class Observer:
 
     def finish(self) -> None:
         """All weights were, or the attempt has ended."""
+
+    def verification_started(self, report: VerifyReport) -> None:
+        """Source and output are open; ``report`` names them and has no checks yet."""
+
+    def check_started(self, check: Check) -> None:
+        """A check begins."""
+
+    def check_finished(self, report: CheckReport) -> None:
+        """A check has passed, failed or was skipped."""

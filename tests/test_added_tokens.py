@@ -15,7 +15,7 @@ from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import RefusedError, UsageError
 from llama_convert.findings import Finding
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Level
+from llama_convert.verification.report import Check
 from llama_convert.verification.verify import verify
 from tests.peers import ROOT, Peer
 from tests.run import llama_convert
@@ -89,8 +89,8 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 
 def found(output: Path, source: Path, **options: Any) -> list[Finding]:
-    report = verify(output, source, VerifyOptions(levels=(Level.TOKENIZER,), **options))
-    return [finding for level in report.levels for finding in level.findings]
+    report = verify(output, source, VerifyOptions(checks=(Check.TOKENIZER,), **options))
+    return [finding for level in report.checks for finding in level.findings]
 
 
 @pytest.mark.parametrize("record", RECORDED)
@@ -234,5 +234,5 @@ def test_verify_compares_with_the_tokenizer_that_is_named(converted: dict[str, P
     folder = converted["llama2-mp2"]
     named = tmp_path / "tokenizer.model"
     named.write_bytes(extended((LLAMA2 / "tokenizer.model").read_bytes(), {"<extra>": 0.0}))
-    report = verify(folder, None, VerifyOptions(levels=(Level.TOKENIZER,), tokenizer=named))
-    assert "TOKEN_MISSING" in {finding.code for level in report.levels for finding in level.findings}
+    report = verify(folder, None, VerifyOptions(checks=(Check.TOKENIZER,), tokenizer=named))
+    assert "TOKEN_MISSING" in {finding.code for level in report.checks for finding in level.findings}

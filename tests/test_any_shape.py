@@ -15,7 +15,7 @@ from llama_convert.conversion.options import ConvertOptions
 from llama_convert.llama import rotary
 from llama_convert.reorder import RowTranspose
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Level
+from llama_convert.verification.report import Check
 from llama_convert.verification.verify import verify
 from tests import synthetic
 from tests.synthetic import Shape
@@ -64,8 +64,8 @@ def test_a_wrong_row_order_is_noticed(
     convert(fixture, tmp_path / "right")
     monkeypatch.setitem(rotary._REORDERINGS, ("meta", "huggingface"), fault)
     convert(fixture, tmp_path / "wrong")
-    logits = VerifyOptions((Level.LOGITS,), device="cpu")
+    logits = VerifyOptions((Check.LOGITS,), device="cpu")
     assert verify(tmp_path / "right", None, logits).ok
-    assert [finding.code for finding in verify(tmp_path / "wrong", None, logits).levels[0].findings] == [
-        "DOES_NOT_SPEAK"
+    assert [finding.code for finding in verify(tmp_path / "wrong", None, logits).checks[0].findings] == [
+        "HIGH_PERPLEXITY"
     ]

@@ -16,7 +16,7 @@ from llama_convert.inspection.compare import compare
 from llama_convert.inspection.inspect import inspect
 from llama_convert.llama.config import RopeScaling
 from llama_convert.observer import Observer
-from llama_convert.verification.options import VerifyOptions, parse_levels
+from llama_convert.verification.options import VerifyOptions, parse_checks
 from llama_convert.verification.report import VerifyReport
 from llama_convert.verification.verify import verify
 from tests import plant, synthetic
@@ -54,12 +54,12 @@ class Notes(Observer):
 
 def check(out: Path, source: Path, *levels: str, version: str | None = None) -> tuple[VerifyReport, Notes]:
     notes = Notes()
-    options = VerifyOptions(levels=parse_levels(levels), device="cpu", llama_version=version)
+    options = VerifyOptions(checks=parse_checks(levels), device="cpu", llama_version=version)
     return verify(out, source, options, notes), notes
 
 
 def all_findings(report: VerifyReport) -> list[Finding]:
-    return [finding for level in report.levels for finding in level.findings]
+    return [finding for level in report.checks for finding in level.findings]
 
 
 def forget(folder: Path) -> None:
@@ -109,10 +109,10 @@ def test_so_does_the_way_back(tmp_path: Path, shape: Shape, version: str, manife
 def test_the_note_names_both_releases(tmp_path: Path) -> None:
     plant.make(tmp_path / "meta", SCALED)
     convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(llama_version="3.2"))
-    run = llama_convert("verify", tmp_path / "out", "--source", tmp_path / "meta", "--level", "structure")
+    run = llama_convert("verify", tmp_path / "out", "--source", tmp_path / "meta", "--check", "structure")
     assert run.exit_code == 0
     said = " ".join(run.stderr.split())
-    assert "Assuming Llama 3.2 architecture (custom size) (llama-convert.json says so) instead of" in said
+    assert "Assuming Llama 3.2 architecture (custom size) (recorded in llama-convert.json) instead of" in said
     assert said.count("Use --llama-version to override") == 1
 
 
@@ -121,7 +121,7 @@ def test_the_flag_wins(tmp_path: Path) -> None:
     convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(llama_version="3.2"))
     report, notes = check(tmp_path / "out", tmp_path / "meta", "structure", version="3.1")
     assert not notes.notes
-    assert [one.message for one in all_findings(report)] == ["factor differs: it says 32, the source 8"]
+    assert [one.message for one in all_findings(report)] == ["factor differs from the source."]
     with pytest.raises(UsageError, match="cannot be true of these files"):
         check(tmp_path / "out", tmp_path / "meta", version="3")
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fixtures import make
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.forward import greedy, huggingface_forward, meta_forward
-from llama_convert.verification.passage import MAX_BITS_PER_BYTE, PASSAGE
+from llama_convert.verification.perplexity import BUILTIN_TEXT, MAX_BITS_PER_BYTE
 from tests.peers import ROOT
 
 CONFIGS = {
@@ -81,9 +81,9 @@ class Fixture:
         return float(logits.softmax(-1).gather(1, ids[:, None]).min())
 
     def bits_per_byte(self, forward: Forward) -> float:
-        ids = torch.tensor(self.encode(PASSAGE))
+        ids = torch.tensor(self.encode(BUILTIN_TEXT))
         nats = F.cross_entropy(forward(ids[:-1], 1), ids[1:], reduction="sum")
-        return float(nats) / math.log(2) / len(PASSAGE.encode())
+        return float(nats) / math.log(2) / len(BUILTIN_TEXT.encode())
 
     def encode(self, text: str) -> list[int]:
         """BOS and the text, by the tokenizer's own library."""

@@ -20,7 +20,8 @@ from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer
 from llama_convert.tokenizers.merge_order import arrange
-from llama_convert.verification.tokenizer import TokenizerCheck, check_original, compare_tokenizers
+from llama_convert.verification.report import Outcome
+from llama_convert.verification.tokenizer import check_original, compare_tokenizers
 from tests.peers import Peer
 from tests.test_tokenizers import train
 
@@ -64,7 +65,7 @@ class Both:
         found = self._library.encode(text, add_special_tokens=False).ids
         return bool(self._sentencepiece.encode(text) != found)
 
-    def verify(self) -> TokenizerCheck:
+    def verify(self) -> Outcome:
         return compare_tokenizers(self.model, self.output)
 
 

@@ -387,7 +387,7 @@ def test_a_verification_is_recorded(tmp_path: Path) -> None:
     assert llama_convert("verify", tmp_path / "out", "--source", LLAMA31, "--record").exit_code == 1
     assert not manifest_of(tmp_path / "out")["verification"]["ok"]
     assert "compared it with its source: **FAIL**" in text_of(tmp_path / "out")
-    assert verify(tmp_path / "out").levels[1].findings[0].file == "config.json"  # alone: the rest is whole
+    assert verify(tmp_path / "out").checks[1].findings[0].file == "config.json"  # alone: the rest is whole
 
 
 def test_it_is_held_against_what_was_converted(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ DIGITS = {"sha256": 64, "md5": 32}
 def test_table_is_well_formed() -> None:
     assert len(official_files()) > 200
     for row in official_files():
-        assert row.layout in ("meta", "hf"), row
+        assert row.format in ("meta", "hf"), row
         assert row.confidence in ("two", "one", "computed"), row
         assert all((row.release, row.repository, row.file, row.source)), row
         assert row.size is None or row.size > 0, row
@@ -125,29 +125,32 @@ def test_small_official_files(release: str, name: str, content: Callable[[], str
     file.write_text(content())
     identity = identify_file(file)
     assert (identity.file, identity.size, identity.verdict) == (name, len(content()), "official")
-    assert f"{name} of {release} (" in identity.message
+    assert identity.message == f"matches the official checksum of {release}"
+    assert f"{name} of " in (identity.provenance or "")
     assert identify_file(file, force=True) == identity
-    foreign = identify_file(damaged(file))
-    assert foreign.verdict == "unofficial"
-    assert f"has the size of {name} of " in foreign.message
-    assert release in foreign.message
+    assert identify_file(damaged(file)).verdict == "unknown"
 
 
 def test_llama3_tokenizer(llama3_tokenizer_model: Path) -> None:
     identity = identify_file(llama3_tokenizer_model)
     assert (identity.verdict, identity.algorithm) == ("official", "sha256")
     assert identity.digest == hashlib.sha256(llama3_tokenizer_model.read_bytes()).hexdigest()
-    assert "two public sources agree: " in identity.message
-    assert "; the same file is in " in identity.message
+    assert identity.message.startswith("matches the official checksum of Llama 3")
+    assert "source" not in identity.message
+    assert identity.provenance
+    assert "two public sources agree: " in identity.provenance
+    assert ". The same file is in " in identity.provenance
     for repository in ("meta-llama/Llama-3.1-8B-Instruct", INSTRUCT_1B, "meta-llama/Llama-3.2-3B"):
-        assert repository in identity.message
+        assert repository in identity.provenance
 
 
 def test_llama2_tokenizer(llama2_tokenizer_model: Path) -> None:
     identity = identify_file(llama2_tokenizer_model)
     assert identity.verdict == "official"
-    assert "tokenizer.model of LLaMA 1 (Meta download LLaMA) by its SHA-256" in identity.message
-    assert "meta-llama/Llama-2-7b-hf, meta-llama/Llama-2-7b-chat-hf" in identity.message
+    assert identity.message == "matches the official checksum of LLaMA 1"
+    assert identity.provenance
+    assert identity.provenance.startswith("tokenizer.model of Meta download LLaMA, SHA-256, ")
+    assert "meta-llama/Llama-2-7b-hf, meta-llama/Llama-2-7b-chat-hf" in identity.provenance
 
 
 @pytest.mark.parametrize("instruct", [True, False])
@@ -157,7 +160,7 @@ def test_tokenizer_json_that_we_wrote(instruct: bool, llama3_tokenizer_model: Pa
     identity = identify_file(file)
     assert identity.verdict == "official"
     assert (identity.digest or "").startswith("79e3e522")
-    assert "Llama 3.1 8B Instruct" in identity.message
+    assert identity.message == "matches the official checksum of Llama 3.1 8B Instruct"
     assert identify_file(damaged(file)).verdict == "unofficial"
 
 
@@ -169,7 +172,9 @@ def test_zeros(tmp_path: Path) -> None:
     heard: list[int] = []
     identity = identify_file(file, progress=heard.append)
     assert identity.verdict == "unofficial"
-    assert "but not the SHA-256 published: fine-tuned, re-saved or damaged, or " in identity.message
+    assert identity.message.startswith(
+        "has the size but not the SHA-256 of the official file of Llama 3.1 8B"
+    )
     assert sum(heard) == 9085657
     assert max(heard) <= 1 << 20
 
@@ -180,7 +185,7 @@ def test_from_many_threads(llama3_tokenizer_model: Path) -> None:
     assert [identity.verdict for identity in found] == ["official"]
 
 
-# ------------------------------------------------------------------------------- what is said, and when
+# --------------------------------------------------------------------------- verdicts and messages
 
 CONTENT = {
     "two.pth": b"one",
@@ -213,82 +218,93 @@ TABLE = (
 )
 
 
-Say = Callable[..., tuple[str, str, str | None, int]]
+Identify = Callable[..., tuple[str, str, str | None, str | None, int]]
 
 
 @pytest.fixture
-def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """Verdict, message, algorithm and the bytes read of a file with this name and content."""
+def identify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Identify:
+    """Verdict, message, provenance, algorithm and number of bytes read, of a file with this content."""
     monkeypatch.setattr(module, "official_files", lambda: TABLE)
 
-    def said(name: str, content: bytes, force: bool = False) -> tuple[str, str, str | None, int]:
+    def identified(
+        name: str, content: bytes, force: bool = False
+    ) -> tuple[str, str, str | None, str | None, int]:
         (tmp_path / name).write_bytes(content)
         heard: list[int] = []
-        identity = identify_file(tmp_path / name, force=force, progress=heard.append)
-        assert identity.digest == (
-            hashlib.new(identity.algorithm, content).hexdigest() if identity.algorithm else None
-        )
-        return identity.verdict, identity.message, identity.algorithm, sum(heard)
+        one = identify_file(tmp_path / name, force=force, progress=heard.append)
+        assert one.digest == (hashlib.new(one.algorithm, content).hexdigest() if one.algorithm else None)
+        return one.verdict, one.message, one.provenance, one.algorithm, sum(heard)
 
-    return said
+    return identified
 
 
-TAIL = ": fine-tuned, re-saved or damaged, or an official file whose checksum was not published"
+TAIL = ". Fine-tuned, re-saved or damaged, or an official file whose checksum was not published"
 
 
-def test_two_sources(say: Say) -> None:
-    message = "is original/two.pth of A (meta-llama/A) by its SHA-256; two public sources agree: A.txt"
-    assert say("any.name", b"one") == ("official", message, "sha256", 3)
+def test_two_sources(identify: Identify) -> None:
+    provenance = "original/two.pth of meta-llama/A, SHA-256, two public sources agree: A.txt"
+    message = "matches the official checksum of A"
+    assert identify("any.name", b"one") == ("official", message, provenance, "sha256", 3)
 
 
-def test_one_source(say: Say) -> None:
-    message = "is model-0000?.safetensors of B (meta-llama/B) by its MD5; one public source: B.txt"
-    assert say("model-00001.safetensors", b"five5") == ("official", message, "md5", 5)
+def test_one_source(identify: Identify) -> None:
+    provenance = "model-0000?.safetensors of meta-llama/B, MD5, one public source: B.txt"
+    message = "matches the official checksum of B"
+    assert identify("model-00001.safetensors", b"five5") == ("official", message, provenance, "md5", 5)
 
 
-def test_the_best_source_is_named_first(say: Say) -> None:
-    message = (
-        "is chat.json of E (meta-llama/E) by its SHA-256; one public source: E.txt; "
-        "the same file is in meta-llama/D"
+def test_the_best_source_is_named_first(identify: Identify) -> None:
+    provenance = (
+        "chat.json of meta-llama/E, SHA-256, one public source: E.txt. The same file is in meta-llama/D"
     )
-    assert say("chat.json", b"seven77") == ("official", message, "sha256", 7)
+    message = "matches the official checksum of E"
+    assert identify("chat.json", b"seven77") == ("official", message, provenance, "sha256", 7)
 
 
-def test_foreign(say: Say) -> None:
-    one = "has the size of two.pth of A but not the SHA-256 or MD5 published" + TAIL
-    assert say("consolidated.00.pth", b"eno") == ("unofficial", one, "sha256", 3)
-    several = "has the size of chat.json of D, E but not the SHA-256 published" + TAIL
-    assert say("chat.json", b"SEVEN77") == ("unofficial", several, "sha256", 7)
+def test_unofficial(identify: Identify) -> None:
+    message = "has the size but not the SHA-256 or MD5 of the official file of A"
+    found = identify("consolidated.00.pth", b"eno")
+    assert found == ("unofficial", message, f"two.pth of A{TAIL}", "sha256", 3)
 
 
-def test_another_kind_of_file_is_not_foreign(say: Say) -> None:
-    digested = "no official file is known to have its SHA-256"
-    assert say("settings.json", b"SEVEN77") == ("unknown", digested, "sha256", 7)
-    assert say("two.safetensors", b"eno") == ("unknown", digested + " or MD5", "sha256", 3)
+def test_a_settings_file_of_an_official_size_is_not_unofficial(identify: Identify) -> None:
+    """Small files of equal size are common."""
+    message = "matches no official SHA-256"
+    assert identify("chat.json", b"SEVEN77") == ("unknown", message, None, "sha256", 7)
+    assert identify("chat.json", b"SEVEN77", force=True)[0] == "unknown"
 
 
-def test_size_only(say: Say) -> None:
-    message = "has the size of model-?????.safetensors of C, of which no checksum is known"
-    assert say("model-00002.safetensors", b"sixsix") == ("size only", message, None, 0)
-    assert say("model-00002.safetensors", b"sixsix", force=True) == ("size only", message, "sha256", 6)
+def test_another_kind_of_file_is_not_unofficial(identify: Identify) -> None:
+    message = "matches no official SHA-256 or MD5"
+    assert identify("two.safetensors", b"eno") == ("unknown", message, None, "sha256", 3)
 
 
-def test_not_foreign_while_it_may_be_one_without_a_digest(say: Say) -> None:
-    message = "has the size of mixed-?.safetensors of F, G but not the SHA-256 published; that of G was not"
-    assert say("mixed-1.safetensors", b"mixmixmi") == ("size only", message, "sha256", 8)
+def test_size_only(identify: Identify) -> None:
+    message = "has the size of model-?????.safetensors of C, whose checksum was not published"
+    assert identify("model-00002.safetensors", b"sixsix") == ("size only", message, None, None, 0)
+    found = identify("model-00002.safetensors", b"sixsix", force=True)
+    assert found == ("size only", message, None, "sha256", 6)
+
+
+def test_not_unofficial_while_it_may_be_one_without_a_checksum(identify: Identify) -> None:
+    message = "has the size of mixed-?.safetensors of F, G but not its SHA-256"
+    provenance = "The checksum of G was not published"
+    found = identify("mixed-1.safetensors", b"mixmixmi")
+    assert found == ("size only", message, provenance, "sha256", 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", CONTENT["unsized"]])
-def test_nothing_is_read_if_no_size_agrees(say: Say, content: bytes) -> None:
-    message = "no official file of its size is known; not digested"
-    assert say("unsized", content) == ("unknown", message, None, 0)
+def test_nothing_is_read_if_no_size_matches(identify: Identify, content: bytes) -> None:
+    message = "has the size of no known official file (checksum not computed)"
+    assert identify("unsized", content) == ("unknown", message, None, None, 0)
 
 
-def test_force_finds_what_has_no_published_size(say: Say) -> None:
-    message = "is unsized of H (meta-llama/H) by its MD5; one public source: H.txt"
-    assert say("any", CONTENT["unsized"], force=True) == ("official", message, "md5", 11)
-    message = "no official file is known to have its SHA-256 or MD5"
-    assert say("any", b"x", force=True) == ("unknown", message, "sha256", 1)
+def test_force_finds_files_without_a_published_size(identify: Identify) -> None:
+    provenance = "unsized of meta-llama/H, MD5, one public source: H.txt"
+    found = identify("any", CONTENT["unsized"], force=True)
+    assert found == ("official", "matches the official checksum of H", provenance, "md5", 11)
+    message = "matches no official SHA-256 or MD5"
+    assert identify("any", b"x", force=True) == ("unknown", message, None, "sha256", 1)
 
 
 def test_no_file(tmp_path: Path) -> None:

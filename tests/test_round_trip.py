@@ -16,13 +16,13 @@ from llama_convert.checkpoints.params import read_params
 from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Level
+from llama_convert.verification.report import Check
 from llama_convert.verification.verify import verify
 from tests import synthetic
 from tests.synthetic import LLAMA2, LLAMA3, Shape, assert_ranks
 from tests.test_convert import FIXTURES
 
-ALL_PASS = {level.value: "pass" for level in Level}
+ALL_PASS = {level.value: "pass" for level in Check}
 each_fixture = pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.name)
 
 
@@ -166,8 +166,8 @@ def test_weights_of_several_dtypes_keep_theirs(tmp_path: Path) -> None:
 
 def assert_verified(result: Path, source: Path) -> None:
     report = verify(result, source, VerifyOptions(device="cpu"))
-    statuses = {level.level.value: level.status.value for level in report.levels}
-    findings = [finding for level in report.levels for finding in level.findings]
+    statuses = {level.check.value: level.status.value for level in report.checks}
+    findings = [finding for level in report.checks for finding in level.findings]
     assert (statuses, findings) == (ALL_PASS, [])
 
 

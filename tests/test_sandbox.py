@@ -21,7 +21,7 @@ from llama_convert.verification import sandbox
 from llama_convert.verification.sandbox import run_isolated
 from llama_convert.verification.tokenizer import check_original, check_tokenizer
 from llama_convert.verification.tokenizer.merges import order_of_parts
-from llama_convert.verification.tokenizer.original import Original
+from llama_convert.verification.tokenizer.tokenizer_model import Original
 from tests.peers import ROOT
 from tests.run import llama_convert, measured
 
@@ -46,7 +46,7 @@ def changed(folder: Path, to: Path, name: str, change: Change) -> Path:
 
 
 def findings(folder: Path, code: str) -> list[Any]:
-    run = llama_convert("verify", folder, "--level", "tokenizer", "--json")
+    run = llama_convert("verify", folder, "--check", "tokenizer", "--json")
     assert run.exit_code in (0, 1), run.stderr
     return [one for one in run.json["levels"][0]["findings"] if one["code"] == code]
 
@@ -67,7 +67,7 @@ def test_memory(bomb: str, converted: Path, tmp_path: Path) -> None:
     folder = changed(converted, tmp_path / "x", "tokenizer.json", BOMBS[bomb])
     (found,) = findings(folder, "TOKENIZER_RESOURCES")
     assert "of memory" in found["message"]
-    command = [sys.executable, "-m", "llama_convert", "verify", str(folder), "--level", "tokenizer"]
+    command = [sys.executable, "-m", "llama_convert", "verify", str(folder), "--check", "tokenizer"]
     script = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode != 1)"
     assert measured([sys.executable, "-c", script, *command]).peak < 700 << 20
 
@@ -91,13 +91,13 @@ def test_panic(converted: Path, tmp_path: Path) -> None:
 
 
 def test_no_ids(converted: Path, tmp_path: Path) -> None:
-    """Not an internal error of the logits level, which runs the ids."""
+    """Not an internal error of the logits check, which runs the ids."""
     nothing = {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
     empty = {"normalizer": nothing, "post_processor": None}
     folder = changed(converted, tmp_path / "x", "tokenizer.json", lambda c: c.update(empty))
-    run = llama_convert("verify", folder, "--level", "logits")
+    run = llama_convert("verify", folder, "--check", "logits")
     assert run.exit_code == 1
-    assert "gives no ids" in run.stdout
+    assert "returns no ids" in run.stdout
 
 
 def test_crash(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_numbers_in_every_file(name: str, key: str, converted: Path, tmp_path: P
     folder = changed(converted, tmp_path / "x", name, lambda c: c.update({key: 0}))
     text = (folder / name).read_text()
     (folder / name).write_text(text.replace(f'"{key}": 0', f'"{key}": {"9" * 5_000}'))
-    for words in (("verify", folder, "--level", "structure", "--level", "tokenizer"), ("inspect", folder)):
+    for words in (("verify", folder, "--check", "structure", "--check", "tokenizer"), ("inspect", folder)):
         assert llama_convert(*words).exit_code in (0, 1, 3)
 
 
@@ -240,7 +240,7 @@ def test_tokens_in_reverse_order(count: int) -> None:
     names.extend(triples := ["".join(parts[n : n + 3]) for n in range(count - 2)])
     reverse = {name: -number for number, name in enumerate(names)} | dict.fromkeys(triples, -10000)
     (found,) = order_of_parts(Original("x", "tiktoken", names, len(names), range(0), 0, reverse))
-    assert "made before its parts" in found.message
+    assert "merged before its parts" in found.message
     assert Counting.searches < 5
 
 
@@ -271,7 +271,7 @@ def test_many_added_tokens(converted: Path, tmp_path: Path) -> None:
         content["added_tokens"] += [{**first, "id": 640 + n, "content": f"a{n:x}b"} for n in range(20_000)]
 
     folder = changed(converted, tmp_path / "x", "tokenizer.json", add)
-    run = llama_convert("verify", folder, "--level", "tokenizer", "--json")
+    run = llama_convert("verify", folder, "--check", "tokenizer", "--json")
     assert not [one for one in run.json["levels"][0]["findings"] if one["code"] == "TOKENIZER_RESOURCES"]
 
 

@@ -22,7 +22,7 @@ from llama_convert.cli import errors, terminal
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.cli.verify_report import print_report
 from llama_convert.findings import Finding
-from llama_convert.verification.report import FileIdentity, Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Check, CheckReport, FileIdentity, Status, VerifyReport
 from tests.peers import ROOT
 from tests.run import llama_convert
 
@@ -81,7 +81,7 @@ def test_json(text: str) -> None:
 @given(text=ANY)
 def test_report(text: str) -> None:
     finding = Finding("X", text, text, text, text, text, text)
-    level = LevelReport(Level.STRUCTURE, Status.FAIL, text, [finding], 0.0)
+    level = CheckReport(Check.STRUCTURE, Status.FAIL, text, [finding], 0.0)
     identity = FileIdentity(text, 1, text, text)
     report = VerifyReport(Path("x"), text, None, None, text, [level], [identity], {text: text})
     stream = io.StringIO()

@@ -373,7 +373,7 @@ def test_an_untied_head_may_equal_the_embedding(tmp_path: Path) -> None:
     for out in ("meta", "out"):
         report = look(tmp_path / out, source)
         assert report.ok
-        assert not any(level.findings for level in report.levels)
+        assert not any(level.findings for level in report.checks)
         assert compare(source, tmp_path / out, stats=True).same
 
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from llama_convert import convert, inspect, open_checkpoint, shard, verify
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.verification.options import VerifyOptions, parse_levels
+from llama_convert.verification.options import VerifyOptions, parse_checks
 from tests import synthetic
 from tests.synthetic import LLAMA3, Shape, State
 
 HEAD, EMBEDDING = "output.weight", "tok_embeddings.weight"
-VALUES = VerifyOptions(levels=parse_levels(["structure,values,weights"]))
-VALUES_AND_LOGITS = VerifyOptions(levels=parse_levels(["structure,values,weights,logits"]))
+VALUES = VerifyOptions(checks=parse_checks(["structure,values,weights"]))
+VALUES_AND_LOGITS = VerifyOptions(checks=parse_checks(["structure,values,weights,logits"]))
 SHAPES = {
     "one rank": LLAMA3.but(tied=True),
     "two ranks": LLAMA3.but(tied=True, ranks=2),

@@ -324,7 +324,7 @@ def test_fine_tuning_and_the_way_back(tmp_path: Path, users: Peer, name: str) ->
     convert(saved, back, options)
     assert (back / "tokenizer.model").read_bytes() == (original / "tokenizer.model").read_bytes()
     report = verify(back, saved)
-    assert {level.level.value: level.status for level in report.levels} == dict.fromkeys(
+    assert {level.check.value: level.status for level in report.checks} == dict.fromkeys(
         ["structure", "values", "weights", "tokenizer", "logits"], Status.PASS
     )
     # It was the merged one: the one it began with is told from it.

@@ -20,8 +20,8 @@ from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError, UsageError
 from llama_convert.findings import Finding
-from llama_convert.verification.options import VerifyOptions, parse_levels
-from llama_convert.verification.report import Level, VerifyReport
+from llama_convert.verification.options import VerifyOptions, parse_checks
+from llama_convert.verification.report import Check, VerifyReport
 from llama_convert.verification.verify import verify
 from tests import plant, synthetic
 from tests.peers import ROOT
@@ -46,14 +46,14 @@ def one_thread() -> Iterator[None]:
 
 
 def statuses(report: VerifyReport) -> dict[str, str]:
-    return {level.level.value: level.status.value for level in report.levels}
+    return {level.check.value: level.status.value for level in report.checks}
 
 
 def all_findings(report: VerifyReport) -> list[Finding]:
-    return [finding for level in report.levels for finding in level.findings]
+    return [finding for level in report.checks for finding in level.findings]
 
 
-ALL_PASS = {level.value: "pass" for level in Level}
+ALL_PASS = {level.value: "pass" for level in Check}
 
 
 # What is right passes.
@@ -102,16 +102,24 @@ class TestRight:
         for number in range(2):
             rank(number, lambda state: state.update({wq: plant.permuted(state[wq], 16).contiguous()}))(meta)
         report = look(meta, tmp_path / "out")
-        assert_seen(report, Seen("weights", "WEIGHTS_DIFFER", wq, "Q/K rows are not reordered"))
-        assert_seen(report, Seen("logits", "LOGITS_DIFFER", "layers.1", "layer 1 is the first"))
+        assert_seen(
+            report,
+            Seen(
+                "weights",
+                "WEIGHTS_DIFFER",
+                wq,
+                "Q/K weights were not permuted (still in Hugging Face's RoPE order)",
+            ),
+        )
+        assert_seen(report, Seen("logits", "LOGITS_DIFFER", "layers.1", "diverge at layer 1"))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda w: plant.unpermuted(plant.unpermuted(w, 16), 16), "reordered the wrong way round"),
-        (lambda w: plant.permuted(w, 16), "reordered twice"),
-        (lambda w: plant.permuted(plant.unpermuted(w, 16), 32), "for heads of 32 rows, not 16"),
+        (lambda w: plant.unpermuted(plant.unpermuted(w, 16), 16), "permuted in the wrong direction"),
+        (lambda w: plant.permuted(w, 16), "permuted twice"),
+        (lambda w: plant.permuted(plant.unpermuted(w, 16), 32), "for heads of 32 rows instead of 16"),
     ],
 )
 def test_ways_to_reorder_wrongly(tmp_path: Path, change: Any, says: str) -> None:
@@ -120,7 +128,7 @@ def test_ways_to_reorder_wrongly(tmp_path: Path, change: Any, says: str) -> None
     plant.rewrite(tmp_path / "out", plant.each([q(2)], change))
     report = look(tmp_path / "out", LLAMA31, "weights", "logits")
     assert_seen(report, Seen("weights", "WEIGHTS_DIFFER", q(2), says))
-    assert_seen(report, Seen("logits", "LOGITS_DIFFER", "model.layers.2", "layer 2 is the first"))
+    assert_seen(report, Seen("logits", "LOGITS_DIFFER", "model.layers.2", "diverge at layer 2"))
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ def test_rounding_that_a_model_amplifies_is_no_failure(tmp_path: Path) -> None:
     assert report.ok
     told = findings(report, "logits")
     assert {(one.code, one.is_warning) for one in told} == {("LOGITS_DIFFER", True)}
-    assert all("each layer by itself agrees" in str(one.hint) for one in told)
+    assert all("Every layer matches on the same input" in str(one.hint) for one in told)
 
 
 # What Meta's folders are looked at for.
@@ -234,12 +242,12 @@ NAN, INF = float("nan"), float("inf")
 META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     "MD5": (
         "plain", first(checklist(R0, R1, "params.json"), add_to(W2, 1, 1.0, 0, 0)),
-        Seen("values", "INPUT_CHECKLIST", R1, "its MD5 is not the one in checklist.chk"),
+        Seen("values", "INPUT_CHECKLIST", R1, "MD5 does not match checklist.chk. expected "),
     ),
     "file of the checklist missing": (
         "plain", first(checklist(R0, R1), lambda folder: void(
             (folder / "checklist.chk").open("a").write("0" * 32 + "  consolidated.02.pth\n"))),
-        Seen("values", "INPUT_CHECKLIST", "consolidated.02.pth", "the checklist names it"),
+        Seen("values", "INPUT_CHECKLIST", "consolidated.02.pth", "Listed in checklist.chk, but missing."),
     ),
     "damaged byte": ("plain", flip(R1, 0.5), Seen("values", "INPUT_CRC", R1, "CRC-32")),
     "file cut short": ("plain", truncate(R1, 0.6), Seen("structure", "INPUT_TRUNCATED", R1)),
@@ -275,7 +283,7 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "NaN": (
         "plain", add_to(W2, 1, NAN, 3, 4),
-        Seen("values", "VALUES_NONFINITE", W2, "1 values are NaN or infinite, the first at [3, 52]"),
+        Seen("values", "VALUES_NONFINITE", W2, "1 value is NaN or infinite, the first at [3, 52]."),
     ),
     "infinity": ("plain", add_to(W2, 1, INF, 3, 4), Seen("values", "VALUES_NONFINITE", R1)),
     "last rank missing": (
@@ -339,7 +347,7 @@ class TestMeta:
         source = Path(shutil.copytree(audited / "plain", tmp_path / "any"))
         truncate(R1, 0.6)(source)
         report = look(tmp_path / "out", source)
-        assert_seen(report, Seen("structure", "INPUT_TRUNCATED", R1, "in the source: "))
+        assert_seen(report, Seen("structure", "INPUT_TRUNCATED", R1, "In the source: "))
         assert statuses(report)["weights"] == statuses(report)["logits"] == "skipped"
 
     def test_a_rank_whose_norm_was_rounded_is_remarked_on(self, audited: Path, tmp_path: Path) -> None:
@@ -353,7 +361,7 @@ class TestMeta:
         folder = Path(shutil.copytree(audited / "plain", tmp_path / "meta"))
         checklist(R0, R1, "params.json")(folder)
         report = look(folder, None, "values")
-        assert "3 MD5s of checklist.chk" in report.levels[0].summary
+        assert "checklist.chk (3 files)" in report.checks[0].summary
         (folder / "checklist.chk").write_text("what is this\n")
         report = look(folder, None, "values")
         assert report.ok
@@ -375,7 +383,7 @@ class TestSpeech:
         names = [kind(layer) for layer in range(3) for kind in (q, k)]
         plant.rewrite(tmp_path / "out", plant.each(names, lambda w: plant.unpermuted(w, 16)))
         report = look(tmp_path / "out", None, "logits")
-        assert_seen(report, Seen("logits", "DOES_NOT_SPEAK", None, "scrambled weights"))
+        assert_seen(report, Seen("logits", "HIGH_PERPLEXITY", None, "weights are scrambled"))
 
     def test_a_tokenizer_with_more_words_than_the_model(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
@@ -389,7 +397,7 @@ class TestSpeech:
 
     def test_both_sides_go_on_alike(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
-        options = VerifyOptions(parse_levels(["structure"]), prompt="One day", max_new_tokens=4, device="cpu")
+        options = VerifyOptions(parse_checks(["structure"]), prompt="One day", max_new_tokens=4, device="cpu")
         said = verify(tmp_path / "out", LLAMA31, options).completions
         assert said["output"] == said["source"] != ""
 
@@ -405,13 +413,13 @@ def test_overflow(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out/llama-convert.json").read_text())
     assert [counts["overflowed"] for counts in manifest["casts"].values() if counts["overflowed"]] == [1]
     report = look(tmp_path / "out", tmp_path / "meta")
-    assert_seen(report, Seen("values", "VALUES_NONFINITE", gate(1), "the first at [60, 7]"))
-    assert_seen(report, Seen("values", "VALUES_NONFINITE", gate(1), "use --dtype bf16"))
+    assert_seen(report, Seen("values", "VALUES_NONFINITE", gate(1), "the first at [60, 7]."))
+    assert_seen(report, Seen("values", "VALUES_NONFINITE", gate(1), "Convert with --dtype bf16."))
     assert statuses(report)["weights"] == "pass"  # it is what the source rounds to
-    assert_seen(report, Seen("logits", "LOGITS_DIFFER", "model.layers.1", "layer 1 is the first"))
+    assert_seen(report, Seen("logits", "LOGITS_DIFFER", "model.layers.1", "diverge at layer 1"))
 
 
-# Levels, exit codes, JSON.
+# Checks, exit codes, JSON.
 
 
 @pytest.fixture(scope="module")
@@ -429,16 +437,26 @@ class TestExitCodes:
     def test_1_something_wrong(self, converted: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(converted, tmp_path / "out"))
         plant.edit_config(out, rope_theta=10000.0)
-        run = llama_convert("verify", out, "--source", LLAMA31, "--level", "logits")
+        run = llama_convert("verify", out, "--source", LLAMA31, "--check", "logits")
         assert run.exit_code == 1
         assert "rope_theta" in run.stdout
         told = look(out, LLAMA31, "logits")
-        assert_seen(told, Seen("logits", "CONFIG_DIFFERS", "config.json", "it says 10000, the source 500000"))
-        assert_seen(told, Seen("logits", "LOGITS_DIFFER", "model.layers.0", "; rope_theta differs"))
+        assert_seen(
+            told,
+            Seen(
+                "logits",
+                "CONFIG_DIFFERS",
+                "config.json",
+                "rope_theta differs from the source. expected 500000, got 10000",
+            ),
+        )
+        assert_seen(
+            told, Seen("logits", "LOGITS_DIFFER", "model.layers.0", "; rope_theta differs from the source.")
+        )
 
     @pytest.mark.parametrize(
         "arguments",
-        [(), ("{out}", "--level", "all"), ("{out}", "--dtype", "fp16"), ("{out}", "--device", "tpu"),
+        [(), ("{out}", "--check", "all"), ("{out}", "--dtype", "fp16"), ("{out}", "--device", "tpu"),
          ("{out}", "--nonsense"), ("{out}", "--positions", "1")],
     )  # fmt: skip
     def test_2_usage(self, converted: Path, arguments: tuple[str, ...]) -> None:
@@ -484,7 +502,7 @@ class TestJson:
     def test_wrong(self, converted: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(converted, tmp_path / "out"))
         plant.rewrite(out, plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 2, 3, 4)))
-        answer = self.envelope(out, "--source", LLAMA31, "--level", "weights")
+        answer = self.envelope(out, "--source", LLAMA31, "--check", "weights")
         assert answer["ok"] is False
         (level,) = answer["levels"]
         (finding,) = level["findings"]
@@ -493,10 +511,10 @@ class TestJson:
             "WEIGHTS_DIFFER", gate(1), "model.safetensors",
         )  # fmt: skip
         assert float(finding["expected"]) != float(finding["found"])
-        assert "bit 4 (mantissa) of one element is flipped" in finding["hint"]
+        assert "Bit 4 (mantissa) of one element is flipped." in finding["hint"]
 
-    def test_levels_are_chosen(self, converted: Path) -> None:
-        answer = self.envelope(converted, "--level", "values,structure")
+    def test_checks_are_chosen(self, converted: Path) -> None:
+        answer = self.envelope(converted, "--check", "values,structure")
         assert [level["level"] for level in answer["levels"]] == ["structure", "values"]
 
 
@@ -525,7 +543,7 @@ class TestConvertVerify:
 def test_every_code_is_seen() -> None:
     """Whatever these levels can say, a test makes them say."""
     package = ROOT / "llama_convert"
-    names = ["structure", "values", "compare", "logits", "forward"]
+    names = ["structure", "values", "weights", "logits", "model_comparison"]
     sources = [package / "verification" / f"{name}.py" for name in names]
     sources += [package / "checkpoints" / name for name in ("huggingface.py", "manifest.py")]
     raised = {

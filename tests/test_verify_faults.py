@@ -1,7 +1,7 @@
 """Every way to get a conversion wrong that we could think of: planted, found, and called by its name.
 
-Each fault is planted in the output of a right conversion.  All levels together must name the tensor or the
-file and hint at the cause; `--level logits` by itself must see whatever changes what the model computes.
+Each fault is planted in the output of a right conversion.  All checks together must name the tensor or the
+file and hint at the cause; `--check logits` by itself must see whatever changes what the model computes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.findings import Finding
-from llama_convert.verification.options import VerifyOptions, parse_levels
+from llama_convert.verification.options import VerifyOptions, parse_checks
 from llama_convert.verification.report import VerifyReport
 from llama_convert.verification.verify import verify
 from tests import plant
@@ -68,7 +68,7 @@ Plant = Callable[[Path, Path], object]
 
 @dataclass(frozen=True)
 class Seen:
-    """A finding that must be there: its level, its code, the tensor or file, words of the hint or message."""
+    """A finding that must exist: check, code, tensor or file, and part of its message, values or hint."""
 
     level: str
     code: str
@@ -79,7 +79,8 @@ class Seen:
     def fits(self, finding: Finding) -> bool:
         place = self.where in (finding.tensor, finding.file)
         kind = (finding.code, finding.is_warning) == (self.code, self.warning)
-        return kind and place and self.says in f"{finding.message}; {finding.hint}"
+        values = f"expected {finding.expected}, got {finding.found}"
+        return kind and place and self.says in f"{finding.message} {values}; {finding.hint}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Fault:
     plant: Plant
     seen: tuple[Seen, ...]
     alone: Seen | None
-    """What ``--level logits`` by itself must find; None if it cannot, and the table says why."""
+    """What ``--check logits`` by itself must find; None if it cannot, and the table says why."""
 
 
 def weights(*changes: Change) -> Plant:
@@ -112,8 +113,10 @@ def logits(where: str | None = None, says: str = "") -> Seen:
 
 
 def layer(number: int, *more: int) -> Seen:
-    first = f"layer {number} is the first to compute something else"
-    return logits(f"model.layers.{number}", first + (f" (and so do {len(more)} more" if more else ":"))
+    first = f"Outputs diverge at layer {number}"
+    return logits(
+        f"model.layers.{number}", first + (f" and {len(more)} more of" if more else ": relative error")
+    )
 
 
 def nonfinite(base: str, tensor: str, value: str, place: tuple[int, ...], alone: Seen) -> Fault:
@@ -122,9 +125,9 @@ def nonfinite(base: str, tensor: str, value: str, place: tuple[int, ...], alone:
         weights(plant.each([tensor], lambda w: plant.with_value(w, float(value), *place))),
         (
             Seen(
-                "values", "VALUES_NONFINITE", tensor, f"1 values are NaN or infinite, the first at {[*place]}"
+                "values", "VALUES_NONFINITE", tensor, f"1 value is NaN or infinite, the first at {[*place]}."
             ),
-            differ(tensor, "1 elements are NaN or infinite"),
+            differ(tensor, "1 element is NaN or infinite."),
         ),
         alone,
     )
@@ -141,7 +144,7 @@ def index(change: Callable[[dict[str, Any]], object]) -> Plant:
 unpermuted = partial(plant.unpermuted, head_dim=HEAD_DIM)
 permuted = partial(plant.permuted, head_dim=HEAD_DIM)
 ALL = Model(3, HEAD_DIM, 4, 1)
-NOT_REORDERED = "Q/K rows are not reordered"
+NOT_PERMUTED = "Q/K weights were not permuted (still in Meta's RoPE order)."
 
 
 def swap_blocks(count: int, axis: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -150,129 +153,142 @@ def swap_blocks(count: int, axis: int = 0) -> Callable[[torch.Tensor], torch.Ten
 
 WEIGHTS = {
     "Q unpermuted in one layer": Fault(
-        "gqa", weights(plant.each([q(1)], unpermuted)), (differ(q(1), NOT_REORDERED),), layer(1)
+        "gqa", weights(plant.each([q(1)], unpermuted)), (differ(q(1), NOT_PERMUTED),), layer(1)
     ),
     "Q and K unpermuted in one layer": Fault(
         "gqa",
         weights(plant.each([q(1), k(1)], unpermuted)),
-        (differ(q(1), NOT_REORDERED), differ(k(1), NOT_REORDERED)),
+        (differ(q(1), NOT_PERMUTED), differ(k(1), NOT_PERMUTED)),
         layer(1),
     ),
     "Q and K unpermuted": Fault(
         "mha",
         weights(plant.each(ALL.all_layers(q, k), unpermuted)),
-        (differ(q(0), NOT_REORDERED), differ(k(2), NOT_REORDERED)),
+        (differ(q(0), NOT_PERMUTED), differ(k(2), NOT_PERMUTED)),
         layer(0, 1, 2),
     ),
     "Q and K permuted twice": Fault(
         "gqa",
         weights(plant.each(ALL.all_layers(q, k), permuted)),
-        (differ(q(0), "Q/K rows are reordered twice"), differ(k(2), "Q/K rows are reordered twice")),
+        (differ(q(0), "Q/K weights were permuted twice."), differ(k(2), "Q/K weights were permuted twice.")),
         layer(0, 1, 2),
     ),
     "K unpermuted": Fault(
         "gqa",
         weights(plant.each(ALL.all_layers(k), unpermuted)),
-        (differ(k(0), NOT_REORDERED),),
+        (differ(k(0), NOT_PERMUTED),),
         layer(0, 1, 2),
     ),
     "K permuted as if it had Q's width": Fault(
         "gqa",
         weights(plant.each([k(1)], lambda w: plant.permuted(unpermuted(w), HEAD_DIM // 2))),
-        (differ(k(1), f"Q/K rows are reordered for heads of {HEAD_DIM // 2} rows, not {HEAD_DIM}"),),
+        (
+            differ(
+                k(1), f"Q/K weights were permuted for heads of {HEAD_DIM // 2} rows instead of {HEAD_DIM}."
+            ),
+        ),
         layer(1),
     ),
     "gate and up swapped": Fault(
         "gqa",
         weights(plant.swapped((gate(2), up(2)))),
-        (differ(gate(2), f"it holds what belongs to {up(2)}"), differ(up(2), f"belongs to {gate(2)}")),
+        (
+            differ(gate(2), f"It contains the values of {up(2)}"),
+            differ(up(2), f"contains the values of {gate(2)}"),
+        ),
         layer(2),
     ),
     "norms swapped": Fault(
         "mha",
         weights(plant.swapped(norms(1))),
-        (differ(norms(1)[0], f"belongs to {norms(1)[1]}"), differ(norms(1)[1], f"belongs to {norms(1)[0]}")),
+        (
+            differ(norms(1)[0], f"contains the values of {norms(1)[1]}"),
+            differ(norms(1)[1], f"contains the values of {norms(1)[0]}"),
+        ),
         layer(1),
     ),
     "layers swapped": Fault(
         "gqa",
         weights(plant.swapped(*((kind(1), kind(2)) for kind in (q, k, v, o, gate, up, down)))),
-        (differ(o(1), f"it holds what belongs to {o(2)}"), differ(q(2), f"it holds what belongs to {q(1)}")),
+        (
+            differ(o(1), f"It contains the values of {o(2)}"),
+            differ(q(2), f"It contains the values of {q(1)}"),
+        ),
         layer(1, 2),
     ),
     "one layer stands in for another": Fault(
         "gqa",
         weights(lambda s: s.update({kind(2): s[kind(1)] for kind in (q, k, v, o, gate, up, down)})),
-        (differ(v(2), f"it holds what belongs to {v(1)}"),),
+        (differ(v(2), f"It contains the values of {v(1)}"),),
         layer(2),
     ),
     "ranks swapped where rows are cut": Fault(
         "mha",
         weights(plant.each([v(1), gate(0)], swap_blocks(4))),
-        (differ(v(1), "ranks 1 and 2 are swapped"), differ(gate(0), "ranks 1 and 2 are swapped")),
+        (differ(v(1), "Ranks 1 and 2 are swapped."), differ(gate(0), "Ranks 1 and 2 are swapped.")),
         layer(0, 1),
     ),
     "ranks swapped where columns are cut": Fault(
         "mha",
         weights(plant.each([o(2), down(1)], swap_blocks(4, 1))),
-        (differ(o(2), "ranks 1 and 2 are swapped"), differ(down(1), "ranks 1 and 2 are swapped")),
+        (differ(o(2), "Ranks 1 and 2 are swapped."), differ(down(1), "Ranks 1 and 2 are swapped.")),
         layer(1, 2),
     ),
     "ranks of Q and K swapped": Fault(
         "mha",
         weights(plant.each([q(1), k(1)], swap_blocks(4))),
-        (differ(q(1), "ranks 1 and 2 are swapped"), differ(k(1), "ranks 1 and 2 are swapped")),
+        (differ(q(1), "Ranks 1 and 2 are swapped."), differ(k(1), "Ranks 1 and 2 are swapped.")),
         layer(1),
     ),
     "ranks of the embedding swapped": Fault(
         "mha",
         weights(plant.each([EMBED], swap_blocks(4, 1))),
-        (differ(EMBED, "ranks 1 and 2 are swapped"),),
-        logits(EMBED, "rows of the embedding"),
+        (differ(EMBED, "Ranks 1 and 2 are swapped."),),
+        logits(EMBED, "Embeddings differ"),
     ),
     "ranks of the LM head swapped": Fault(
         "mha",
         weights(plant.each([HEAD], swap_blocks(4))),
-        (differ(HEAD, "ranks 1 and 2 are swapped"),),
-        logits(HEAD, "the final norm or the LM head"),
+        (differ(HEAD, "Ranks 1 and 2 are swapped."),),
+        logits(HEAD, "Final norm or LM head differs"),
     ),
     "ranks in the order 0, 1, 10, 2": Fault(
         "mha",
         weights(plant.each([gate(1)], lambda w: plant.blocks(w, 4, [0, 3, 1, 2]))),
-        (differ(gate(1), "ranks stand in the order 0, 3, 1, 2"),),
+        (differ(gate(1), "Ranks are in the order 0, 3, 1, 2."),),
         layer(1),
     ),
     "rows joined as columns": Fault(
         "mha",
         weights(plant.each([v(1)], lambda w: plant.joined_on_the_wrong_axis(w, 4, 0))),
-        (differ(v(1), "joined along their columns; they were cut along their rows"),),
+        (differ(v(1), "Ranks were concatenated along dim 1 instead of dim 0."),),
         layer(1),
     ),
     "rows of Q joined as columns": Fault(
         "mha",
         weights(plant.each([q(1)], lambda w: permuted(plant.joined_on_the_wrong_axis(unpermuted(w), 4, 0)))),
-        (differ(q(1), "joined along their columns; they were cut along their rows"),),
+        (differ(q(1), "Ranks were concatenated along dim 1 instead of dim 0."),),
         layer(1),
     ),
     "columns joined as rows": Fault(
         "mha",
         weights(plant.each([down(1)], lambda w: plant.joined_on_the_wrong_axis(w, 4, 1))),
-        (differ(down(1), "joined along their rows; they were cut along their columns"),),
+        (differ(down(1), "Ranks were concatenated along dim 0 instead of dim 1."),),
         layer(1),
     ),
     "transposed": Fault(
-        "gqa", weights(plant.each([o(1)], lambda w: w.T)), (differ(o(1), "it is transposed"),), layer(1)
+        "gqa", weights(plant.each([o(1)], lambda w: w.T)), (differ(o(1), "It is transposed."),), layer(1)
     ),
     "KV heads swapped": Fault(
         "gqa",
         weights(plant.each([k(1), v(1)], swap_blocks(4))),
-        (differ(k(1), "heads 1 and 2 are swapped"), differ(v(1), "heads 1 and 2 are swapped")),
+        (differ(k(1), "Heads 1 and 2 are swapped."), differ(v(1), "Heads 1 and 2 are swapped.")),
         layer(1),
     ),
     "KV heads dealt out over the ranks in turn": Fault(
         "gqa",
         weights(plant.each([k(1), v(1)], lambda w: plant.blocks(w, 4, [2, 0, 3, 1]))),
-        (differ(k(1), "heads stand in the order 2, 0, 3, 1"), differ(v(1), "stand in the order 2, 0, 3, 1")),
+        (differ(k(1), "Heads are in the order 2, 0, 3, 1."), differ(v(1), "in the order 2, 0, 3, 1.")),
         layer(1),
     ),
     "Q heads swapped, and O's columns with them": Fault(
@@ -281,24 +297,24 @@ WEIGHTS = {
             plant.each([q(1)], lambda w: plant.blocks(w, 8, [0, 1, 2, 4, 3, 5, 6, 7])),
             plant.each([o(1)], lambda w: plant.blocks(w, 8, [0, 1, 2, 4, 3, 5, 6, 7], 1)),
         ),
-        (differ(q(1), "heads 3 and 4 are swapped"), differ(o(1), "heads 3 and 4 are swapped")),
+        (differ(q(1), "Heads 3 and 4 are swapped."), differ(o(1), "Heads 3 and 4 are swapped.")),
         layer(1),
     ),
     "two rows swapped": Fault(
         "gqa",
         weights(plant.each([gate(1)], lambda w: plant.blocks(w, 96, [*range(90), 91, 90, *range(92, 96)]))),
-        (differ(gate(1), "rows 90 and 91 are swapped"),),
+        (differ(gate(1), "Rows 90 and 91 are swapped."),),
         layer(1),
     ),
     "lowest mantissa bit flipped": Fault(
         "gqa",
         weights(plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 5, 7, 0))),
         (
-            differ(gate(1), "bit 0 (mantissa) of one element is flipped"),
+            differ(gate(1), "Bit 0 (mantissa) of one element is flipped"),
             differ(
                 gate(1),
-                "1 of 6,144 elements differ from the source's layers.1.feed_forward.w1.weight, "
-                "the first at [5, 7]",
+                "1 of 6,144 elements differ from layers.1.feed_forward.w1.weight in the source, "
+                "the first at [5, 7].",
             ),
             Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
@@ -307,14 +323,14 @@ WEIGHTS = {
     "highest mantissa bit flipped": Fault(
         "gqa",
         weights(plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 5, 7, 6))),
-        (differ(gate(1), "bit 6 (mantissa) of one element is flipped"),),
+        (differ(gate(1), "Bit 6 (mantissa) of one element is flipped"),),
         layer(1),
     ),
     "lowest mantissa bit of float32 flipped": Fault(
         "mha",
         weights(plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 5, 7, 0))),
         (
-            differ(gate(1), "bit 0 (mantissa) of one element is flipped"),
+            differ(gate(1), "Bit 0 (mantissa) of one element is flipped"),
             Seen("values", "MANIFEST_DIFFERS", gate(1), "Damaged, or trained or replaced"),
         ),
         None,  # 2^-23 of one element: below what sums in another order do
@@ -322,13 +338,13 @@ WEIGHTS = {
     "exponent bit flipped": Fault(
         "gqa",
         weights(plant.each([down(2)], lambda w: plant.with_flipped_bit(w, 3, 3, 9))),
-        (differ(down(2), "bit 9 (exponent) of one element is flipped"),),
+        (differ(down(2), "Bit 9 (exponent) of one element is flipped"),),
         layer(2),
     ),
     "sign bit flipped": Fault(
         "gqa",
         weights(plant.each([v(0)], lambda w: plant.with_flipped_bit(w, 3, 3, 15))),
-        (differ(v(0), "bit 15 (sign) of one element is flipped"),),
+        (differ(v(0), "Bit 15 (sign) of one element is flipped"),),
         layer(0),
     ),
     "two bits of one element flipped": Fault(
@@ -343,13 +359,13 @@ WEIGHTS = {
     "four elements": Fault(
         "gqa",
         weights(*(plant.each([v(1)], lambda w, c=c: plant.with_value(w, 0.5, c, c)) for c in range(4))),
-        (differ(v(1), "only 4 elements differ: damaged after it was written"),),
+        (differ(v(1), "Only 4 elements differ. The file was probably damaged"),),
         layer(1),
     ),
     "trained further": Fault(
         "gqa",
         weights(plant.each([gate(1)], lambda w: w + 0.001 * torch.randn(w.shape).to(w.dtype))),
-        (differ(gate(1), "the values are close: trained further"),),
+        (differ(gate(1), "The values are close."),),
         layer(1),
     ),
     "NaN": nonfinite("gqa", v(2), "nan", (4, 9), layer(2)),
@@ -361,28 +377,28 @@ WEIGHTS = {
         weights(plant.each([up(1)], lambda w: plant.with_value(w, 0.0, 11))),
         (
             Seen("values", "VALUES_DEAD_ROWS", up(1), "1 of 96 rows are zero", warning=True),
-            differ(up(1), "row 11 is zero, the other rows are right"),
+            differ(up(1), "Row 11 is zero; the other rows match."),
         ),
         layer(1),
     ),
     "dead row of the LM head": Fault(
         "gqa",
         weights(plant.each([HEAD], lambda w: plant.with_value(w, 0.0, 11))),
-        (differ(HEAD, "row 11 is zero, the other rows are right"),),
+        (differ(HEAD, "Row 11 is zero; the other rows match."),),
         logits(HEAD),
     ),
     "rows of another model": Fault(
         "gqa",
         weights(plant.each([down(1)], lambda w: torch.cat([w[:40], w[40:43] * 1.5, w[43:]]))),
-        (differ(down(1), "rows 40 to 42 are others, the other rows are right"),),
+        (differ(down(1), "Rows 40 to 42 differ; the other rows match."),),
         layer(1),
     ),
     "nothing but zeros": Fault(
         "gqa",
         weights(plant.each([up(1)], torch.zeros_like)),
         (
-            Seen("values", "VALUES_ZERO", up(1), "a placeholder, or never written?"),
-            differ(up(1), "every element is 0"),
+            Seen("values", "VALUES_ZERO", up(1), "a placeholder or was never written."),
+            differ(up(1), "Every element is 0."),
         ),
         layer(1),
     ),
@@ -390,57 +406,60 @@ WEIGHTS = {
         "gqa",
         weights(plant.each([down(1)], lambda w: w * 32)),
         (
-            Seen("values", "VALUES_SCALE", down(1), "root mean square", warning=True),
-            differ(down(1), "32 times the source"),
+            Seen("values", "VALUES_SCALE", down(1), "Root mean square", warning=True),
+            differ(down(1), "32 times its value in the source"),
         ),
         layer(1),
     ),
     "embedding shuffled": Fault(
         "gqa",
         weights(plant.each([EMBED], lambda w: w[torch.randperm(len(w))])),
-        (differ(EMBED, "its rows stand in another order"),),
+        (differ(EMBED, "Rows are in another order."),),
         logits(EMBED),
     ),
     "LM head shifted by one": Fault(
         "gqa",
         weights(plant.each([HEAD], plant.shifted)),
-        (differ(HEAD, "its rows are shifted by 1"),),
+        (differ(HEAD, "Rows are shifted by 1."),),
         logits(HEAD),
     ),
     "LM head shifted, its first row lost": Fault(
         "gqa",
         weights(plant.each([HEAD], lambda w: torch.cat([w[1:], torch.ones_like(w[:1])]))),
-        (differ(HEAD, "its rows are shifted by -1"),),
+        (differ(HEAD, "Rows are shifted by -1."),),
         logits(HEAD),
     ),
     "final norm left at one": Fault(
         "gqa",
         weights(plant.each([NORM], torch.ones_like)),
-        (differ(NORM, "every element is 1"),),
+        (differ(NORM, "Every element is 1."),),
         logits(HEAD),
     ),
     "tied model's embedding shifted": Fault(
         "tied",
         weights(plant.each([EMBED], plant.shifted)),
-        (differ(EMBED, "its rows are shifted by 1"),),
+        (differ(EMBED, "Rows are shifted by 1."),),
         logits(EMBED),
     ),
     "through half precision": Fault(
         "mha",
         weights(plant.each([gate(1), v(1)], plant.through_half)),
-        (differ(gate(1), "rounded to float16 on the way"), differ(v(1), "rounded to float16 on the way")),
+        (
+            differ(gate(1), "Values were first rounded to float16."),
+            differ(v(1), "Values were first rounded to float16."),
+        ),
         layer(1),
     ),
     "bfloat16 through half precision": Fault(
         "small numbers",
         weights(plant.each([gate(1)], plant.through_half)),
-        (differ(gate(1), "rounded to float16 on the way"),),
+        (differ(gate(1), "Values were first rounded to float16."),),
         None,  # only numbers below 2^-17 change, and those hardly count
     ),
     "truncated to bfloat16": Fault(
         "mha",
         weights(plant.each([gate(1)], lambda w: plant.truncated_to_bfloat16(w).float())),
-        (differ(gate(1), "cut off to bfloat16 on the way instead of rounded"),),
+        (differ(gate(1), "Values were first truncated to bfloat16 instead of rounded."),),
         layer(1),
     ),
 }
@@ -475,7 +494,7 @@ FILES = {
                 ),
             ),
         ),
-        (differ(up(1), "cut off to bfloat16 instead of rounded"),),
+        (differ(up(1), "Values were truncated to bfloat16 instead of rounded."),),
         None,  # twice the error of rounding, which the limit allows for
     ),
     "shards of two models": Fault(
@@ -491,7 +510,7 @@ FILES = {
         "gqa",
         lambda out, right: [shutil.copy(file, out) for file in plant.shards(right / "other-out")],
         (
-            differ(q(0), "of another model"),
+            differ(q(0), "from another model"),
             Seen("values", "MANIFEST_STALE", MANIFEST, "weights are newer than this manifest"),
         ),
         layer(0, 1, 2),
@@ -544,7 +563,7 @@ FILES = {
         (
             Seen("structure", "TENSOR_MISSING", up(1), "is in no file"),
             Seen("structure", "INDEX_WRONG", up(1), "where the index has it"),
-            Seen("weights", "TENSOR_MISSING", up(1), "the source has it"),
+            Seen("weights", "TENSOR_MISSING", up(1), "The source has this tensor"),
         ),
         Seen("logits", "INDEX_WRONG", up(1)),
     ),
@@ -720,26 +739,32 @@ def refused(changes: dict[str, Any], says: str, code: str = "UNSUPPORTED_MODEL")
 
 CONFIGS = {
     "rope_theta": setting(
-        "mha", {"rope_theta": 500000.0}, "rope_theta differs: it says 500000, the source 10000"
+        "mha", {"rope_theta": 500000.0}, "rope_theta differs from the source. expected 10000, got 500000"
     ),
-    "rope_theta left out": setting("gqa", {"rope_theta": ...}, "rope_theta differs: it says 10000,"),
+    "rope_theta left out": setting(
+        "gqa", {"rope_theta": ...}, "rope_theta differs from the source. expected 500000, got 10000"
+    ),
     "rope scaling missing": setting(
-        "gqa", {"rope_scaling": None}, "rope_scaling differs: it says none, the source llama3 scaling by 8"
+        "gqa",
+        {"rope_scaling": None},
+        "rope_scaling differs from the source. expected llama3, factor 8, from 8192, got none",
     ),
     "rope scaling too many": setting("mha", scaling(), "rope_scaling differs"),
-    "rope factor": setting("gqa", scaling(factor=32.0), "factor differs: it says 32, the source 8"),
+    "rope factor": setting("gqa", scaling(factor=32.0), "factor differs from the source. expected 8, got 32"),
     "low_freq_factor": setting(
-        "gqa", scaling(low_freq_factor=2.0), "low_freq_factor differs: it says 2, the source 1"
+        "gqa", scaling(low_freq_factor=2.0), "low_freq_factor differs from the source. expected 1, got 2"
     ),
     "high_freq_factor": setting(
-        "gqa", scaling(high_freq_factor=8.0), "high_freq_factor differs: it says 8, the source 4"
+        "gqa", scaling(high_freq_factor=8.0), "high_freq_factor differs from the source. expected 4, got 8"
     ),
     "original context": setting(
         "gqa",
         scaling(original_max_position_embeddings=4096),
         "original_max_position_embeddings differs",
     ),
-    "rms_norm_eps": setting("gqa", {"rms_norm_eps": 1e-6}, "rms_norm_eps differs: it says 1e-06"),
+    "rms_norm_eps": setting(
+        "gqa", {"rms_norm_eps": 1e-6}, "rms_norm_eps differs from the source. expected 1e-05, got 1e-06"
+    ),
     "rms_norm_eps of LLaMA 1": setting("mha", {"rms_norm_eps": 1e-5 * 1.1}, "rms_norm_eps differs"),
     "max_position_embeddings": setting(
         "gqa", {"max_position_embeddings": 2048}, "max_position_embeddings differs", computes=False
@@ -763,8 +788,15 @@ CONFIGS = {
         "mha",
         config(num_attention_heads=4, num_key_value_heads=4, head_dim=16),
         (
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "head_dim differs: it says 16, the source 8"),
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "num_attention_heads differs: it says 4"),
+            Seen(
+                "structure", "CONFIG_DIFFERS", CONFIG, "head_dim differs from the source. expected 8, got 16"
+            ),
+            Seen(
+                "structure",
+                "CONFIG_DIFFERS",
+                CONFIG,
+                "num_attention_heads differs from the source. expected 8, got 4",
+            ),
         ),
         Seen("logits", "CONFIG_DIFFERS", CONFIG, "num_attention_heads differs"),
     ),
@@ -773,7 +805,9 @@ CONFIGS = {
         config(head_dim=16),
         (
             Seen("structure", "TENSOR_SHAPE", q(0), "is [64, 64], config.json makes it [128, 64]"),
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "head_dim differs: it says 16, the source 8"),
+            Seen(
+                "structure", "CONFIG_DIFFERS", CONFIG, "head_dim differs from the source. expected 8, got 16"
+            ),
         ),
         Seen("logits", "TENSOR_SHAPE", q(0)),
     ),
@@ -782,7 +816,12 @@ CONFIGS = {
         config(vocab_size=95),
         (
             Seen("structure", "TENSOR_SHAPE", EMBED, "is [96, 64], config.json makes it [95, 64]"),
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "vocab_size differs: it says 95, the source 96"),
+            Seen(
+                "structure",
+                "CONFIG_DIFFERS",
+                CONFIG,
+                "vocab_size differs from the source. expected 96, got 95",
+            ),
         ),
         Seen("logits", "TENSOR_SHAPE", EMBED),
     ),
@@ -796,7 +835,12 @@ CONFIGS = {
         "gqa",
         config(tie_word_embeddings=True),
         (
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs: it says True"),
+            Seen(
+                "structure",
+                "CONFIG_DIFFERS",
+                CONFIG,
+                "tie_word_embeddings differs from the source. expected False, got True",
+            ),
             Seen("structure", "CONFIG_TENSORS_DISAGREE", HEAD, 'Set "tie_word_embeddings" to false'),
         ),
         Seen("logits", "CONFIG_TENSORS_DISAGREE", HEAD, "differs from model.embed_tokens.weight"),
@@ -806,7 +850,12 @@ CONFIGS = {
         config(tie_word_embeddings=False),
         (
             Seen("structure", "TENSOR_MISSING", HEAD, '"tie_word_embeddings" should be true'),
-            Seen("structure", "CONFIG_DIFFERS", CONFIG, "tie_word_embeddings differs: it says False"),
+            Seen(
+                "structure",
+                "CONFIG_DIFFERS",
+                CONFIG,
+                "tie_word_embeddings differs from the source. expected True, got False",
+            ),
         ),
         Seen("logits", "TENSOR_MISSING", HEAD, '"tie_word_embeddings" should be true'),
     ),
@@ -829,15 +878,25 @@ FAULTS = WEIGHTS | FILES | CONFIGS
 
 
 def look(out: Path, source: Path | None, *levels: str, dtype: str = "fp32") -> VerifyReport:
-    return verify(out, source, VerifyOptions(levels=parse_levels(levels), dtype=dtype, device="cpu"))
+    return verify(out, source, VerifyOptions(checks=parse_checks(levels), dtype=dtype, device="cpu"))
 
 
 def findings(report: VerifyReport, level: str) -> list[Finding]:
-    return [finding for one in report.levels if one.level.value == level for finding in one.findings]
+    return [finding for one in report.checks if one.check.value == level for finding in one.findings]
 
 
 def assert_seen(report: VerifyReport, seen: Seen) -> None:
     assert any(map(seen.fits, findings(report, seen.level))), (seen, findings(report, seen.level))
+
+
+def assert_shown(report: VerifyReport) -> None:
+    """At least one error is not explained by another finding, and no cause is itself explained by one."""
+    errors = [(one.check.value, finding) for one in report.checks for finding in one.errors]
+    assert any(finding.explained_by is None for _, finding in errors)
+    explained = {(check, f.code, f.message, f.tensor) for check, f in errors if f.explained_by}
+    for _, finding in errors:
+        if cause := finding.explained_by:
+            assert (cause.check, cause.code, cause.message, cause.tensor) not in explained
 
 
 @pytest.fixture
@@ -853,12 +912,13 @@ each_fault = pytest.mark.parametrize("planted", FAULTS, indirect=True)
 
 
 @each_fault
-def test_named_by_all_levels(planted: tuple[Fault, Path, Path]) -> None:
+def test_named_by_all_checks(planted: tuple[Fault, Path, Path]) -> None:
     fault, out, source = planted
     report = look(out, source)
     for seen in fault.seen:
         assert_seen(report, seen)
     assert not report.ok
+    assert_shown(report)
 
 
 @each_fault
@@ -868,3 +928,4 @@ def test_seen_by_running_alone(planted: tuple[Fault, Path, Path]) -> None:
     assert report.ok == (fault.alone is None), findings(report, "logits")
     if fault.alone:
         assert_seen(report, fault.alone)
+        assert_shown(report)

@@ -1,4 +1,4 @@
-"""The tokenizer level: no findings in what is right, and each planted fault found, its tokens named."""
+"""The tokenizer check: no findings in what is right, and each planted fault found, its tokens named."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ import pytest
 from llama_convert.conversion.convert import convert
 from llama_convert.findings import Finding
 from llama_convert.tokenizers import TokenizerOptions, chat_template, convert_tokenizer, open_tokenizer
-from llama_convert.verification.tokenizer import (
-    TokenizerCheck,
-    check_original,
-    check_tokenizer,
-    compare_tokenizers,
-)
+from llama_convert.verification.report import Outcome
+from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
 from tests.peers import ROOT
 from tests.test_tokenizers import CODE_LLAMA_PIECES, pieces, train
 
@@ -54,7 +50,7 @@ def written_from(original: Path, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def alone(folder: Path, **options: Any) -> TokenizerCheck:
+def alone(folder: Path, **options: Any) -> Outcome:
     check = check_tokenizer(folder, **options)
     assert check is not None
     return check
@@ -64,7 +60,7 @@ def said(finding: Finding) -> str:
     return " ".join(filter(None, [finding.message, finding.hint, finding.expected, finding.found]))
 
 
-def assert_found(check: TokenizerCheck, code: str, names: str, file: str = "tokenizer.json") -> None:
+def assert_found(check: Outcome, code: str, names: str, file: str = "tokenizer.json") -> None:
     told = [said(finding) for finding in check.findings if (finding.code, finding.file) == (code, file)]
     assert any(names in each for each in told), check.findings
 
@@ -228,24 +224,26 @@ def described(name: str, **options: Any) -> Change:
 
 EOT = "<|eot_id|>"
 PIECES = {
-    "two words": Fault(swap("▁said", "▁llama"), "TOKEN_IDS", "'▁said' 301 for 292", "MERGE_ORDER"),
-    "two bytes": Fault(swap("<0x0A>", "<0x41>"), "TOKEN_IDS", "'<0x0A>' 68"),
+    "two words": Fault(swap("▁said", "▁llama"), "TOKEN_IDS", "'▁said' (301 instead of 292)", "MERGE_ORDER"),
+    "two bytes": Fault(swap("<0x0A>", "<0x41>"), "TOKEN_IDS", "'<0x0A>' (68"),
     "two letters": Fault(swap("e", "t"), "TOKEN_IDS", "'e'", None),
-    "two roles": Fault(swap("<s>", "</s>"), "TOKEN_IDS", "'<s>' 2"),
-    "first and last": Fault(swap("<unk>", "x"), "TOKEN_IDS", "'<unk>' 399"),
-    "byte and word": Fault(swap("<0x0A>", "▁said"), "TOKEN_IDS", "'<0x0A>' 292 for 13"),
+    "two roles": Fault(swap("<s>", "</s>"), "TOKEN_IDS", "'<s>' (2"),
+    "first and last": Fault(swap("<unk>", "x"), "TOKEN_IDS", "'<unk>' (399"),
+    "byte and word": Fault(swap("<0x0A>", "▁said"), "TOKEN_IDS", "'<0x0A>' (292 instead of 13)"),
     "id shared": Fault(
         renumber(lambda name, n: 301 if name == "▁said" else n), "TOKEN_IDS", "'▁said'", "TOKEN_TWICE"
     ),
-    "shifted": Fault(renumber(lambda _, n: n + 1), "TOKEN_IDS", "'<unk>' 1 for 0", "TOKEN_GAP"),
+    "shifted": Fault(renumber(lambda _, n: n + 1), "TOKEN_IDS", "'<unk>' (1 instead of 0)", "TOKEN_GAP"),
     "words shifted": Fault(renumber(lambda _, n: n + (n >= 259)), "TOKEN_IDS", "by +1", "TOKEN_GAP"),
     "merge removed": Fault(lambda c: merges(c).remove("▁t he"), "MERGE_MISSING", "'▁t he'"),
     "only merge removed": Fault(lambda c: merges(c).remove("m e"), "MERGE_MISSING", "'m e'"),
-    "no merges": Fault(lambda c: merges(c).clear(), "MERGE_MISSING", "No word"),
+    "no merges": Fault(lambda c: merges(c).clear(), "MERGE_MISSING", "Without merges"),
     "merges swapped": Fault(swap_merges("h e", "e r"), "MERGE_ORDER", "'he'"),
     "merge at last": Fault(last("▁th e"), "MERGE_ORDER", "'▁the'"),
     "merge added": Fault(lambda c: merges(c).append("a x"), "MERGE_EXTRA", "'a x'"),
-    "renamed": Fault(rename("▁said", "▁spoke"), "TOKEN_RENAMED", "'▁spoke' for '▁said'", "MERGE_EXTRA"),
+    "renamed": Fault(
+        rename("▁said", "▁spoke"), "TOKEN_RENAMED", "'▁spoke' instead of '▁said'", "MERGE_EXTRA"
+    ),
     "missing": Fault(lambda c: vocab(c).pop("▁said"), "TOKEN_MISSING", "'▁said'", "TOKEN_GAP"),
     "extra": Fault(lambda c: vocab(c).update(zebra=400), "TOKEN_EXTRA", "'zebra'", "TOKENIZER_SIZE"),
     "byte fallback": Fault(model(byte_fallback=False), "TOKENIZER_IDS", "byte fallback", "TOKENIZER_DECODE"),
@@ -286,18 +284,22 @@ PIECES = {
 RANKS = {
     "two words": Fault(swap("Ġsaid", "Ġllama"), "TOKEN_IDS", "'Ġsaid'", "MERGE_ORDER"),
     "two bytes": Fault(swap("a", "b"), "TOKEN_IDS", "97 and 98"),
-    "byte and word": Fault(swap("a", "Ġsaid"), "TOKEN_IDS", "'a' 288 for 97"),
-    "two named": Fault(swap(EOT, "<|end_of_text|>"), "TOKEN_IDS", f"'{EOT}' 385 for 393"),
+    "byte and word": Fault(swap("a", "Ġsaid"), "TOKEN_IDS", "'a' (288 instead of 97)"),
+    "two named": Fault(swap(EOT, "<|end_of_text|>"), "TOKEN_IDS", f"'{EOT}' (385 instead of 393)"),
     "two reserved": Fault(
         swap("<|reserved_special_token_7|>", "<|reserved_special_token_8|>"),
         "TOKEN_IDS",
         "399 and 400",
     ),
-    "first and last": Fault(swap("Ā", "<|reserved_special_token_247|>"), "TOKEN_IDS", "'Ā' 639 for 0"),
-    "shifted": Fault(renumber(lambda _, n: n + 1), "TOKEN_IDS", "'Ā' 1 for 0", "TOKEN_GAP"),
+    "first and last": Fault(
+        swap("Ā", "<|reserved_special_token_247|>"), "TOKEN_IDS", "'Ā' (639 instead of 0)"
+    ),
+    "shifted": Fault(renumber(lambda _, n: n + 1), "TOKEN_IDS", "'Ā' (1 instead of 0)", "TOKEN_GAP"),
     "merge removed": Fault(lambda c: merges(c).remove("Ġt he"), "MERGE_MISSING", "'Ġt he'"),
     "merges swapped": Fault(swap_merges("h e", "e r"), "MERGE_ORDER", "'he'"),
-    "renamed": Fault(rename("Ġsaid", "Ġspoke"), "TOKEN_RENAMED", "'Ġspoke' for 'Ġsaid'", "MERGE_EXTRA"),
+    "renamed": Fault(
+        rename("Ġsaid", "Ġspoke"), "TOKEN_RENAMED", "'Ġspoke' instead of 'Ġsaid'", "MERGE_EXTRA"
+    ),
     "missing": Fault(lambda c: vocab(c).pop("Ġsaid"), "TOKEN_MISSING", "'Ġsaid'", "TOKEN_GAP"),
     "special missing": Fault(lambda c: c["added_tokens"].pop(), "TOKEN_MISSING", "id 639", "TOKENIZER_SIZE"),
     "special renamed": Fault(described(EOT, content="<turn>"), "TOKEN_RENAMED", f"'{EOT}'"),
@@ -310,7 +312,7 @@ RANKS = {
     "prefix": Fault(
         lambda c: c["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
         "TOKENIZER_IDS",
-        "normalizer rewrites",
+        "normalizer changes",
     ),
     "no decoder": Fault(top(decoder=None), "TOKENIZER_DECODE", "Ġ"),
     "no BOS": Fault(lambda c: c["post_processor"]["processors"].pop(), "TOKENIZER_BOS", "no BOS"),
@@ -396,7 +398,7 @@ BROKEN = {
     "odd decoder": (
         lambda data: data.replace(b'"decoder": {\n    "type": "', b'"decoder": {\n    "type": "No'),
         "TOKENIZER_UNREADABLE",
-        "refuses",
+        "rejects",
     ),
 }
 
@@ -416,7 +418,7 @@ def test_broken_files(name: str, tmp_path: Path) -> None:
 def test_tokenizer_of_another_model(original: Path, other: Path, tmp_path: Path) -> None:
     """What alone is right may be another model's; the embedding's size can say so."""
     folder = written_from(other, tmp_path)
-    assert_found(compare_tokenizers(original, folder), "TOKENIZER_OTHER", "is another tokenizer")
+    assert_found(compare_tokenizers(original, folder), "TOKENIZER_OTHER", "is a different one")
     assert [finding.code for finding in alone(folder, vocab_size=333).findings] == ["TOKENIZER_SIZE"]
 
 
@@ -461,34 +463,34 @@ CONFIG, GENERATION, TOKENIZER, ROLES = (
     "special_tokens_map.json",
 )
 CONFIG_FAULTS = {
-    "bos id": (CONFIG, key(bos_token_id=385), "BOS_ID", "bos_token_id is 385, not the BOS 384"),
-    "bos id to generate": (GENERATION, key(bos_token_id=1), "BOS_ID", "bos_token_id is 1, not the BOS 384"),
-    "bos token": (TOKENIZER, key(bos_token="<|eot_id|>"), "BOS_ID", "'<|eot_id|>', id 393, not the BOS"),
+    "bos id": (CONFIG, key(bos_token_id=385), "BOS_ID", "bos_token_id is 385, not the BOS. 384"),
+    "bos id to generate": (GENERATION, key(bos_token_id=1), "BOS_ID", "bos_token_id is 1, not the BOS. 384"),
+    "bos token": (TOKENIZER, key(bos_token="<|eot_id|>"), "BOS_ID", "'<|eot_id|>' (id 393), not the BOS"),
     "bos role": (
         ROLES,
         key(bos_token={"content": "<|eot_id|>"}),
         "BOS_ID",
-        "'<|eot_id|>', id 393, not the BOS",
+        "'<|eot_id|>' (id 393), not the BOS",
     ),
     "no BOS": (TOKENIZER, key(add_bos_token=False), "TOKENIZER_BOS", "add_bos_token"),
     "eos id": (CONFIG, key(eos_token_id=288), "EOS_ID", "288, not a special token"),
     "eos ids": (GENERATION, key(eos_token_id=[385, 2]), "EOS_ID", "2, not a special token"),
     "eos id of no token": (CONFIG, key(eos_token_id=640), "EOS_ID", "640, not a special token"),
-    "eos token": (TOKENIZER, key(eos_token="<|eot_id|>"), "EOS_ID", "does not stop 385 393"),
+    "eos token": (TOKENIZER, key(eos_token="<|eot_id|>"), "EOS_ID", "does not stop. 385 393"),
     "role of no token": (TOKENIZER, key(pad_token="<pad>"), "TOKEN_ROLE", "'<pad>'"),
     "added token": (
         TOKENIZER,
         lambda c: c["added_tokens_decoder"].update({"393": {"content": "<|eom_id|>"}}),
         "TOKEN_DESCRIBED",
-        "'<|eom_id|>' 393",
+        "'<|eom_id|>' (id 393)",
     ),
-    "template cut short": (TOKENIZER, template("{% if x %}"), "CHAT_TEMPLATE", "not Jinja"),
+    "template cut short": (TOKENIZER, template("{% if x %}"), "CHAT_TEMPLATE", "not valid Jinja"),
     "template of others": (TOKENIZER, template("<|im_start|>{{ x }}"), "CHAT_TEMPLATE", "'<|im_start|>'"),
     "template in a list": (
         TOKENIZER,
         lambda c: c.update(chat_template=[{"name": "default", "template": "{{"}]),
         "CHAT_TEMPLATE",
-        "not Jinja",
+        "not valid Jinja",
     ),
 }
 
@@ -513,13 +515,13 @@ def test_a_byte_ends_no_text(converted: dict[str, Path], tmp_path: Path) -> None
 def test_tokenizer_of_no_llama(token: str, tmp_path: Path) -> None:
     folder = written_from(RANKS_MODEL, tmp_path)
     rewrite(folder / "tokenizer.json", rename(token, "日"))
-    assert_found(alone(folder), "TOKENIZER_FORM", "of no Llama")
+    assert_found(alone(folder), "TOKENIZER_FORM", "Not a Llama tokenizer")
 
 
 def test_config_that_is_none(converted: dict[str, Path], tmp_path: Path) -> None:
     folder = tokenizer_of(converted["llama3.1-mp2"], tmp_path / "copy")
     (folder / "config.json").write_text("[]")
-    assert_found(alone(folder), "CONFIG_UNREADABLE", "not a JSON object", "config.json")
+    assert_found(alone(folder), "CONFIG_UNREADABLE", "Not a JSON object", "config.json")
 
 
 def test_template_of_its_own_file(tmp_path: Path) -> None:
@@ -528,7 +530,7 @@ def test_template_of_its_own_file(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text(good)
     assert alone(folder).findings == []
     (folder / "chat_template.jinja").write_text("{{ '<|eot|>' }")
-    assert_found(alone(folder), "CHAT_TEMPLATE", "not Jinja", "chat_template.jinja")
+    assert_found(alone(folder), "CHAT_TEMPLATE", "not valid Jinja", "chat_template.jinja")
     assert_found(alone(folder), "CHAT_TEMPLATE", "'<|eot|>'", "chat_template.jinja")
 
 
@@ -570,9 +572,9 @@ ORIGINALS: dict[str, tuple[Path, Callable[[bytes], bytes], str, str]] = {
     "pieces cut": (PIECES_MODEL, lambda d: d[:3000], "TOKENIZER_UNREADABLE", "sentencepiece"),
     "settings cut": (PIECES_MODEL, lambda d: d[:-20], "TOKENIZER_UNREADABLE", "sentencepiece"),
     "empty": (PIECES_MODEL, lambda d: b"", "TOKENIZER_UNREADABLE", "byte 0x00"),
-    "garbage": (PIECES_MODEL, lambda d: bytes(range(256)), "TOKENIZER_UNREADABLE", "neither"),
-    "garbled": (PIECES_MODEL, lambda d: b"\n" + bytes(range(256)), "TOKENIZER_UNREADABLE", "neither"),
-    "web page": (PIECES_MODEL, lambda d: b"<!DOCTYPE html>", "TOKENIZER_UNREADABLE", "neither"),
+    "garbage": (PIECES_MODEL, lambda d: bytes(range(256)), "TOKENIZER_UNREADABLE", "Neither"),
+    "garbled": (PIECES_MODEL, lambda d: b"\n" + bytes(range(256)), "TOKENIZER_UNREADABLE", "Neither"),
+    "web page": (PIECES_MODEL, lambda d: b"<!DOCTYPE html>", "TOKENIZER_UNREADABLE", "Neither"),
 }
 
 

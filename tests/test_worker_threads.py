@@ -18,7 +18,7 @@ from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.inspection.stats import all_stats
 from llama_convert.llama.weights import EMBEDDING, Weight
-from llama_convert.verification.tensor_pairs import Pair, Rows, differing
+from llama_convert.verification.tensor_pairs import TensorPair, TensorRows, differences_of
 from llama_convert.verification.values import scan_all
 
 ROWS, COLUMNS = 1 << 20, 1 << 10
@@ -47,8 +47,8 @@ def values(weight: StoredWeight, files: SourceFiles, progress: Progress) -> None
 
 
 def weights(weight: StoredWeight, files: SourceFiles, progress: Progress) -> None:
-    rows = Rows(files, weight, weight.dtype)
-    differing([Pair(Weight(EMBEDDING), rows, rows, 0, False)], progress)
+    rows = TensorRows(files, weight, weight.dtype)
+    differences_of([TensorPair(Weight(EMBEDDING), rows, rows, 0, False)], progress)
 
 
 def checklist(weight: StoredWeight, files: SourceFiles, progress: Progress) -> None:

@@ -240,15 +240,26 @@ Against = Annotated[
         rich_help_panel=_LOOKING,
     ),
 ]
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        autocompletion=_one_of("structure", "values", "weights", "tokenizer", "logits"),
+        show_default=False,
+        help="structure, values, weights, tokenizer or logits. Repeat the option or separate by commas. "
+        "All by default.",
+        rich_help_panel=_LOOKING,
+    ),
+]
 Levels = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LEVEL",
+        metavar="CHECK",
         autocompletion=_one_of("structure", "values", "weights", "tokenizer", "logits"),
         show_default=False,
-        help="structure, values, weights, tokenizer or logits; several by repeating or with commas. "
-        "All by default.",
+        help="The former name of --check.",
         rich_help_panel=_LOOKING,
+        hidden=True,
     ),
 ]
 Checksums = Annotated[
@@ -374,6 +385,6 @@ Fsync = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.", rich_help_panel=_RUNNING)
 ]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show details.", rich_help_panel=_RUNNING)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_RUNNING)]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show details.")]

@@ -29,9 +29,10 @@ _PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
 class ConsoleObserver(Observer):
     """Prints decisions and warnings, and draws a bar on a terminal or plain lines elsewhere."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, totals: bool = True) -> None:
         self._console = console
         self._quiet = quiet
+        self._totals = totals
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._total = self._done = 0
@@ -86,7 +87,8 @@ class ConsoleObserver(Observer):
         if self._bar:
             self._bar.stop()
             self._bar = None
-        self.note(self._line())
+        if self._totals:
+            self.note(self._line())
 
     def _line(self, *, going_on: bool = False) -> str:
         seconds = max(time.monotonic() - self._began, 1e-6)

@@ -7,7 +7,7 @@ import shlex
 import typer
 
 from llama_convert.cli.errors import print_json, stderr_console
-from llama_convert.cli.verify_report import page, print_report
+from llama_convert.cli.verify_report import VerifyDisplay, page, print_results
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
@@ -45,12 +45,13 @@ def show_result(
         from llama_convert.verification.verify import verify as run_verify
 
         asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
-        report = run_verify(result.destination, result.source, asked, observer)
+        with VerifyDisplay(stderr_console(), quiet=quiet or as_json) as display:
+            report = run_verify(result.destination, result.source, asked, display)
         result.files |= record_verification(result.destination, report.abstract)
         envelope |= result.to_json() | {"ok": report.ok, "exit_code": int(not report.ok)}
         envelope["verify"] = report.to_json()
         if not as_json:
-            print_report(report, quiet=quiet)
+            print_results(report, quiet=quiet)
     if as_json:
         print_json(envelope)
     if not envelope["ok"]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def verify_command(
     path: cli.Checked = None,
     source: cli.Against = None,
+    check: cli.Checks = None,
     level: cli.Levels = None,
     device: cli.Device = "auto",
     dtype: cli.ComputeDtype = "fp32",
@@ -27,24 +28,25 @@ def verify_command(
     llama_version: cli.LlamaVersion = None,
     tokenizer: cli.TokenizerPath = None,
     quiet: cli.Quiet = False,
+    verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
 ) -> None:
-    """Find any way in which a checkpoint is wrong; exit code 1 if there is one.
+    """Check a checkpoint, by itself or against its source. The exit code is 1 if a check fails.
 
-    PATH may be in either layout.  Five levels are looked at, the cheapest first:
+    PATH may be in Meta or Hugging Face format. The checks, the cheapest first:
 
       [bold]structure[/bold]  files, names, shapes, dtypes, index, hyper-parameters
 
-      [bold]values[/bold]     checksums, copies on the ranks, NaN and infinities
+      [bold]values[/bold]     checksums, replicas on the ranks, NaN and infinities
 
-      [bold]weights[/bold]    every tensor against the source, bit for bit
+      [bold]weights[/bold]    every tensor, compared exactly with the source
 
-      [bold]tokenizer[/bold]  against the original, on hard texts
+      [bold]tokenizer[/bold]  tokens, merges and difficult texts, compared with the original
 
-      [bold]logits[/bold]     both sides run, each by its owner's definition
+      [bold]logits[/bold]     forward passes of source and output, compared layer by layer
 
-    Without a source, logits ask whether the model speaks.
+    Without --source, weights is skipped and logits measures the perplexity of a built-in text.
 
     [bold]Examples[/bold]
 
@@ -52,28 +54,26 @@ def verify_command(
 
       llama-convert verify Llama3.1-8B-Instruct
 
-      llama-convert verify out --source in --level logits --report out.html
+      llama-convert verify out --source in --check logits --report out.html
 
       llama-convert verify out --source in --prompt "Once upon a time" --json
     """
     from llama_convert.cli.errors import outcome, print_json, stderr_console
 
-    console = stderr_console()
     with outcome(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.suggestions import tokenizer_named
-        from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report_file import check_report_file, write_verification
-        from llama_convert.cli.verify_report import print_report
+        from llama_convert.cli.verify_report import VerifyDisplay, print_results
         from llama_convert.conversion.verification_record import record_verification, require_manifest
         from llama_convert.errors import UsageError
-        from llama_convert.verification.options import VerifyOptions, parse_levels
+        from llama_convert.verification.options import VerifyOptions, parse_checks
         from llama_convert.verification.verify import verify
 
         if path is None:
-            hint = "llama-convert verify PATH --source ORIGINAL; see llama-convert verify --help"
-            raise UsageError("BAD_USAGE", "PATH is missing", hint=hint)
+            hint = "Run: llama-convert verify PATH --source ORIGINAL"
+            raise UsageError("BAD_USAGE", "PATH is missing.", hint=hint)
         options = VerifyOptions(
-            levels=parse_levels(level),
+            checks=parse_checks([*(check or []), *(level or [])]),
             device=device,
             dtype=dtype,
             n_positions=positions,
@@ -83,7 +83,7 @@ def verify_command(
             llama_version=llama_version,
             tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
-        _check_used(
+        _refuse_unused(
             options,
             {
                 "--device": device != VerifyOptions.device,
@@ -93,37 +93,42 @@ def verify_command(
                 "--max-new-tokens": max_new_tokens != VerifyOptions.max_new_tokens,
             },
         )
-        page = report and report.expanduser()
-        if page:
-            check_report_file(page)
+        report_file = report and report.expanduser()
+        if report_file:
+            check_report_file(report_file)
         if record:
             require_manifest(path)
-        observer = ConsoleObserver(console, quiet=quiet or as_json)
-        result = verify(path, source, options, observer)
-        if record:
-            record_verification(path, result.abstract)
-        if page:
-            write_verification(result, options, page)
+        with VerifyDisplay(stderr_console(), quiet=quiet or as_json, verbose=verbose) as display:
+            result = verify(path, source, options, display)
+            if record:
+                record_verification(path, result.abstract)
+            if report_file:
+                display.show("Writing the report")
+                write_verification(result, options, report_file)
         if as_json:
             exit_code = 0 if result.ok else 1
             print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})
         else:
-            print_report(result, quiet=quiet)
+            print_results(result, quiet=quiet, verbose=verbose)
         if not result.ok:
             raise typer.Exit(1)
 
 
-def _check_used(options: VerifyOptions, given: dict[str, bool]) -> None:
-    """Refuse options that would do nothing.
+def _refuse_unused(options: VerifyOptions, given: dict[str, bool]) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        options: the options of the verification.
+        given: options of the forward passes, and whether they were given.
 
     Raises:
-        UsageError: one of those given is of the forward passes, which are not run, or lacks its prompt.
+        UsageError: an option was given but no forward pass runs, or a limit of tokens without a prompt.
     """
     from llama_convert.errors import UsageError
-    from llama_convert.verification.report import Level
+    from llama_convert.verification.report import Check
 
     names = [name for name, is_given in given.items() if is_given]
-    if names and Level.LOGITS not in options.levels:
-        raise UsageError("BAD_USAGE", f"{names[0]} only applies to the logits. Add --level logits.")
+    if names and Check.LOGITS not in options.checks:
+        raise UsageError("BAD_USAGE", f"{names[0]} only applies to the logits check. Add --check logits.")
     if given["--max-new-tokens"] and options.prompt is None:
         raise UsageError("BAD_USAGE", "--max-new-tokens only applies with --prompt TEXT.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from llama_convert.findings import Finding
 from llama_convert.html_report.page import Block, Fact, FindingItem, FindingList, Folded, Section
@@ -23,11 +22,11 @@ def findings_section(findings: Sequence[Located]) -> Section | None:
 
 def _errors(errors: Sequence[Located]) -> Iterator[Block]:
     """Errors that no other explains, each with those that it explains; then those of unlisted errors."""
-    roots = [(origin, finding) for origin, finding in errors if _explanation(finding) is None]
+    roots = [(origin, finding) for origin, finding in errors if finding.explained_by is None]
     evidence: list[list[FindingItem]] = [[] for _ in roots]
     unlisted: list[FindingItem] = []
     for origin, finding in errors:
-        if _explanation(finding) is None:
+        if finding.explained_by is None:
             continue
         index = next((n for n, root in enumerate(roots) if _explains(root, finding)), None)
         (unlisted if index is None else evidence[index]).append(_item(origin, finding))
@@ -38,19 +37,16 @@ def _errors(errors: Sequence[Located]) -> Iterator[Block]:
         yield Folded(f"Explained by findings that are not listed ({len(unlisted)})", [FindingList(unlisted)])
 
 
-def _explanation(finding: Finding) -> Any:
-    """``Finding.explained_by``: the root cause of a finding; None if it is one itself."""
-    return getattr(finding, "explained_by", None)
-
-
 def _explains(root: Located, finding: Finding) -> bool:
     """Whether a root cause is the one that a finding refers to."""
     origin, cause = root
-    explanation = _explanation(finding)
-    if isinstance(explanation, str):
-        return explanation in (cause.code, cause.tensor, cause.file, cause.message)
-    named = (explanation.check, explanation.code, explanation.message, explanation.tensor)
-    return bool(named == (origin, cause.code, cause.message, cause.tensor))
+    named = finding.explained_by
+    return named is not None and (origin, cause.code, cause.message, cause.tensor) == (
+        named.check,
+        named.code,
+        named.message,
+        named.tensor,
+    )
 
 
 def _item(origin: str | None, finding: Finding, *, evidence: Sequence[FindingItem] = ()) -> FindingItem:

@@ -21,7 +21,7 @@ from llama_convert.html_report.page import Command, Facts, Section
 from llama_convert.inspection.records import Comparison, Inspection
 from llama_convert.names import as_printed
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import Level, Status, VerifyReport
+from llama_convert.verification.report import Check, Status, VerifyReport
 
 _MAX_BYTES = 4 << 20
 _DEFAULTS = VerifyOptions()
@@ -75,7 +75,7 @@ def current_run(
         date: when; now by default.
     """
     has_forward_pass = isinstance(result, VerifyReport) and any(
-        level.level is Level.LOGITS and level.status is not Status.SKIPPED for level in result.levels
+        check.check is Check.LOGITS and check.status is not Status.SKIPPED for check in result.checks
     )
     return RunInfo(
         command=command,
@@ -93,8 +93,8 @@ def verify_command(report: VerifyReport, options: VerifyOptions) -> str:
     words: list[object] = ["verify", _printed(report.path)]
     if report.source is not None:
         words += ["--source", _printed(report.source)]
-    if options.levels != _DEFAULTS.levels:
-        words += ["--level", ",".join(level.value for level in options.levels)]
+    if options.checks != _DEFAULTS.checks:
+        words += ["--check", ",".join(check.value for check in options.checks)]
     for name, value, default in (
         ("--device", options.device, _DEFAULTS.device),
         ("--dtype", options.dtype, _DEFAULTS.dtype),

@@ -41,7 +41,7 @@ from llama_convert.html_report.tensor_grid import TensorValue
 from llama_convert.html_report.visible_text import visible_token
 from llama_convert.names import as_printed
 from llama_convert.units import format_size
-from llama_convert.verification.report import Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Check, CheckReport, Status, VerifyReport
 
 Measures = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def verification_page(report: VerifyReport, run: RunInfo | None = None) -> Page:
     """
     status, tone, summary = _verdict(report)
     findings = findings_section(_located(report))
-    sections = [Section("Checks", [_checks(report)]), *([findings] if findings else [])]
+    sections = [Section("Checks", list(_checks(report))), *([findings] if findings else [])]
     if not report.ok:
         sections.reverse()
     sections += _measurements(report)
@@ -95,7 +95,7 @@ def verification_page(report: VerifyReport, run: RunInfo | None = None) -> Page:
         sections.append(Section("Completions", [_completions(report.completions)]))
     if report.files:
         sections.append(Section("Official checksums", [_official_checksums(report)]))
-    if limits := [block for level in report.levels for block in _limits(level)]:
+    if limits := [block for check in report.checks for block in _limits(check)]:
         sections.append(Section("Limits", limits))
     if run:
         sections.append(run.section)
@@ -119,12 +119,12 @@ def folder_name(path: Path | str) -> str:
 def _verdict(report: VerifyReport) -> tuple[str, Tone, str]:
     """The result in a word, its tone and in sentences; INCOMPLETE if every check was skipped."""
     passed, failed, skipped = (
-        [level.level.value for level in report.levels if level.status is status]
+        [check.check.value for check in report.checks if check.status is status]
         for status in (Status.PASS, Status.FAIL, Status.SKIPPED)
     )
     if not passed and not failed:
         return "INCOMPLETE", "warn", "No check ran."
-    warnings = sum(finding.is_warning for level in report.levels for finding in level.findings)
+    warnings = sum(finding.is_warning for check in report.checks for finding in check.findings)
     rest = f" Skipped: {enumeration(skipped)}." if skipped else ""
     rest += f" {count(warnings, 'warning')}." if warnings else ""
     n_run = len(passed) + len(failed)
@@ -134,46 +134,50 @@ def _verdict(report: VerifyReport) -> tuple[str, Tone, str]:
 
 
 def _facts(report: VerifyReport) -> Iterator[Fact]:
-    yield "Output", f"{report.path} ({FORMATS.get(report.layout, report.layout)})"
+    yield "Output", f"{report.path} ({FORMATS.get(report.format, report.format)})"
     if report.source:
-        layout = report.source_layout or "unknown format"
-        yield "Source", f"{report.source} ({FORMATS.get(layout, layout)})"
+        format_name = report.source_format or "unknown format"
+        yield "Source", f"{report.source} ({FORMATS.get(format_name, format_name)})"
     else:
         yield "Source", "none: the output is verified by itself"
     yield "Release", report.release or "not recognized"
 
 
 def _located(report: VerifyReport) -> list[tuple[str | None, Finding]]:
-    return [(level.level.value, finding) for level in report.levels for finding in level.findings]
+    return [(check.check.value, finding) for check in report.checks for finding in check.findings]
 
 
-def _checks(report: VerifyReport) -> Table:
+def _checks(report: VerifyReport) -> Iterator[Block]:
+    """A row for each check; what else was checked and measured is folded below."""
     columns = [Column("Check"), Column("Status", "status"), Column("Summary"), Column("Time", "number")]
     rows = [
         (
-            level.level.value,
-            level.status.value,
-            level.summary,
-            "–" if level.status is Status.SKIPPED else format_seconds(level.seconds),
+            check.check.value,
+            check.status.value,
+            check.summary,
+            "–" if check.status is Status.SKIPPED else format_seconds(check.seconds),
         )
-        for level in report.levels
+        for check in report.checks
     ]
-    return Table(columns, rows)
+    yield Table(columns, rows)
+    details = [(check.check.value, check.details) for check in report.checks if check.details]
+    if details:
+        yield Folded("Details", [Table([Column("Check"), Column("Checked and measured")], details)])
 
 
 def _measurements(report: VerifyReport) -> Iterator[Section]:
     """A section for each group of measures that exists."""
-    measures: dict[Level, Measures] = {level.level: level.measures for level in report.levels}
+    measures: dict[Check, Measures] = {check.check: check.measures for check in report.checks}
     if figures := [figure for each in measures.values() for figure in _single_figures(each)]:
         yield Section("Key figures", [Facts(figures, prominent=True)])
-    if tensors := measures.get(Level.WEIGHTS, {}).get("tensors"):
+    if tensors := measures.get(Check.WEIGHTS, {}).get("tensors"):
         yield weights_section(tensors)
-    logits = measures.get(Level.LOGITS, {})
+    logits = measures.get(Check.LOGITS, {})
     if logits.get("layers"):
         yield _layers_section(logits)
     if logits.get("kl"):
         yield _kl_section(logits)
-    if norms := measures.get(Level.VALUES, {}).get("norms"):
+    if norms := measures.get(Check.VALUES, {}).get("norms"):
         yield _norms_section(norms)
 
 
@@ -381,7 +385,7 @@ def _official_checksums(report: VerifyReport) -> Folded:
         (
             file.file,
             file.verdict,
-            "; ".join(filter(None, [file.message, getattr(file, "provenance", None)])),
+            "; ".join(filter(None, [file.message, file.provenance])),
             f"{file.algorithm} {file.digest}" if file.digest else "–",
             format_size(file.size),
         )
@@ -391,21 +395,21 @@ def _official_checksums(report: VerifyReport) -> Folded:
     return Folded(f"{count(len(rows), 'file')}: {summary}", [Table(columns, rows)])
 
 
-def _limits(level: LevelReport) -> Iterator[Block]:
+def _limits(check: CheckReport) -> Iterator[Block]:
     """The limits of a check with the max of the measures that each applies to, and the reason for them."""
-    limits: dict[str, Any] = dict(level.measures.get("threshold", {}))
-    if "limit" in level.measures:
-        limits["bits_per_byte"] = level.measures["limit"]
+    limits: dict[str, Any] = dict(check.measures.get("threshold", {}))
+    if "limit" in check.measures:
+        limits["bits_per_byte"] = check.measures["limit"]
     reason = limits.pop("reason", None)
     if not limits:
         return
     rows = []
     for name, limit in limits.items():
-        value = max(_limited(level.measures, name), key=error_order, default=math.nan)
+        value = max(_limited(check.measures, name), key=error_order, default=math.nan)
         status = "within" if value <= limit else "exceeded"
         rows.append((_LIMITS.get(name, name), format_number(limit), format_number(value), status))
     columns = [
-        Column(f"Limit of {level.level.value}"),
+        Column(f"Limit of {check.check.value}"),
         Column("Limit", "number"),
         Column("Max", "number"),
         Column("Status", "status"),

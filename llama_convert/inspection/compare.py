@@ -19,8 +19,14 @@ from llama_convert.inspection.records import Comparison, Inspection, Mismatch, V
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import mounted
-from llama_convert.verification.assumed_release import agreed
-from llama_convert.verification.tensor_pairs import Difference, Pair, Rows, differing, pairs
+from llama_convert.verification.inputs import with_agreed_release
+from llama_convert.verification.tensor_pairs import (
+    TensorDifference,
+    TensorPair,
+    TensorRows,
+    differences_of,
+    pairs_of,
+)
 
 Entries = dict[Weight | str, Entry]
 
@@ -80,7 +86,7 @@ def _compare(a: Opened, b: Opened, observer: Observer | None) -> Comparison:
 
 def _with_same_release(a: Opened, b: Opened) -> tuple[Opened, Opened]:
     """Both, with a Meta checkpoint read as the release of the other one if its files allow that."""
-    input_b, input_a, _ = agreed(b.input, a.input)
+    input_b, input_a, _ = with_agreed_release(b.input, a.input)
     return replace(a, input=input_a), replace(b, input=input_b)
 
 
@@ -147,7 +153,7 @@ def _compare_values(
         try:
             all_pairs = _pairs(a, b, files)
             with count_bytes(observer, sum(pair.found.stored.nbytes for pair in all_pairs), "compared"):
-                found += [_value_difference(each) for each in differing(all_pairs, observer.advance)]
+                found += [_value_difference(each) for each in differences_of(all_pairs, observer.advance)]
         except OutputError:
             raise
         except InputError as error:
@@ -155,14 +161,14 @@ def _compare_values(
     return found, len(all_pairs), []
 
 
-def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
+def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[TensorPair]:
     """Tensors to compare: whole weights with rows in the same order, or within one format tensors as stored.
 
     Raises:
         InputError: the formats differ, and the head size that determines the order of rows is unknown.
     """
     if a.input.checkpoint and b.input.checkpoint:
-        return pairs(a.input.checkpoint, b.input.checkpoint, files)
+        return pairs_of(a.input.checkpoint, b.input.checkpoint, files)
     if a.format != b.format:
         unknown = a if a.input.checkpoint is None else b
         message = "Q/K rows are ordered differently in the two formats, and the head size is unknown."
@@ -170,10 +176,10 @@ def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
         raise InputError("VALUES_NOT_COMPARED", message, file=unknown.path, hint=hint)
     entries_a = _by_weight(a)
     return [
-        Pair(
+        TensorPair(
             entry.weight,
-            Rows(files, entries_a[name].stored, entry.stored.dtype),
-            Rows(files, entry.stored, entry.stored.dtype),
+            TensorRows(files, entries_a[name].stored, entry.stored.dtype),
+            TensorRows(files, entry.stored, entry.stored.dtype),
             0,
             False,
         )
@@ -182,7 +188,7 @@ def _pairs(a: Opened, b: Opened, files: SourceFiles) -> list[Pair]:
     ]
 
 
-def _value_difference(difference: Difference) -> ValueDifference:
+def _value_difference(difference: TensorDifference) -> ValueDifference:
     return ValueDifference(
         name=difference.pair.name,
         elements=difference.elements,

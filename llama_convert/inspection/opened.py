@@ -81,7 +81,7 @@ class Opened:
     @property
     def format(self) -> str:
         """``meta`` or ``huggingface``."""
-        return self.input.layout
+        return self.input.format
 
 
 def open_any(path: Path) -> Opened:
@@ -100,7 +100,7 @@ def open_any(path: Path) -> Opened:
             Entry(stored, stored.shape, weight) for weight, stored in found.checkpoint.weights.items()
         ] + list(_non_weights(found.checkpoint))
     else:
-        entries = _entries(_readable_files(weight_files(folder, found.layout)), found.layout)
+        entries = _entries(_readable_files(weight_files(folder, found.format)), found.format)
     if not entries and not any((folder / name).exists() for name in ("params.json", "config.json")):
         raise problems[0]
     return Opened(path, folder, found, entries, problems=problems)

@@ -29,7 +29,7 @@ def inspect_tokenizer(opened: Opened) -> tuple[Tokenizer | None, list[Finding]]:
     if file is None:
         return None, [Finding("TOKENIZER_MISSING", "No tokenizer found.", severity="warning")]
     try:
-        tokenizer = _read_tokenizer(file, opened.input.words)
+        tokenizer = _read_tokenizer(file, opened.input.meta_tokenizer)
     except LlamaConvertError as error:
         return None, [Finding.of(error)]
     rows = opened.input.checkpoint.config.vocab_size if opened.input.checkpoint else None

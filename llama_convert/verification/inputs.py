@@ -1,4 +1,4 @@
-"""What is verified, or verified against: a checkpoint in either layout, opened as far as it can be."""
+"""Checkpoints to verify or to verify against: opened as far as possible, and their release agreed upon."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from llama_convert.checkpoints.folders import below, is_huggingface
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, survey
 from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.manifest_check import recorded_version
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.llama.config import LlamaConfig
+from llama_convert.llama.releases import Release
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
 Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
@@ -18,71 +22,134 @@ Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
 
 @dataclass(frozen=True)
 class Input:
-    """A folder, its layout, and its checkpoint unless its headers are too wrong for one."""
+    """A folder with a checkpoint in Meta or Hugging Face format."""
 
     folder: Path
-    layout: str
+    format: str
+    """``meta`` or ``huggingface``."""
     checkpoint: Checkpoint | None
+    """None if the headers are too damaged to open it."""
     problems: list[LlamaConvertError] = field(default_factory=list)
-    """Everything that is wrong with its headers."""
+    """Everything that is wrong with the headers."""
     tokenizer: Path | None = None
-    """``tokenizer.model`` of a Meta folder, ``tokenizer.json`` of the other kind."""
-    words: Tokenizer | None = None
-    """What a Meta folder's ``tokenizer.model`` holds, unless it is damaged."""
+    """``tokenizer.model`` in Meta format, ``tokenizer.json`` in Hugging Face format."""
+    meta_tokenizer: Tokenizer | None = None
+    """The content of a Meta folder's ``tokenizer.model``; None if it is missing or damaged."""
 
     @property
     def release(self) -> str | None:
-        """The release its files tell of; only Meta's do."""
+        """The detected release; None for Hugging Face format, whose files do not name it."""
         return self.checkpoint.identity.title if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
 def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:
-    """The checkpoint in a folder, whichever layout it has.
+    """Open the checkpoint in a folder, in either format.
 
     Args:
-        path: what the user named.
-        version: the release to take a Meta checkpoint for, where its files allow several.
-        tokenizer: ``tokenizer.model`` of a Meta checkpoint that lies elsewhere.
+        path: the folder.
+        version: the release of a Meta checkpoint, where its files allow several.
+        tokenizer: the ``tokenizer.model`` of a Meta checkpoint, if it is in another folder.
 
     Raises:
-        InputError: there is no checkpoint here.
-        UsageError: ``version`` cannot be true of the files.
+        InputError: the folder contains no checkpoint.
+        UsageError: the files rule ``version`` out.
     """
     if not path.is_dir():
         raise no_checkpoint_at(path, None)
     if is_huggingface(path):
-        return _huggingface_side(path)
+        return _open_huggingface(path)
     try:
         folder = locate(path)
     except InputError as error:
         if error.code not in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
             return Input(path, "meta", None, [error])
-        settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
-        if settings and error.code == "INPUT_NOT_FOUND":
-            return _huggingface_side(path)
+        has_settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
+        if has_settings and error.code == "INPUT_NOT_FOUND":
+            return _open_huggingface(path)
         if error.file != path:
             raise
         raise no_checkpoint_at(path, None) from None
     if folder.path != path and any(below(path, is_huggingface)):
         raise no_checkpoint_at(path, None)
-    return _meta_side(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
+    return _open_meta(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
 
 
-def _huggingface_side(path: Path) -> Input:
+def _open_huggingface(path: Path) -> Input:
     checkpoint, problems = survey(path)
     tokenizer = path / "tokenizer.json"
     return Input(path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
 
 
-def _meta_side(folder: MetaFolder, version: str | None) -> Input:
-    words = None
+def _open_meta(folder: MetaFolder, version: str | None) -> Input:
+    tokenizer = None
     if folder.tokenizer is not None:
         try:
-            words = open_tokenizer(folder.tokenizer)
+            tokenizer = open_tokenizer(folder.tokenizer)
         except InputError:
-            words = None  # the tokenizer level says what is wrong with it
+            tokenizer = None  # the tokenizer check reports it
     try:
-        checkpoint = open_meta(folder, words.kind if words else None, version)
+        checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, version)
     except InputError as error:
-        return Input(folder.path, "meta", None, [error], folder.tokenizer, words)
-    return Input(folder.path, "meta", checkpoint, [], folder.tokenizer, words)
+        return Input(folder.path, "meta", None, [error], folder.tokenizer, tokenizer)
+    return Input(folder.path, "meta", checkpoint, [], folder.tokenizer, tokenizer)
+
+
+def declared_config(checkpoint: Checkpoint) -> LlamaConfig:
+    """The hyper-parameters that other readers take from the folder, which may read config.json alone."""
+    if isinstance(checkpoint, HuggingFaceCheckpoint):
+        return checkpoint.settings.llama
+    return checkpoint.config
+
+
+def config_file(checkpoint: Checkpoint) -> str:
+    """Name of the file with the hyper-parameters."""
+    return "config.json" if isinstance(checkpoint, HuggingFaceCheckpoint) else "params.json"
+
+
+def with_agreed_release(output: Input, source: Input) -> tuple[Input, Input, list[str]]:
+    """Output and source, each read as the release that the conversion assumed, if its files allow that.
+
+    Files in Meta format do not always identify their release, which decides the RoPE factor and the context
+    length.  The manifest of the output names it; without a manifest, the settings of the other checkpoint do.
+
+    Returns:
+        The output, the source, and a note for each whose release differs from the default.
+    """
+    weights = output.checkpoint.weights.values() if output.checkpoint else ()
+    recorded = recorded_version(output.folder, weights)
+    source, note_on_source = _as_release(source, output, recorded)
+    output, note_on_output = _as_release(output, source, recorded)
+    return output, source, [note for note in (note_on_source, note_on_output) if note]
+
+
+def _as_release(one: Input, other: Input, recorded: str | None) -> tuple[Input, str | None]:
+    checkpoint = one.checkpoint
+    if not isinstance(checkpoint, MetaCheckpoint) or not checkpoint.identity.alternatives:
+        return one, None
+    readings = checkpoint.identity.readings
+    release = next((each for each in readings if each.version == recorded), None)
+    reason = f"recorded in {MANIFEST}"
+    if release is None and other.checkpoint is not None:
+        release = _release_like(checkpoint, other.checkpoint)
+        reason = f"matches {config_file(other.checkpoint)} of {other.folder}"
+    if release is None or release is checkpoint.identity.release:
+        return one, None
+    read = checkpoint.as_release(release, reason)
+    note = (
+        f"{one.folder}: Assuming {read.identity.title} ({reason}) instead of {checkpoint.identity.title}. "
+        "Use --llama-version to override."
+    )
+    return replace(one, checkpoint=read), note
+
+
+def _release_like(checkpoint: MetaCheckpoint, other: Checkpoint) -> Release | None:
+    """The possible release with the RoPE settings, and preferably the context length, of another one."""
+    wanted = declared_config(other)
+    configs = {each: checkpoint.as_release(each, "").config for each in checkpoint.identity.readings}
+    same_rope = [
+        each
+        for each, config in configs.items()
+        if (config.rope_theta, config.rope_scaling) == (wanted.rope_theta, wanted.rope_scaling)
+    ]
+    same_length = [each for each in same_rope if configs[each].context_length == wanted.context_length]
+    return next(iter(same_length or same_rope), None)

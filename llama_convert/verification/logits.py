@@ -1,4 +1,4 @@
-"""The *logits* level and generation: which tokens run where, and what is said of it."""
+"""The *logits* check: which tokens run, and how the result is reported."""
 
 from __future__ import annotations
 
@@ -9,51 +9,48 @@ import torch
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import LlamaConvertError
 from llama_convert.findings import Finding
-from llama_convert.verification.context import Context, Outcome, SkippedError, lacking
+from llama_convert.verification.context import Context, SkippedError
 from llama_convert.verification.inputs import Checkpoint
-from llama_convert.verification.model_comparison import check_logits
-from llama_convert.verification.passage import MAX_BITS_PER_BYTE, PASSAGE
-from llama_convert.verification.perplexity import completion, hardness
-from llama_convert.verification.streamed_model import open_reading, pick_device
-from llama_convert.verification.text_tokenizer import Words, open_text_tokenizer
+from llama_convert.verification.model_comparison import compare_models
+from llama_convert.verification.perplexity import BUILTIN_TEXT, MAX_BITS_PER_BYTE, perplexity_of
+from llama_convert.verification.report import Outcome
+from llama_convert.verification.sandbox import IsolatedTokenizer
+from llama_convert.verification.streamed_model import bytes_per_layer, open_model, pick_device
 
 
-def check_logits_level(context: Context) -> Outcome:
-    """Run both sides and compare, or without a source see whether the output speaks."""
+def check_logits(context: Context) -> Outcome:
+    """Run output and source and compare them; without a source, measure the perplexity of the output."""
     output, source = context.opened(whole=True)
-    return _compared(context, output, source) if source else _alone(context, output)
+    return _against_source(context, output, source) if source else _perplexity(context, output)
 
 
-def _compared(context: Context, output: Checkpoint, source: Checkpoint) -> Outcome:
+def _against_source(context: Context, output: Checkpoint, source: Checkpoint) -> Outcome:
     device = pick_device(context.options.device)
     tokens = _tokens(context, min(output.config.vocab_size, source.config.vocab_size))
     n_layers = min(output.config.n_layers, source.config.n_layers)
     per_layer = sum(weight.nbytes for weight in output.weights.values()) // n_layers
     with context.progress(per_layer * n_layers, "run"):
-        findings, measures = check_logits(
+        findings, measures = compare_models(
             source, output, tokens, device, context.compute, lambda: context.observer.advance(per_layer)
         )
     _add_texts(context, measures.get("predictions", []))
     if not measures:
-        return "nothing could be run: the sides differ in size", findings, {}
-    summary = (
-        f"{len(tokens)} tokens at positions up to {measures['positions'][-1]:,}, {device}, "
-        f"{context.compute}: KL at most {measures['max_kl']:.1e}, top-1 agreement "
-        f"{measures['top1_agreement']:.1%}, logits within {measures['max_logit_difference']:.1e}"
-    )
-    return summary, findings, measures
+        return Outcome("Source and output have different shapes and cannot be compared", findings)
+    summary = f"Max KL divergence {measures['max_kl']:.1e}, top-1 agreement {measures['top1_agreement']:.1%}"
+    max_position, difference = measures["positions"][-1], measures["max_logit_difference"]
+    how = f"{len(tokens)} tokens at positions up to {max_position:,} on {device} in {context.compute}"
+    return Outcome(summary, findings, measures, f"{how}, max logit difference {difference:.1e}")
 
 
 def _tokens(context: Context, vocab_size: int) -> torch.Tensor:
-    """The ids to run: the passage where there is a tokenizer, chance elsewhere."""
+    """Token ids to run: the built-in text if there is a tokenizer, random ids otherwise."""
     n = context.options.n_positions
-    for side in context.sides:
-        words = open_text_tokenizer(side)
-        if words is None:
+    for each in context.inputs:
+        if each.tokenizer is None:
             continue
         try:
-            ids = (words.encode(PASSAGE) * n)[:n]
-        except LlamaConvertError:  # the tokenizer level says what is wrong with it
+            ids = (IsolatedTokenizer(each.tokenizer).encode(BUILTIN_TEXT) * n)[:n]
+        except LlamaConvertError:  # the tokenizer check reports it
             continue
         if max(ids) < vocab_size:
             return torch.tensor(ids)
@@ -61,72 +58,54 @@ def _tokens(context: Context, vocab_size: int) -> torch.Tensor:
 
 
 def _add_texts(context: Context, predictions: list[dict[str, Any]]) -> None:
-    """Add the text of each id, ``token_text`` for ``token``, where a tokenizer can decode it."""
+    """Add the text of each id, ``token_text`` for ``token``, if a tokenizer can decode it."""
     names = ("token", "source_top1", "output_top1")
     ids = sorted({prediction[name] for prediction in predictions for name in names})
-    for side in context.sides:
-        tokenizer = open_text_tokenizer(side)
-        if tokenizer is None or not ids:
+    for each in context.inputs:
+        if each.tokenizer is None or not ids:
             continue
         try:
-            texts = dict(zip(ids, tokenizer.decode_each(ids), strict=True))
-        except LlamaConvertError:  # the tokenizer check reports what is wrong with it
+            texts = dict(zip(ids, IsolatedTokenizer(each.tokenizer).decode_each(ids), strict=True))
+        except LlamaConvertError:  # the tokenizer check reports it
             continue
         for prediction in predictions:
             prediction |= {f"{name}_text": texts[prediction[name]] for name in names}
         return
 
 
-def _alone(context: Context, output: Checkpoint) -> Outcome:
-    words = open_text_tokenizer(context.output)
-    if words is None:
-        raise SkippedError("there is no tokenizer to read a text with, and no source to compare with")
-    ids = words.encode(PASSAGE)
-    if max(ids) >= output.config.vocab_size:
-        message = f"gives id {max(ids)}, the embedding has {output.config.vocab_size} rows"
-        return "", [Finding("TOKENIZER_MISMATCH", message, file="tokenizer.json")], {}
-    device = pick_device(context.options.device)
-    per_layer = sum(weight.nbytes for weight in output.weights.values()) // output.config.n_layers
+def _perplexity(context: Context, output: Checkpoint) -> Outcome:
+    file = context.output.tokenizer
+    if file is None:
+        raise SkippedError(
+            "No tokenizer to encode the built-in text, and no source to compare with (--source)"
+        )
+    ids, n_rows = IsolatedTokenizer(file).encode(BUILTIN_TEXT), output.config.vocab_size
+    if max(ids) >= n_rows:
+        message = f"The tokenizer produces id {max(ids)}; the embedding has {n_rows} rows."
+        finding = Finding("TOKENIZER_MISMATCH", message, file=file.name)
+        return Outcome("The tokenizer does not fit the embedding", [finding])
+    device, per_layer = pick_device(context.options.device), bytes_per_layer(output)
     with context.progress(per_layer * output.config.n_layers, "run"), SourceFiles() as files:
-        reading = open_reading(output, files, device, getattr(torch, context.compute.name))
-        found = hardness(reading, ids, lambda: context.observer.advance(per_layer))
+        model = open_model(output, files, device, getattr(torch, context.compute.name))
+        result = perplexity_of(model, ids, lambda: context.observer.advance(per_layer))
     measures = {
-        "bits_per_byte": found.bits_per_byte,
-        "perplexity": found.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "perplexity": result.perplexity,
         "limit": MAX_BITS_PER_BYTE,
     }
-    figures = f"{found.bits_per_byte:.2f} bits per byte (perplexity {found.perplexity:.1f} per token)"
-    summary = f"simple English costs it {figures}; limit {MAX_BITS_PER_BYTE}"
-    if found.bits_per_byte <= MAX_BITS_PER_BYTE:
-        return summary, [], measures
-    finding = Finding(
-        "DOES_NOT_SPEAK",
-        f"it finds simple English hard: {figures}",
+    summary = f"{result.bits_per_byte:.2f} bits per byte on the built-in text (limit {MAX_BITS_PER_BYTE})"
+    how = f"{result.n_tokens} tokens on {device} in {context.compute}"
+    details = f"{how}, perplexity {result.perplexity:.1f} per token"
+    findings = [] if result.bits_per_byte <= MAX_BITS_PER_BYTE else [_high_perplexity(result.bits_per_byte)]
+    return Outcome(summary, findings, measures, details)
+
+
+def _high_perplexity(bits_per_byte: float) -> Finding:
+    return Finding(
+        "HIGH_PERPLEXITY",
+        "Perplexity of the built-in English text is too high.",
         expected=f"at most {MAX_BITS_PER_BYTE} bits per byte",
-        found=f"{found.bits_per_byte:.2f}",
-        hint="scrambled weights, a wrong tokenizer, or a model that never learnt English: --source tells",
+        found=f"{bits_per_byte:.2f} bits per byte",
+        hint="The weights are scrambled, the tokenizer is wrong, or the model was not trained on English. "
+        "Pass --source ORIGINAL to compare the weights.",
     )
-    return summary, [finding], measures
-
-
-def completions(context: Context) -> dict[str, str]:
-    """What each side says after the prompt; nothing where there is none, or no tokenizer."""
-    if context.options.prompt is None:
-        return {}
-    device, result = pick_device(context.options.device), {}
-    for name, side in zip(("output", "source"), context.sides, strict=False):
-        words = open_text_tokenizer(side)
-        if words is None or side.checkpoint is None or lacking(side.checkpoint):
-            continue
-        ids = words.encode(context.options.prompt)
-        with SourceFiles() as files:
-            reading = open_reading(side.checkpoint, files, device, getattr(torch, context.compute.name))
-            said = completion(reading, ids, context.options.max_new_tokens)
-        result[name] = _added_text(words, ids, said)
-    return result
-
-
-def _added_text(words: Words, ids: list[int], said: list[int]) -> str:
-    """What was said after the prompt; decoded with it, for the sake of spaces."""
-    whole, prompt = words.decode([*ids, *said]), words.decode(ids)
-    return whole[len(prompt) :] if whole.startswith(prompt) else words.decode(said)

@@ -1,8 +1,7 @@
-"""Recognises official Llama files by the sizes and checksums that the public has noted of them.
+"""Official Llama files, recognized by their published sizes and checksums.
 
-An equal digest says which file it is.  An unequal one proves nothing: a size follows from shapes, which base,
-chat and fine-tuned models share; not every official file has a published digest, and some that were published
-were wrong.
+An equal checksum identifies a file.  An unequal one proves nothing: a size follows from shapes, which base,
+chat and fine-tuned models share, and not every official file has a published checksum.
 """
 
 from __future__ import annotations
@@ -10,39 +9,43 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from llama_convert.formats.files import Reader, read_into, reading
+from llama_convert.verification.context import Context
+from llama_convert.verification.inputs import Input
 from llama_convert.verification.report import FileIdentity
 
 _BLOCK = 1 << 20
 _WEIGHTS = {".pth", ".safetensors", ".bin"}
+_MAX_SETTINGS = 1 << 20
+"""Bytes of a settings file.  So many files have each small size that an equal size means nothing."""
 # The strongest first.
 _CONFIDENCE = {"two": "two public sources agree", "one": "one public source", "computed": "computed"}
 _ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}
-_FOREIGN = ": fine-tuned, re-saved or damaged, or an official file whose checksum was not published"
 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One line of official_files.csv: a file and one digest of it, or its size where no digest is known."""
+    """One line of official_files.csv: a file and one checksum of it, or its size if no checksum is known."""
 
-    layout: str
+    format: str
+    """``meta`` or ``hf``."""
     release: str
     repository: str
     file: str
-    """Its path in the repository; ``?`` stands for any digit."""
+    """Its path in the repository; ``?`` matches any digit."""
     size: int | None
     algorithm: str
     digest: str
-    """In lower-case hexadecimal; empty where none was published."""
+    """In lower-case hexadecimal; empty if none was published."""
     confidence: str
-    """``two`` sources agree, ``one``, or ``computed``: from a text rebuilt or a file held, or a size from
-    shapes."""
+    """``two`` sources agree, ``one`` source, or ``computed``: from a reconstructed text, from a copy of the
+    file, or a size from shapes."""
     source: str
 
     @property
@@ -53,47 +56,73 @@ class OfficialFile:
 
 @cache
 def official_files() -> tuple[OfficialFile, ...]:
-    """All that is known, read once."""
+    """All known official files; read once."""
     with (files("llama_convert.verification") / "official_files.csv").open(encoding="utf-8") as stream:
         return tuple(_official_file(row) for row in csv.DictReader(stream))
 
 
 def _official_file(row: dict[str, str]) -> OfficialFile:
-    size = row.pop("bytes")
-    return OfficialFile(size=int(size) if size else None, **row)
+    size, format_ = row.pop("bytes"), row.pop("layout")
+    return OfficialFile(format=format_, size=int(size) if size else None, **row)
+
+
+def identify_files(context: Context) -> list[FileIdentity]:
+    """The files of output and source that are official, or have the size of an official file.
+
+    With `VerifyOptions.checksums` every file is read and listed.
+    """
+    force = context.options.checksums is True
+    prefixes = zip(("", "source: "), context.inputs, strict=False)
+    every = [(prefix, file) for prefix, each in prefixes for file in _files_of(each)]
+    sizes = [file.stat().st_size for _, file in every]
+    total = sum(size for size in sizes if _algorithms_for(size, force))
+    identities = []
+    with context.progress(total, "hashed"):
+        for prefix, file in every:
+            identity = identify_file(file, force=force, progress=context.observer.advance)
+            if force or identity.verdict != "unknown":
+                identities.append(replace(identity, file=prefix + identity.file))
+    return identities
+
+
+def _files_of(one: Input) -> list[Path]:
+    result = sorted(file for file in one.folder.iterdir() if file.is_file())
+    if one.tokenizer and not one.tokenizer.parent.samefile(one.folder):
+        result.append(one.tokenizer)
+    return result
 
 
 def identify_file(
     file: Path, *, force: bool = False, progress: Callable[[int], None] | None = None
 ) -> FileIdentity:
-    """Tell which official file ``file`` is; it is read only if its size is that of one whose digest is known.
+    """Which official file ``file`` is; it is read only if an official file of its size has a known checksum.
 
-    May be called from several threads at once: digesting does not hold Python's lock.
+    Safe to call from several threads at once: hashing releases the GIL.
 
     Args:
         file: the file.
-        force: read it whatever its size, since the sizes of some official files were never published.
-        progress: is told how many more bytes were read.
+        force: read it whatever its size, because the sizes of some official files were never published.
+        progress: receives the number of bytes read since its last call.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
         OutputError: it cannot be read.
     """
     with reading(file) as reader:
         size = reader.size
-        digests = _digests(reader, _wanted(size, force), progress)
+        digests = _digests(reader, _algorithms_for(size, force), progress)
     return _identity(file.name, size, digests)
 
 
-def _wanted(size: int, force: bool) -> set[str]:
-    """The algorithms whose digests may tell something of a file of this size."""
+def _algorithms_for(size: int, force: bool) -> set[str]:
+    """The algorithms of the published checksums of files of this size; with ``force`` of all files."""
     return {row.algorithm for row in official_files() if row.digest and (force or row.size == size)}
 
 
 def _digests(
     reader: Reader, algorithms: Iterable[str], progress: Callable[[int], None] | None
 ) -> dict[str, str]:
-    """All digests in one pass; no byte is read if none is wanted."""
+    """All checksums in one pass; without algorithms no byte is read."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     block, position = memoryview(bytearray(_BLOCK)), 0
     while hashes and (count := read_into(reader, block, position)):
@@ -108,56 +137,67 @@ def _digests(
 def _identity(name: str, size: int, digests: dict[str, str]) -> FileIdentity:
     equal = [row for row in official_files() if row.digest and row.digest == digests.get(row.algorithm)]
     if equal:
-        best = min(equal, key=_doubt)
-        return FileIdentity(name, size, "official", _official(best, equal), best.algorithm, best.digest)
-    verdict, message = _unequal(name, size, digests)
+        best = min(equal, key=_rank)
+        message, evidence = f"matches the official checksum of {best.release}", _provenance(best, equal)
+        return FileIdentity(name, size, "official", message, best.algorithm, best.digest, evidence)
+    verdict, message, provenance = _without_match(name, size, digests)
     algorithm = next((algorithm for algorithm in _ALGORITHMS if algorithm in digests), None)
-    return FileIdentity(name, size, verdict, message, algorithm, digests[algorithm] if algorithm else None)
+    digest = digests[algorithm] if algorithm else None
+    return FileIdentity(name, size, verdict, message, algorithm, digest, provenance)
 
 
-def _doubt(row: OfficialFile) -> tuple[int, int]:
-    """What the best of several equal digests has the least of."""
+def _rank(row: OfficialFile) -> tuple[int, int]:
+    """Sorts the row with the strongest evidence first."""
     return list(_CONFIDENCE).index(row.confidence), list(_ALGORITHMS).index(row.algorithm)
 
 
-def _official(best: OfficialFile, equal: list[OfficialFile]) -> str:
+def _provenance(best: OfficialFile, equal: list[OfficialFile]) -> str:
     others = dict.fromkeys(row.repository for row in equal if row.repository != best.repository)
     return (
-        f"is {best.file} of {best.release} ({best.repository}) by its {_ALGORITHMS[best.algorithm]}; "
+        f"{best.file} of {best.repository}, {_ALGORITHMS[best.algorithm]}, "
         f"{_CONFIDENCE[best.confidence]}: {best.source}"
-        + (f"; the same file is in {', '.join(others)}" if others else "")
+        + (f". The same file is in {', '.join(others)}" if others else "")
     )
 
 
-def _unequal(name: str, size: int, digests: dict[str, str]) -> tuple[str, str]:
-    """Verdict and message on a file with the digest of no official file."""
-    alike = [row for row in official_files() if row.size == size and _alike(row, name)]
-    unpublished = [row for row in alike if not row.digest]
-    digested = " or ".join(label for algorithm, label in _ALGORITHMS.items() if algorithm in digests)
-    if alike and alike == unpublished:
-        return "size only", f"has the size of {_list(alike, name)}, of which no checksum is known"
-    if alike:
-        message = f"has the size of {_list(alike, name)} but not the {digested} published"
-        # It may be one of these: nothing is foreign before the digest of every file of its size is known.
-        if releases := dict.fromkeys(row.release for row in unpublished):
-            return "size only", f"{message}; that of {', '.join(releases)} was not"
-        return "unofficial", message + _FOREIGN
-    if digests:
-        return "unknown", f"no official file is known to have its {digested}"
-    return "unknown", "no official file of its size is known; not digested"
+def _without_match(name: str, size: int, digests: dict[str, str]) -> tuple[str, str, str | None]:
+    """Verdict, message and provenance of a file that has the checksum of no official file."""
+    computed = " or ".join(label for algorithm, label in _ALGORITHMS.items() if algorithm in digests)
+    similar = [row for row in official_files() if row.size == size and _is_of_kind(row, name)]
+    if not similar or _is_settings(name, size):
+        if digests:
+            return "unknown", f"matches no official {computed}", None
+        return "unknown", "has the size of no known official file (checksum not computed)", None
+    releases, listed = _releases(similar), _listed(similar, name)
+    without = [row for row in similar if not row.digest]
+    if similar == without:
+        message = f"has the size of {listed}, whose checksum was not published"
+        return "size only", message, None
+    if without:  # it may be one of these: unofficial means that no file of this size is left
+        message = f"has the size of {listed} but not its {computed}"
+        return "size only", message, f"The checksum of {_releases(without)} was not published"
+    message = f"has the size but not the {computed} of the official file of {releases}"
+    reasons = "Fine-tuned, re-saved or damaged, or an official file whose checksum was not published"
+    return "unofficial", message, f"{listed}. {reasons}"
 
 
-def _alike(row: OfficialFile, name: str) -> bool:
-    """Whether a file of this name and this size may be meant to be ``row``: small sizes agree by chance."""
-    kind = PurePosixPath(row.file).suffix
-    return name.endswith(kind) if kind in _WEIGHTS else name == row.name
+def _is_settings(name: str, size: int) -> bool:
+    return size <= _MAX_SETTINGS and PurePosixPath(name).suffix not in {*_WEIGHTS, ".model"}
 
 
-def _list(rows: list[OfficialFile], name: str) -> str:
-    """Files with their releases; just those called ``name``, if there are any."""
-    releases: dict[str, list[str]] = {}
+def _is_of_kind(row: OfficialFile, name: str) -> bool:
+    """Whether a file of this name may be ``row``: weights by their suffix, other files by their name."""
+    suffix = PurePosixPath(row.file).suffix
+    return name.endswith(suffix) if suffix in _WEIGHTS else name == row.name
+
+
+def _releases(rows: list[OfficialFile]) -> str:
+    return ", ".join(dict.fromkeys(row.release for row in rows))
+
+
+def _listed(rows: list[OfficialFile], name: str) -> str:
+    """Files with their releases; only those called ``name``, if there are any."""
+    by_name: dict[str, list[OfficialFile]] = {}
     for row in [row for row in rows if fnmatchcase(name, row.name)] or rows:
-        known = releases.setdefault(row.name, [])
-        if row.release not in known:
-            known.append(row.release)
-    return "; ".join(f"{file} of {', '.join(of)}" for file, of in releases.items())
+        by_name.setdefault(row.name, []).append(row)
+    return ", ".join(f"{file} of {_releases(members)}" for file, members in by_name.items())

@@ -1,4 +1,4 @@
-"""What may be asked of a verification."""
+"""Options of a verification."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_convert.errors import UsageError
-from llama_convert.verification.report import Level
+from llama_convert.verification.report import Check
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What may be asked of a verification; by default everything that can be looked at is."""
+    """Options of a verification; by default every check runs that can."""
 
-    levels: tuple[Level, ...] = tuple(Level)
+    checks: tuple[Check, ...] = tuple(Check)
     device: str = "auto"
     dtype: str = "fp32"
-    """The dtype of the forward passes' arithmetic: fp32 or bf16."""
+    """Dtype of the arithmetic in the forward passes: fp32 or bf16."""
     n_positions: int = 64
-    """Tokens that run through both sides."""
+    """Number of tokens that source and output run."""
     checksums: bool | None = None
-    """Whether to hold files against published checksums; None: those whose size is an official file's."""
+    """Whether to compare files with published checksums; None: only those of an official file's size."""
     prompt: str | None = None
     max_new_tokens: int = 16
     llama_version: str | None = None
     tokenizer: Path | None = None
-    """The source's ``tokenizer.model``, where it is not beside it."""
+    """The ``tokenizer.model`` of the source, if it is in another folder."""
 
 
-def parse_levels(texts: Iterable[str] | None) -> tuple[Level, ...]:
-    """The levels that words, or lists of words with commas, name; all of them for none.
+def parse_checks(texts: Iterable[str] | None) -> tuple[Check, ...]:
+    """The checks named in texts, each a name or a comma-separated list; all checks if none is named.
 
     Raises:
-        UsageError: there is no such level.
+        UsageError: a name is unknown.
     """
-    words = [word.strip() for text in texts or [] for word in text.split(",") if word.strip()]
-    names = [level.value for level in Level]
-    for word in words:
-        if word not in names:
-            raise UsageError("BAD_LEVEL", f"--level {word}: choose among {', '.join(names)}")
-    return tuple(level for level in Level if not words or level.value in words)
+    names = [name.strip() for text in texts or [] for name in text.split(",") if name.strip()]
+    known = [check.value for check in Check]
+    for name in names:
+        if name not in known:
+            raise UsageError("BAD_CHECK", f"--check {name}: Choose among {', '.join(known)}.")
+    return tuple(check for check in Check if not names or check.value in names)

@@ -1,4 +1,4 @@
-"""What a verification says: levels that pass, fail or were not run, and what each found."""
+"""The result of a verification: which checks passed, failed or were skipped, and what they found."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from llama_convert.findings import Finding
 
 
-class Level(str, Enum):
-    """What is looked at, the cheapest first."""
+class Check(str, Enum):
+    """What can be verified, from the cheapest check to the most expensive one."""
 
     STRUCTURE = "structure"
     VALUES = "values"
@@ -21,7 +21,7 @@ class Level(str, Enum):
 
 
 class Status(str, Enum):
-    """How a level ended."""
+    """How a check ended."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -29,17 +29,64 @@ class Status(str, Enum):
 
 
 @dataclass
-class LevelReport:
-    """What one level says."""
+class Outcome:
+    """What a check returns."""
 
-    level: Level
+    summary: str
+    """The result or what was checked, in a few words."""
+    findings: list[Finding] = field(default_factory=list)
+    measures: dict[str, Any] = field(default_factory=dict)
+    """Figures by name, for programs and plots."""
+    details: str = ""
+    """What else was checked and measured; shown with ``--verbose``."""
+
+
+@dataclass
+class CheckReport:
+    """How one check ended."""
+
+    check: Check
     status: Status
     summary: str
-    """What was looked at, or why nothing was."""
+    """The result in a few words, or why the check was skipped."""
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
     measures: dict[str, Any] = field(default_factory=dict)
-    """Figures, by name, for programs and plots."""
+    """Figures by name, for programs and plots."""
+    details: str = ""
+    """What else was checked and measured."""
+    n_errors: int = 0
+    """Number of errors with a cause of their own; `findings` lists the first of each kind."""
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Findings that fail the check."""
+        return [finding for finding in self.findings if not finding.is_warning]
+
+    @property
+    def explanation(self) -> str | None:
+        """The findings of other checks that explain all errors of this one; None if they do not."""
+        causes = [finding.explained_by for finding in self.errors]
+        if not causes or any(cause is None for cause in causes):
+            return None
+        texts = list(dict.fromkeys(map(str, causes)))
+        return f"Explained by {texts[0]}" + (f" (and {len(texts) - 1} more)" if len(texts) > 1 else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "level": self.check.value,
+            "status": self.status.value,
+            "summary": self.summary,
+            "findings": [_finding_to_json(finding) for finding in self.findings],
+            "seconds": self.seconds,
+            "measures": self.measures,
+        }
+
+
+def _finding_to_json(finding: Finding) -> dict[str, Any]:
+    cause = finding.explained_by
+    return {**asdict(finding), "explained_by": cause.code if cause else None}
 
 
 @dataclass(frozen=True)
@@ -47,55 +94,67 @@ class FileIdentity:
     """Which official file a file is, by its published checksum."""
 
     file: str
-    """Its name, relative to its checkpoint's folder."""
+    """Its name, relative to the folder of its checkpoint."""
     size: int
     verdict: str
-    """``official``; ``foreign``: the size is an official file's, the digest is not; ``size only``: the size
-    is an official file's and no digest of that was published; ``unknown``."""
+    """``official``; ``unofficial``: the size is an official file's, the checksum differs; ``size only``: the
+    size is an official file's, whose checksum was never published; ``unknown``."""
     message: str
-    """The verdict in a sentence, the official file and the sources of its checksum named."""
+    """The verdict as the rest of a sentence that begins with the file's name."""
     algorithm: str | None = None
     digest: str | None = None
-    """What was computed, in lower-case hexadecimal; None where nothing was."""
+    """The computed checksum in lower-case hexadecimal; None if the file was not read."""
+    provenance: str | None = None
+    """The official file with its repository, and who published its checksum."""
 
 
 @dataclass
 class VerifyReport:
-    """All that a verification says."""
+    """The result of a verification."""
 
     path: Path
-    layout: str
+    format: str
     """``huggingface`` or ``meta``."""
     source: Path | None
-    source_layout: str | None
+    source_format: str | None
     release: str | None
-    levels: list[LevelReport]
+    checks: list[CheckReport]
     files: list[FileIdentity] = field(default_factory=list)
     completions: dict[str, str] = field(default_factory=dict)
-    """What each side says after the prompt, by ``source`` and ``output``."""
+    """Generated text after the prompt, by ``output`` and ``source``."""
 
     @property
     def ok(self) -> bool:
-        """Nothing that was looked at is wrong."""
-        return all(level.status is not Status.FAIL for level in self.levels)
+        """Whether no check failed."""
+        return all(report.status is not Status.FAIL for report in self.checks)
+
+    @property
+    def seconds(self) -> float:
+        """Time that all checks took."""
+        return sum(report.seconds for report in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {
-            **asdict(self),
-            "ok": self.ok,
             "path": str(self.path),
+            "layout": self.format,
             "source": str(self.source) if self.source else None,
+            "source_layout": self.source_format,
+            "release": self.release,
+            "levels": [report.to_json() for report in self.checks],
+            "files": [asdict(identity) for identity in self.files],
+            "completions": self.completions,
+            "ok": self.ok,
         }
 
     @property
     def abstract(self) -> dict[str, Any]:
-        """What is to be remembered of it: nothing of this machine, nor of this day."""
+        """The part that a manifest records: no paths and no times."""
         return {
             "ok": self.ok,
             "against_source": self.source is not None,
             "levels": [
-                {"level": level.level.value, "status": level.status.value, "summary": level.summary}
-                for level in self.levels
+                {"level": report.check.value, "status": report.status.value, "summary": report.summary}
+                for report in self.checks
             ],
         }

@@ -1,8 +1,8 @@
-"""Tokenizers that are not trusted, run in a child process with limits on its memory and CPU time.
+"""Runs untrusted tokenizers in a child process with limits on memory and CPU time.
 
-The libraries do what a tokenizer's file says.  A normalizer of 500 bytes can take gigabytes, a regular
-expression or a template years, and what a library cannot allocate ends its process.  All code that runs a
-tokenizer, or whose cost the file decides, is called through `run_isolated`.
+A tokenizer's file decides what the libraries compute.  A normalizer of 500 bytes can need gigabytes, a
+regular expression or a template years, and a failed allocation in a library ends its process.  All code that
+runs a tokenizer, or whose cost depends on the file, is called through `run_isolated`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
@@ -28,12 +28,12 @@ from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_jso
 from llama_convert.units import format_size
 
 _MEMORY, _MEMORY_PER_BYTE = 512 << 20, 40
-"""Bytes of address space.  Checking Llama 3's tokenizer, 11 MB of files, takes 330 MB."""
+"""Bytes of address space.  Checking Llama 3's tokenizer, 11 MB of files, needs 330 MB."""
 _SECONDS, _BYTES_PER_SECOND = 20, 100_000
-"""Of CPU time, which does not depend on what else the machine does.  Llama 3's takes 4 s."""
+"""CPU time, which does not depend on the load of the machine.  Llama 3's tokenizer needs 4 s."""
 _NAMES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model", "tokenizer_config.json")
 _ONE_THREAD = {
-    "MALLOC_ARENA_MAX": "1",  # each thread's would take 64 MiB of address space
+    "MALLOC_ARENA_MAX": "1",  # the arena of each thread would use 64 MiB of address space
     "OMP_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -41,21 +41,21 @@ _ONE_THREAD = {
 _COMMAND = ("-m", "llama_convert.verification.sandbox")
 _MAX_ANSWER = 64 << 20
 _HEAD = struct.Struct("<iQ")
-"""Before each answer: exit status and size."""
+"""Precedes each answer: exit status and size."""
 _HINT = "Compare normalizer, pre_tokenizer and decoder with those of the model that the tokenizer comes from."
 
 
 def run_isolated(call: str, paths: Sequence[Path], *arguments: Any, **more_paths: Path | None) -> Any:
-    """The result of one of the calls that `_calls` lists, as plain data.
+    """The result of one of the functions in `_calls`, as plain data.
 
     Args:
-        call: its name.
-        paths: its first arguments: tokenizer files, or folders of them, whose size decides the limits.
-        arguments: the rest of them, as plain data.
-        more_paths: paths that it takes by name.
+        call: name of the function.
+        paths: its first arguments: tokenizer files or folders of them, whose size determines the limits.
+        arguments: its other positional arguments, as plain data.
+        more_paths: its keyword arguments that are paths.
 
     Raises:
-        InputError: what the call raises; or it exceeds the limits, or crashes.
+        InputError: the function raises one, exceeds the limits, or crashes.
     """
     named = {name: path for name, path in more_paths.items() if path}
     size = sum(map(_size, [*paths, *named.values()]))
@@ -73,20 +73,48 @@ def run_isolated(call: str, paths: Sequence[Path], *arguments: Any, **more_paths
     if status < 0:
         name = signal.Signals(-status).name
         used = f"{seconds} s of CPU time" if name == "SIGXCPU" else limit
-        reason = f"needs more than {used}, or crashes the library that runs it ({name})"
+        reason = f"The tokenizer needs more than {used}, or crashes its library ({name})."
         raise InputError("TOKENIZER_RESOURCES", reason, file=paths[0], hint=_HINT)
     if status:
         raise RuntimeError(output.decode(errors="replace"))
     answer: dict[str, Any] = parse_json(output, most_lists=MOST_LISTS_OF_TOKENIZER)
     if answer.get("out_of_memory"):
-        raise InputError("TOKENIZER_RESOURCES", f"needs more than {limit}", file=paths[0], hint=_HINT)
+        raise InputError(
+            "TOKENIZER_RESOURCES", f"The tokenizer needs more than {limit}.", file=paths[0], hint=_HINT
+        )
     if error := answer.get("error"):
         raise InputError(**error)
     return answer["result"]
 
 
+@dataclass(frozen=True)
+class IsolatedTokenizer:
+    """A tokenizer file that encodes and decodes in the child process.
+
+    Every call raises an `InputError` if the file is damaged.
+    """
+
+    file: Path
+    """``tokenizer.model`` or ``tokenizer.json``."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, BOS first; names of special tokens are encoded as text."""
+        ids: list[int] = run_isolated("encode", [self.file], text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        text: str = run_isolated("decode", [self.file], list(ids))
+        return text
+
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token id by itself."""
+        texts: list[str] = run_isolated("decode_each", [self.file], list(ids))
+        return texts
+
+
 class _Server:
-    """A process that has imported what runs tokenizers; each call is answered by a fork of it.
+    """A process that has imported the tokenizer libraries; a fork of it answers each call.
 
     It starts with the first call and ends with this process, or with an exception during a call.
     """
@@ -94,11 +122,11 @@ class _Server:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
-        """The process that started it: a fork of that one starts another."""
+        """Process id of the process that started it; a fork of that process starts its own server."""
         self._lock = Lock()
 
     def call(self, request: bytes) -> tuple[int, bytes]:
-        """The exit status of the fork, negative if a signal ended it, and what it wrote."""
+        """The exit status of the fork, negative if a signal ended it, and its output."""
         with self._lock:
             process = self._process if self._owner == os.getpid() else None
             process = process or self._start()
@@ -109,14 +137,14 @@ class _Server:
                 process.stdin.flush()
                 status, size = _HEAD.unpack(process.stdout.read(_HEAD.size))
                 return status, process.stdout.read(size)
-            except BaseException:  # Ctrl-C too: no caller waits for the answer any more
+            except BaseException:  # also Ctrl-C: the answer is no longer needed
                 self._process = None
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise
 
     def _start(self) -> subprocess.Popen[bytes]:
-        absolute = filter(os.path.isabs, sys.path)  # not the user's folder, whose modules Python would import
+        absolute = filter(os.path.isabs, sys.path)  # without the current folder: its modules are untrusted
         self._process = subprocess.Popen(
             [sys.executable, *_COMMAND],
             stdin=subprocess.PIPE,
@@ -134,7 +162,7 @@ _server = _Server()
 
 
 def _size(path: Path) -> int:
-    """Bytes of a tokenizer's file, or of those in a folder, as far as they are read."""
+    """Bytes that are read of a tokenizer file, or of all tokenizer files in a folder."""
     total = 0
     for file in [path / name for name in _NAMES] if path.is_dir() else [path]:
         with suppress(OSError):
@@ -143,9 +171,9 @@ def _size(path: Path) -> int:
 
 
 def _calls() -> dict[str, Callable[..., Any]]:
-    """What can be called; imported within the limits."""
+    """The functions that can be called, by name."""
     from llama_convert.verification.tokenizer import check_original, check_tokenizer, compare_tokenizers
-    from llama_convert.verification.tokenizer.coding import decode, decode_each, encode
+    from llama_convert.verification.tokenizer.codec import decode, decode_each, encode
 
     checks = {each.__name__: each for each in (check_original, check_tokenizer, compare_tokenizers)}
     return {
@@ -165,7 +193,7 @@ def _as_data(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Set a limit of this process, unless it has a lower one already."""
+    """Set a limit of this process unless it already has a lower one."""
     limits = resource.getrlimit(kind)
     soft = min([most, *(each for each in limits if each != resource.RLIM_INFINITY)])
     with suppress(ValueError, OSError):  # macOS does not limit address space
@@ -178,15 +206,15 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         named = {name: Path(path) for name, path in request["more_paths"].items()}
         return {"result": call(*paths, *request["arguments"], **named)}
     except InputError as error:
-        known = ("code", "message", "file", "hint", "expected", "found")
-        values = {name: getattr(error, name) for name in known}
+        fields = ("code", "message", "file", "hint", "expected", "found")
+        values = {name: getattr(error, name) for name in fields}
         return {"error": {name: value if value is None else str(value) for name, value in values.items()}}
     except MemoryError:
         return {"out_of_memory": True}
 
 
-def _be_the_fork(line: bytes, output: int) -> NoReturn:
-    """Answer one request within its limits, and exit."""
+def _answer_and_exit(line: bytes, output: int) -> NoReturn:
+    """In the fork: answer one request within its limits, then exit."""
     status = 1
     try:
         request = parse_json(line)
@@ -202,12 +230,12 @@ def _be_the_fork(line: bytes, output: int) -> NoReturn:
 
 
 def _serve(line: bytes) -> tuple[int, bytes]:
-    """Fork for a request; its exit status, and what it wrote."""
+    """Fork to answer a request; returns the exit status of the fork and its output."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
-        _be_the_fork(line, writing)
+        _answer_and_exit(line, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         content = stream.read(_MAX_ANSWER + 1)
@@ -218,9 +246,9 @@ def _serve(line: bytes) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    """Answer the requests on stdin, a line each, until it ends."""
+    """Answer the requests on stdin, one per line, until it is closed."""
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries may print
+    os.dup2(2, 1)  # libraries may print to stdout
     _calls()
     for line in sys.stdin.buffer:
         status, content = _serve(line)

@@ -1,7 +1,7 @@
-"""Forward passes over checkpoints of any size: one decoder layer in memory, the next one being read.
+"""Forward passes over checkpoints of any size: one decoder layer is in memory while the next one is read.
 
-A `Reading` lends one of the two readings of `llama.forward` the weights it asks for.  Meta's ranks are read
-as their files hold them, each tensor by itself: nothing here knows how ranks are joined or rows reordered.
+A `StreamedModel` reads the weights that one of the two forward passes of `llama.forward` needs.  In Meta
+format each rank is read as stored in its file: no code here merges ranks or permutes rows.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ from llama_convert.llama.forward import (
     meta_logits,
 )
 from llama_convert.llama.weights import EMBEDDING, Weight
+from llama_convert.verification.inputs import Checkpoint
 
 HEAD_BLOCK = 64 << 20
 """Bytes of the LM head in memory at a time."""
 
 T = TypeVar("T")
 Layer = Any
-"""The weights of one decoder layer, in the form the reading wants them."""
+"""The weights of one decoder layer: a dict by name, or in Meta format one dict per rank."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means; ``auto`` is the GPU if there is one.
+    """The device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the GPU if there is one.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,16 +56,16 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        message = f"--device {name}: there is no such device here; choose auto, cpu, cuda or cuda:N"
+        message = f"--device {name}: No such device. Choose auto, cpu, cuda or cuda:N."
         raise UsageError("BAD_DEVICE", message) from None
     return device
 
 
 class Memory:
-    """Bytes that one layer's weights leave to another's, which are of the same sizes.
+    """Buffers that layers of equal size use one after the other.
 
-    Fresh ones have to be cleared by the system, and in a virtual machine fetched from its host, which takes
-    as long as reading a layer does.
+    The system clears newly allocated pages, and in a virtual machine gets them from its host, which takes as
+    long as reading a layer.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class Memory:
         self._taken = 0
 
     def take(self, nbytes: int) -> Bytes:
-        """So many bytes, until the next call of `clear`."""
+        """A buffer of ``nbytes`` bytes, valid until the next call of `clear`."""
         if self._taken == len(self._blocks):
             self._blocks.append(np.empty(nbytes, np.uint8))
         elif len(self._blocks[self._taken]) < nbytes:
@@ -81,33 +82,33 @@ class Memory:
         return self._blocks[self._taken - 1][:nbytes]
 
     def clear(self) -> None:
-        """Take everything back."""
+        """Make all buffers available again."""
         self._taken = 0
 
 
 def one_ahead(jobs: Iterable[Callable[[Memory], T]]) -> Iterator[T]:
-    """Each job's result in turn, the next one being worked on in a thread meanwhile.
+    """The results of the jobs in order, each computed in a thread while the previous one is in use.
 
-    A result may lie in the memory that its job is given: it is good until the next one is asked for.
+    A result may be in the memory that its job received: it is valid until the next one is requested.
     """
 
-    def begin(job: Callable[[Memory], T], memory: Memory) -> Future[T]:
+    def submit(job: Callable[[Memory], T], memory: Memory) -> Future[T]:
         memory.clear()
         return pool.submit(job, memory)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
+        current = None
         for job, memory in zip(jobs, cycle([Memory(), Memory()]), strict=False):
-            following = begin(job, memory)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+            following = submit(job, memory)
+            if current is not None:
+                yield current.result()
+            current = following
+        if current is not None:
+            yield current.result()
 
 
-class Reading(ABC):
-    """One side's forward pass."""
+class StreamedModel(ABC):
+    """The forward pass of a checkpoint, as its format defines it."""
 
     def __init__(self, n_layers: int, files: SourceFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.n_layers = n_layers
@@ -117,7 +118,7 @@ class Reading(ABC):
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """Hidden state before the first layer: [tokens, dim]; only the rows of these tokens are read."""
+        """Hidden state before the first layer, [tokens, dim]; only the rows of these tokens are read."""
 
     @abstractmethod
     def load(self, layer: int, memory: Memory) -> Layer:
@@ -125,19 +126,27 @@ class Reading(ABC):
 
     @abstractmethod
     def layer(self, weights: Layer, layer: int, hidden: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """Hidden state after a layer: [tokens, dim]."""
+        """Hidden state after a layer, [tokens, dim].
+
+        Args:
+            weights: what `load` returned.
+            layer: number of the layer.
+            hidden: hidden state before it, [tokens, dim].
+            positions: position of each token, int64 [tokens].
+            visible: which tokens (columns) each token (row) attends to, bool [tokens, tokens].
+        """
 
     @abstractmethod
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits of some words after some, [tokens, words], in the order of the vocabulary."""
+        """Logits in blocks of the vocabulary, each [tokens, block], in the order of token ids."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the next token: [tokens, vocab]."""
+        """Logits of the next token, [tokens, vocabulary size]."""
         return torch.cat(list(self.logits_by_blocks(hidden)), dim=1)
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor, progress: Callable[[], None] = lambda: None) -> Tensor:
-        """Hidden state after the last layer, of one sequence at positions 0, 1, 2, ...: [tokens, dim]."""
+        """Hidden state after the last layer, [tokens, dim], of one sequence at positions 0, 1, 2, ..."""
         tokens = tokens.to(self.device)
         positions = torch.arange(len(tokens), device=self.device)
         visible = causal(positions)
@@ -149,7 +158,7 @@ class Reading(ABC):
         return hidden
 
     def tensor(self, weight: StoredWeight, memory: Memory, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows of a weight, on the device, in its own dtype."""
+        """Rows ``start`` to ``stop`` of a weight, on the device, in its stored dtype."""
         rows, columns = matrix_shape(weight.shape)
         stop = rows if stop is None else stop
         row_bytes = columns * weight.dtype.itemsize
@@ -160,30 +169,28 @@ class Reading(ABC):
         return values.reshape(shape).to(self.device)
 
     def head_blocks(self, weight: StoredWeight) -> Iterator[Callable[[Memory], Tensor]]:
-        """Ways to read an LM head block by block."""
+        """Jobs that each read a block of rows of an LM head."""
         for start, stop in row_blocks(weight, HEAD_BLOCK):
             yield partial(self.tensor, weight, start=start, stop=stop)
 
 
 class GatheredRows:
-    """Stands for a matrix of which only the rows that are indexed are read."""
+    """A matrix that reads only the rows that are indexed."""
 
-    def __init__(self, reading: Reading, weight: StoredWeight) -> None:
+    def __init__(self, model: StreamedModel, weight: StoredWeight) -> None:
         self.shape = weight.shape
-        self._reading = reading
+        self._model = model
         self._weight = weight
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        return torch.cat(
-            [self._reading.tensor(self._weight, Memory(), row, row + 1) for row in rows.tolist()]
-        )
+        return torch.cat([self._model.tensor(self._weight, Memory(), row, row + 1) for row in rows.tolist()])
 
 
-class MetaReading(Reading):
-    """Meta's ranks, as stored."""
+class StreamedMeta(StreamedModel):
+    """A checkpoint in Meta format, run as tensor-parallel ranks like in Meta's code."""
 
     def __init__(
         self, checkpoint: MetaCheckpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
@@ -221,15 +228,15 @@ class MetaReading(Reading):
         return meta_layer(self.config, weights, layer, hidden, positions, visible)
 
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits of some words after some: each rank holds some words, and so does each block of it."""
+        """Logits in blocks of the vocabulary: the LM head is split along dim 0 over the ranks."""
         for rank, head in zip(self.ranks, self.heads, strict=False):
             norm = self.tensor(rank["norm.weight"], Memory())
             for block in one_ahead(self.head_blocks(head)):
                 yield meta_logits(self.config, [{"norm.weight": norm, "output.weight": block}], hidden)
 
 
-class HuggingFaceReading(Reading):
-    """The merged model, as Hugging Face defines it."""
+class StreamedHuggingFace(StreamedModel):
+    """A checkpoint in Hugging Face format, run as transformers defines it."""
 
     def __init__(
         self, checkpoint: HuggingFaceCheckpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
@@ -260,20 +267,29 @@ class HuggingFaceReading(Reading):
         return huggingface_layer(self.config, weights, layer, hidden, positions, visible)
 
     def logits_by_blocks(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits of some words after some; a tied model takes its embedding for the head."""
+        """Logits in blocks of the vocabulary; the LM head of a tied model is its embedding."""
         norm = self.tensor(self.weights["model.norm.weight"], Memory())
         head = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"
         for block in one_ahead(self.head_blocks(self.weights[head])):
             yield huggingface_logits(self.config, {"model.norm.weight": norm, head: block}, hidden)
 
 
-def open_reading(
-    checkpoint: MetaCheckpoint | HuggingFaceCheckpoint,
-    files: SourceFiles,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Reading:
-    """The reading that a checkpoint's layout calls for."""
+def open_model(
+    checkpoint: Checkpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
+) -> StreamedModel:
+    """The forward pass of a checkpoint, as its format defines it.
+
+    Args:
+        checkpoint: the checkpoint to run.
+        files: opens its files.
+        device: where to compute.
+        dtype: dtype of the arithmetic.
+    """
     if isinstance(checkpoint, MetaCheckpoint):
-        return MetaReading(checkpoint, files, device, dtype)
-    return HuggingFaceReading(checkpoint, files, device, dtype)
+        return StreamedMeta(checkpoint, files, device, dtype)
+    return StreamedHuggingFace(checkpoint, files, device, dtype)
+
+
+def bytes_per_layer(checkpoint: Checkpoint) -> int:
+    """Bytes of all weights divided by the number of layers."""
+    return sum(weight.nbytes for weight in checkpoint.weights.values()) // checkpoint.config.n_layers

@@ -1,4 +1,4 @@
-"""The *structure* level: files, names, shapes, dtypes, the index, and hyper-parameters; headers alone."""
+"""The *structure* check: files, names, shapes, dtypes, the index and hyper-parameters; reads headers only."""
 
 from __future__ import annotations
 
@@ -8,73 +8,71 @@ from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.findings import Finding, severity_of
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.weights import HEAD, Weight
-from llama_convert.verification.context import Context, Outcome, config_file, contradictions, declared_config
-from llama_convert.verification.inputs import Checkpoint
+from llama_convert.verification.context import Context, contradictions
+from llama_convert.verification.inputs import Checkpoint, config_file, declared_config
+from llama_convert.verification.report import Outcome
 
 
 def check_structure(context: Context) -> Outcome:
-    """What opening both sides found, and where their hyper-parameters differ."""
-    context.told = True
+    """Report what opening output and source found, and where their hyper-parameters differ."""
+    context.headers_reported = True
     findings = [Finding.of(error) for error in context.output.problems]
     output, source = context.output.checkpoint, None
     if context.source:
         source = context.source.checkpoint
-        findings += [
-            replace(Finding.of(error), message=f"in the source: {error.message}")
-            for error in context.source.problems
-        ]
+        findings += [_in_source(Finding.of(error)) for error in context.source.problems]
     if output is None:
-        return "files, names, shapes, dtypes", findings, {}
+        return Outcome("The headers are damaged", findings)
     if source is not None:
         findings += config_differences(source, output)
-        findings += [
-            replace(Finding.of(error, severity="warning"), message=f"in the source: {error.message}")
-            for error in source.warnings
-        ]
+        findings += [_in_source(Finding.of(error, severity="warning")) for error in source.warnings]
     wrong = contradictions(output)
     findings += [
         Finding.of(error, severity=severity_of(warning=error not in wrong)) for error in output.warnings
     ]
-    meta = isinstance(output, MetaCheckpoint)
+    is_meta = isinstance(output, MetaCheckpoint)
     n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
-    summary = (
-        f"{len(output.weights)} tensors in {n_files} file{'s' * (n_files > 1)}: names, shapes, dtypes, "
-        f"{'ranks' if meta else 'index'}, hyper-parameters"
-    )
-    return summary, findings, {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
+    summary = f"{len(output.weights)} tensors in {n_files} file{'s' * (n_files > 1)}"
+    details = f"Names, shapes, dtypes, {'ranks' if is_meta else 'index'} and hyper-parameters"
+    measures = {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
+    return Outcome(summary, findings, measures, details)
+
+
+def _in_source(finding: Finding) -> Finding:
+    return replace(finding, message=f"In the source: {finding.message}")
 
 
 def config_differences(source: Checkpoint, output: Checkpoint) -> list[Finding]:
-    """A finding for each hyper-parameter of the source that the output does not have.
+    """A finding for each hyper-parameter in which the output differs from the source.
 
-    Whether the LM head is tied is a setting of config.json alone.  It decides nothing where the output stores
-    an LM head, which is then compared as any other weight.
+    Only config.json has a setting for tied embeddings.  It makes no difference if the output stores an LM
+    head, which is then compared like any other weight.
     """
     expected, found = source.config, declared_config(output)
     stores_head = Weight(HEAD) in output.weights
     if isinstance(output, MetaCheckpoint):
         found = replace(found, tied=expected.tied)
     both_scaled = expected.rope_scaling is not None and found.rope_scaling is not None
-    one, other = (_settings(config, both_scaled) for config in (expected, found))
+    in_source, in_output = (_settings(config, both_scaled) for config in (expected, found))
     return [
         Finding(
             "CONFIG_DIFFERS",
-            f"{name} differs: it says {other[name]}, the source {value}",
+            f"{name} differs from the source.",
             file=config_file(output),
             expected=value,
-            found=other[name],
-            # The context length says how far to go, not what to compute.
+            found=in_output[name],
+            # The context length is a limit and does not change what is computed.
             severity=severity_of(
                 warning=name == "max_position_embeddings"
                 or (name == "tie_word_embeddings" and stores_head and not found.tied)
             ),
         )
-        for name, value in one.items()
-        if value != other[name]
+        for name, value in in_source.items()
+        if value != in_output[name]
     ]
 
 
-_SPELLED = {
+_CONFIG_KEYS = {
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads",
@@ -85,21 +83,21 @@ _SPELLED = {
     "tied": "tie_word_embeddings",
     "original_context_length": "original_max_position_embeddings",
 }
-"""What config.json calls a hyper-parameter, where that is not its name here."""
+"""Fields of `LlamaConfig` that config.json names differently, with the key in config.json."""
 
 
 def _settings(config: LlamaConfig, scaling_in_parts: bool) -> dict[str, str]:
-    """Every hyper-parameter by config.json's name for it; the rope scaling as one, or number by number."""
+    """Every hyper-parameter by its key in config.json; RoPE scaling as one text, or number by number."""
     settings: dict[str, object] = dict(vars(config))
     scaling = settings["rope_scaling"]
     if scaling_in_parts:
         settings |= vars(settings.pop("rope_scaling"))
     elif isinstance(scaling, RopeScaling):
         settings["rope_scaling"] = (
-            f"llama3 scaling by {scaling.factor:g} from {scaling.original_context_length}"
+            f"llama3, factor {scaling.factor:g}, from {scaling.original_context_length}"
         )
-    return {_SPELLED.get(name, name): _shown(value) for name, value in settings.items()}
+    return {_CONFIG_KEYS.get(name, name): _as_text(value) for name, value in settings.items()}
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
     return "none" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)

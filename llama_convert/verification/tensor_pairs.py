@@ -1,6 +1,6 @@
-"""The *weights* level: every tensor against the source's, bit for bit, or as a cast rounds it.
+"""Compares the tensors of two checkpoints exactly, or as a cast rounds them.
 
-Shares no code with the conversion but the reading of bytes: rows are put in order by an index, not by a
+Shares no code with the conversion except reading bytes: rows are permuted with an index instead of a
 transpose, and rounding is done on the bits.
 """
 
@@ -31,16 +31,16 @@ WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A stored weight as the other side should hold it: rows put in order, then rounded."""
+class TensorRows:
+    """A stored weight, its rows permuted and then rounded as the other checkpoint should store them."""
 
     files: SourceFiles
     stored: StoredWeight
     dtype: Dtype
     order: npt.NDArray[np.int64] | None = None
-    """For each row of a head, which row of the stored head it is; None: the rows stand as they should."""
+    """For each row of a head, the row of the stored head that it is; None: rows are not permuted."""
     between: Dtype | None = None
-    """A dtype to round to before."""
+    """A dtype to round to first."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,20 +48,20 @@ class Rows:
         return matrix_shape(self.stored.shape)
 
     @property
-    def run(self) -> int:
-        """Rows that move among themselves."""
+    def group_size(self) -> int:
+        """Number of rows that are permuted among themselves."""
         return 1 if self.order is None else len(self.order)
 
-    def through(self, between: Dtype) -> Rows:
-        """The same, rounded to another dtype on the way."""
+    def through(self, between: Dtype) -> TensorRows:
+        """The same rows, rounded to another dtype first."""
         return replace(self, between=between)
 
     def raw(self, start: int, stop: int) -> Bytes:
-        """Rows as they are stored, as bytes [rows, columns * itemsize]."""
+        """Rows as stored, as bytes [rows, columns * itemsize]."""
         return rows_of(self.files, self.stored, start, stop)
 
     def __call__(self, start: int, stop: int) -> Bytes:
-        """Rows ``start`` to ``stop``, as bytes [rows, columns * itemsize]."""
+        """Rows ``start`` to ``stop``, permuted and rounded, as bytes [rows, columns * itemsize]."""
         if self.order is None:
             block = self.raw(start, stop)
         else:
@@ -75,9 +75,9 @@ class Rows:
 
 
 def row_order(head_dim: int, source: Checkpoint, output: Checkpoint) -> npt.NDArray[np.int64] | None:
-    """Where the output's rows of a rotary head stand in the source's; None if both have one layout.
+    """For each row of a Q or K head of the output, the row of the source; None if both have the same format.
 
-    Meta's row 2j is Hugging Face's j, Meta's 2j + 1 is Hugging Face's j + head_dim / 2.
+    Row 2j in Meta format is row j in Hugging Face format, and row 2j + 1 is row j + head_dim / 2.
     """
     if isinstance(source, MetaCheckpoint) == isinstance(output, MetaCheckpoint):
         return None
@@ -91,7 +91,7 @@ def row_order(head_dim: int, source: Checkpoint, output: Checkpoint) -> npt.NDAr
 
 
 def rounded(block: Bytes, source: Dtype, target: Dtype) -> Bytes:
-    """The numbers of a block in another dtype, rounded to nearest, ties to even."""
+    """A block of values in another dtype, rounded to nearest, ties to even."""
     if source == target:
         return block
     values = as_float32(block, source)
@@ -101,8 +101,8 @@ def rounded(block: Bytes, source: Dtype, target: Dtype) -> Bytes:
         return half
     if target == BFLOAT16:
         bits = values.view(np.uint32)
-        up = (bits >> 16) & 1
-        result = ((bits + np.uint32(0x7FFF) + up) >> 16).astype(np.uint16)
+        odd = (bits >> 16) & 1
+        result = ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
         result[np.isnan(values)] = 0x7FC0
         brain: Bytes = result.view(np.uint8)
         return brain
@@ -111,74 +111,82 @@ def rounded(block: Bytes, source: Dtype, target: Dtype) -> Bytes:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One tensor of the output, and what it should hold."""
+class TensorPair:
+    """One tensor of the output, and the rows of the source that it should contain."""
 
     weight: Weight
-    expected: Rows
-    found: Rows
+    expected: TensorRows
+    found: TensorRows
     head_dim: int
-    to_pairs: bool
-    """The output is Meta's, whose rotary rows stand in pairs."""
+    to_meta: bool
+    """The output is in Meta format, in which rows of a rotary pair are adjacent."""
 
     @property
     def name(self) -> str:
-        """What the output calls it."""
+        """The tensor's name in the output."""
         return self.found.stored.name
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How one tensor differs."""
+class TensorDifference:
+    """How one tensor differs from the source."""
 
-    pair: Pair
+    pair: TensorPair
     elements: int
     different: int
+    """Number of elements that differ."""
     row: int
-    """Where the first element that differs stands."""
+    """Row of the first element that differs."""
     column: int
     expected: float
-    """That element's value on both sides."""
+    """Value of that element in the source."""
     found: float
     bits: int
-    """Its bits that differ, set to one."""
+    """Bits of that element that differ, set to one."""
     max_difference: float
     mean_difference: float
     """Mean of the absolute difference over all elements."""
     relative_difference: float
+    """Norm of the difference divided by the norm of the source."""
     cosine_similarity: float
     """Of both tensors as vectors; NaN if one of them is zero or not finite."""
 
 
-def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[Pair]:
-    """The tensors of the output that have a counterpart of their shape in the source, in model order."""
+def pairs_of(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[TensorPair]:
+    """The tensors of the output that the source has in the same shape, in model order."""
     head_dim = source.config.head_dim
     order = row_order(head_dim, source, output)
-    result: list[Pair] = []
+    result: list[TensorPair] = []
     for weight, stored in output.weights.items():
         origin = source.weights.get(weight)
         if origin is None and weight.kind == HEAD and source.config.tied:
             origin = source.weights.get(Weight(EMBEDDING))
         if origin is not None and origin.shape == stored.shape:
-            expected = Rows(files, origin, stored.dtype, order if weight.kind.rotary else None)
-            found = Rows(files, stored, stored.dtype)
-            result.append(Pair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
+            expected = TensorRows(files, origin, stored.dtype, order if weight.kind.rotary else None)
+            found = TensorRows(files, stored, stored.dtype)
+            result.append(TensorPair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
     return result
 
 
-def differing(every_pair: list[Pair], progress: Callable[[int], None] = lambda _: None) -> list[Difference]:
-    """The pairs that differ, in the order given.
+def differences_of(
+    pairs: list[TensorPair], progress: Callable[[int], None] = lambda _: None
+) -> list[TensorDifference]:
+    """The differences of the pairs that differ, in order.
+
+    Args:
+        pairs: the tensors to compare.
+        progress: receives the number of bytes compared since its last call; called from several threads.
 
     Raises:
-        InputError: a file is damaged or its copies differ.
+        InputError: a file is damaged or replicas on the ranks differ.
         OutputError: a file could not be read.
     """
     with interruptible_threads(WORKERS) as (pool, stop):
-        same = pool.map(lambda pair: _same(pair, progress, stop), every_pair)
-        return [measure(pair) for pair, is_same in zip(every_pair, same, strict=True) if not is_same]
+        equal = pool.map(lambda pair: _is_equal(pair, progress, stop), pairs)
+        return [measure(pair) for pair, is_equal in zip(pairs, equal, strict=True) if not is_equal]
 
 
-def _same(pair: Pair, progress: Callable[[int], None], stopped: Event) -> bool:
+def _is_equal(pair: TensorPair, progress: Callable[[int], None], stopped: Event) -> bool:
     stored = pair.found.stored
     for start, stop in row_blocks(stored, BLOCK_SIZE):
         if stopped.is_set():
@@ -191,42 +199,43 @@ def _same(pair: Pair, progress: Callable[[int], None], stopped: Event) -> bool:
     return True
 
 
-def measure(pair: Pair) -> Difference:
-    """How a tensor differs that is known to."""
+def measure(pair: TensorPair) -> TensorDifference:
+    """How a tensor differs, given that it does."""
     dtype = pair.found.stored.dtype
-    different, bits, largest, error, size = 0, 0, 0.0, 0.0, 0.0
+    different, bits, max_difference, error, size = 0, 0, 0.0, 0.0, 0.0
     absolute, product, found_size = 0.0, 0.0, 0.0
     first: tuple[int, int] | None = None
     values = (0.0, 0.0)
     for start, stop in row_blocks(pair.found.stored, BLOCK_SIZE):
         expected, found = pair.expected(start, stop), pair.found(start, stop)
-        one, other = as_float32(expected, dtype), as_float32(found, dtype)
-        squares = float(np.square(one, dtype=np.float64).sum())
+        expected_values, found_values = as_float32(expected, dtype), as_float32(found, dtype)
+        squares = float(np.square(expected_values, dtype=np.float64).sum())
         size += squares
         if np.array_equal(expected, found):
             product, found_size = product + squares, found_size + squares
             continue
         with np.errstate(invalid="ignore", over="ignore"):
-            product += float(np.multiply(one, other, dtype=np.float64).sum())
-        found_size += float(np.square(other, dtype=np.float64).sum())
+            product += float(np.multiply(expected_values, found_values, dtype=np.float64).sum())
+        found_size += float(np.square(found_values, dtype=np.float64).sum())
         code = f"<u{dtype.itemsize}"
         unequal = expected.view(code) != found.view(code)
         different += int(unequal.sum())
         if first is None:
             row, column = (int(i) for i in np.argwhere(unequal)[0])
-            first, values = (start + row, column), (float(one[row, column]), float(other[row, column]))
+            first = start + row, column
+            values = float(expected_values[row, column]), float(found_values[row, column])
             bits = int(expected.view(code)[row, column]) ^ int(found.view(code)[row, column])
         with np.errstate(invalid="ignore"):
-            distance = np.abs(other.astype(np.float64) - one)
+            distance = np.abs(found_values.astype(np.float64) - expected_values)
         distance[~unequal] = 0.0
-        distance[np.isnan(distance)] = np.inf  # what is no number is as far away as can be
-        largest = max(largest, float(distance.max()))
+        distance[np.isnan(distance)] = np.inf  # NaN counts as an infinite difference
+        max_difference = max(max_difference, float(distance.max()))
         absolute += float(distance.sum())
         error += float(np.square(distance).sum())
     elements = pair.found.shape[0] * pair.found.shape[1]
     norms = math.sqrt(size) * math.sqrt(found_size)
     row, column = first or (0, 0)
-    return Difference(
+    return TensorDifference(
         pair=pair,
         elements=elements,
         different=different,
@@ -235,18 +244,18 @@ def measure(pair: Pair) -> Difference:
         expected=values[0],
         found=values[1],
         bits=bits,
-        max_difference=largest,
+        max_difference=max_difference,
         mean_difference=absolute / elements,
         relative_difference=(error / size) ** 0.5 if size else float("inf"),
         cosine_similarity=max(-1.0, min(1.0, product / norms)) if 0 < norms < math.inf else math.nan,
     )
 
 
-def to_json(every_pair: list[Pair], differences: list[Difference]) -> list[dict[str, Any]]:
-    """Each tensor's figures, in the order of the model."""
+def to_json(pairs: list[TensorPair], differences: list[TensorDifference]) -> list[dict[str, Any]]:
+    """How much each tensor differs, in model order, as plain data."""
     by_name = {difference.pair.name: difference for difference in differences}
     rows = []
-    for pair in every_pair:
+    for pair in pairs:
         difference = by_name.get(pair.name)
         rows.append(
             {

@@ -1,7 +1,7 @@
-"""The *values* level: what the bytes themselves tell, without anything to compare them with.
+"""The *values* check: checksums, copies on the ranks, and values that no trained model has.
 
-Checksums that files carry (a manifest, ``checklist.chk``, the CRC-32s in a zip), copies that ranks hold, and
-numbers that no trained model has.
+Needs no source.  The checksums are those of the manifest, of ``checklist.chk``, and the CRC-32s in a zip
+file.
 """
 
 from __future__ import annotations
@@ -27,39 +27,41 @@ from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
 from llama_convert.checkpoints.value_scan import ValueScan, magnitudes
 from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
-from llama_convert.findings import Finding, at_most
+from llama_convert.findings import Finding
 from llama_convert.llama.weights import EMBEDDING, HEAD, LLAMA, Weight
-from llama_convert.verification.context import Context, Outcome
+from llama_convert.verification.context import Context
+from llama_convert.verification.report import Outcome
 from llama_convert.worker_threads import interruptible_threads
 
 BLOCK_SIZE = 4 << 20
 WORKERS = 2
 _SAMPLED_ROWS = 16
-"""Rows of each block that count towards the root mean square."""
+"""Rows of each block from which the root mean square is computed."""
 _REMOVE = f"Remove {MANIFEST}, README.md and NOTICE: they describe other weights."
 _OTHER_FILES = f"Weights were added, removed or renamed after {MANIFEST} was written."
-_FAR = 16.0
-"""A root mean square so many times its neighbours' is worth a look; trained layers stay within about 5."""
+_CHECKSUM_CODES = ("MANIFEST_DIFFERS", "INPUT_CHECKLIST")
+_MAX_SCALE = 16.0
+"""Max ratio of a root mean square to that of nearby layers.  In trained models it is at most about 5."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a weight tells."""
+    """The result of one pass over a weight."""
 
     weight: Weight
     stored: StoredWeight
     digest: str
     """XXH3-128 of its bytes."""
-    oddities: ValueScan
+    values: ValueScan
     zero_rows: int
     rms: float
     """Root mean square of a sample of rows."""
 
 
 def check_values(context: Context) -> Outcome:
-    """One pass over the output's weights, and the checksums its files carry."""
+    """Read all weights of the output once, and verify the checksums that its files contain."""
     output, _ = context.opened()
-    checked = ["NaN, infinities, dead rows"]
+    checked = ["NaN, infinities, zero rows, scale"]
     total = sum(stored.nbytes for stored in output.weights.values())
     with context.progress(total, "read"), SourceFiles() as files:
         scans, findings = scan_all(output.weights, files, context.observer.advance)
@@ -68,28 +70,36 @@ def check_values(context: Context) -> Outcome:
         rounded = dict(files.rounded)
     findings += implausible(scans)
     if isinstance(output, MetaCheckpoint):
-        checked += ["CRC-32s, copies on all ranks alike"]
+        checked += ["CRC-32 of every storage", "replicas on all ranks"]
+        message = "Replicas on the ranks differ by rounding."
         findings += [
-            Finding(
-                "RANKS_REPLICAS", "copies on the ranks differ by rounding", file, name, severity="warning"
-            )
+            Finding("RANKS_REPLICAS", message, file, name, severity="warning")
             for name, file in rounded.items()
         ]
-    wrong, there = check_manifest(context.output.folder, scans)
-    is_stale = any(finding.code == "MANIFEST_STALE" for finding in wrong)
-    findings += wrong
-    if isinstance(output, MetaCheckpoint) and not is_stale:  # its checklist.chk was copied along
-        wrong, agreeing = check_checklist(output.folder.path)
-        findings += wrong
-        checked += [f"{agreeing} MD5s of checklist.chk"] if agreeing or wrong else ["no checklist.chk"]
-    checked += ["the manifest's digests"] if there else ["no manifest"]
-    return "; ".join(checked), at_most(findings), {"norms": norms(scans)}
+    from_manifest, has_manifest = check_manifest(context.output.folder, scans)
+    is_stale = any(finding.code == "MANIFEST_STALE" for finding in from_manifest)
+    findings += from_manifest
+    checksums = ["manifest"] if has_manifest else []
+    if (
+        isinstance(output, MetaCheckpoint) and not is_stale
+    ):  # a stale manifest came with a copied checklist.chk
+        from_checklist, matching = check_checklist(output.folder.path, context)
+        findings += from_checklist
+        if matching or from_checklist:
+            checksums += [f"checklist.chk ({matching} files)"]
+    n_mismatches = sum(each.code in _CHECKSUM_CODES and not each.is_warning for each in findings)
+    if n_mismatches:
+        verified = f"{n_mismatches} checksum{'s do' if n_mismatches > 1 else ' does'} not match"
+    else:
+        verified = f"checksums match: {', '.join(checksums)}" if checksums else "no checksums to verify"
+    summary = f"{len(output.weights)} tensors read; {verified}"
+    return Outcome(summary, findings, {"norms": norms(scans)}, f"Checked {', '.join(checked)}")
 
 
 def scan_all(
     weights: dict[Weight, StoredWeight], files: SourceFiles, progress: Callable[[int], None]
 ) -> tuple[list[Scan], list[Finding]]:
-    """A pass over every weight, several at a time; what cannot be read whole is found wrong."""
+    """Read every weight once, several in parallel; a weight that cannot be read is a finding."""
     scans: list[Scan] = []
     findings: list[Finding] = []
 
@@ -116,14 +126,14 @@ def _scan(
     stopped: Event,
 ) -> Scan:
     digest = xxhash.xxh3_128()
-    oddities, zero_rows = ValueScan(), 0
+    values, zero_rows = ValueScan(), 0
     squares, sampled = 0.0, 0
     for start, stop in row_blocks(stored, BLOCK_SIZE):
         if stopped.is_set():
             break
         block = rows_of(files, stored, start, stop)
         digest.update(block.data)
-        oddities = oddities.and_of(block, stored.dtype, start)
+        values = values.and_of(block, stored.dtype, start)
         maybe_zero = np.flatnonzero(magnitudes(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
         zero_rows += int((~magnitudes(block[maybe_zero], stored.dtype).any(axis=1)).sum())
         step = max(1, len(block) // _SAMPLED_ROWS)
@@ -133,34 +143,39 @@ def _scan(
         sampled += sample.size
         progress(block.nbytes)
     rms = (squares / max(sampled, 1)) ** 0.5
-    return Scan(weight, stored, digest.hexdigest(), oddities, zero_rows, rms)
+    return Scan(weight, stored, digest.hexdigest(), values, zero_rows, rms)
 
 
 def implausible(scans: Sequence[Scan]) -> list[Finding]:
-    """Numbers that no trained model has."""
+    """Findings for values that no trained model has."""
     findings = []
     for scan in scans:
         stored, (rows, _) = scan.stored, matrix_shape(scan.stored.shape)
         file = stored.file_of(0, 0).name
-        if scan.oddities.first:
-            row, column = scan.oddities.first
+        if scan.values.first:
+            row, column = scan.values.first
             file = stored.file_of(row, column).name
             place = f"[{column}]" if len(stored.shape) < 2 else f"[{row}, {column}]"
-            overflow = "values beyond 65504 overflowed: use --dtype bf16" if stored.dtype == FLOAT16 else None
-            message = f"{scan.oddities.nonfinite} values are NaN or infinite, the first at {place}"
-            findings.append(Finding("VALUES_NONFINITE", message, file, stored.name, hint=overflow))
-        elif scan.oddities.is_zero:
-            message = "holds nothing but zeros"
-            findings.append(
-                Finding("VALUES_ZERO", message, file, stored.name, hint="a placeholder, or never written?")
-            )
-        elif scan.zero_rows and scan.weight.kind not in (EMBEDDING, HEAD):  # words never used may be zero
-            message = f"{scan.zero_rows} of {rows} rows are zero"
+            overflow = "Values above 65504 overflowed. Convert with --dtype bf16."
+            count = scan.values.nonfinite
+            are = "values are" if count > 1 else "value is"
+            message = f"{count} {are} NaN or infinite, the first at {place}."
+            hint = overflow if stored.dtype == FLOAT16 else None
+            findings.append(Finding("VALUES_NONFINITE", message, file, stored.name, hint=hint))
+        elif scan.values.is_zero:
+            hint = "The tensor is a placeholder or was never written."
+            findings.append(Finding("VALUES_ZERO", "All values are zero.", file, stored.name, hint=hint))
+        elif scan.zero_rows and scan.weight.kind not in (
+            EMBEDDING,
+            HEAD,
+        ):  # rows of unused tokens may be zero
+            message = f"{scan.zero_rows} of {rows} rows are zero."
             findings.append(Finding("VALUES_DEAD_ROWS", message, file, stored.name, severity="warning"))
-    return findings + _far_from_neighbours(scans)
+    return findings + _out_of_scale(scans)
 
 
-def _far_from_neighbours(scans: Sequence[Scan]) -> list[Finding]:
+def _out_of_scale(scans: Sequence[Scan]) -> list[Finding]:
+    """A warning for each weight whose scale differs much from that of nearby layers."""
     by_kind = defaultdict(list)
     for scan in scans:
         if scan.weight.layer is not None:
@@ -170,13 +185,15 @@ def _far_from_neighbours(scans: Sequence[Scan]) -> list[Finding]:
         for place, scan in enumerate(of_kind):
             around = [other.rms for other in of_kind[max(0, place - 2) : place + 3] if other is not scan]
             usual = median(around) if len(around) > 1 else 0.0
-            if usual > 0 and not usual / _FAR <= scan.rms <= usual * _FAR:
+            if usual > 0 and not usual / _MAX_SCALE <= scan.rms <= usual * _MAX_SCALE:
                 findings.append(
                     Finding(
                         "VALUES_SCALE",
-                        f"its root mean square is {scan.rms:.3g}, that of the layers around it {usual:.3g}",
+                        "Root mean square is out of range of nearby layers.",
                         scan.stored.file_of(0, 0).name,
                         scan.stored.name,
+                        expected=f"about {usual:.3g}",
+                        found=f"{scan.rms:.3g}",
                         severity="warning",
                     )
                 )
@@ -184,7 +201,11 @@ def _far_from_neighbours(scans: Sequence[Scan]) -> list[Finding]:
 
 
 def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], bool]:
-    """Whether files and tensors are what ``llama-convert.json`` says was written, if there is one."""
+    """Compare files and tensors with the checksums in ``llama-convert.json``.
+
+    Returns:
+        Findings, and whether there is a manifest.
+    """
     try:
         manifest = read_manifest(folder)
     except LlamaConvertError as error:
@@ -194,33 +215,33 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     found = {scan.stored.name: scan.digest for scan in scans}
     if found and agreement(folder, manifest, found).is_stale:
         return [Finding("MANIFEST_STALE", STALE, MANIFEST, hint=_REMOVE)], True
-    said: dict[str, str] = manifest["tensors"]
+    recorded: dict[str, str] = manifest["tensors"]
     findings = [
         Finding(
             "MANIFEST_DIFFERS",
             f"Checksum does not match {MANIFEST}.",
             scan.stored.file_of(0, 0).name,
             scan.stored.name,
-            expected=said[scan.stored.name],
+            expected=recorded[scan.stored.name],
             found=scan.digest,
             hint=f"Damaged, or trained or replaced after the conversion. If that was intended: {_REMOVE}",
         )
         for scan in scans
-        if said.get(scan.stored.name, scan.digest) != scan.digest
+        if recorded.get(scan.stored.name, scan.digest) != scan.digest
     ]
-    known = set(said.values())  # a tied LM head has the bytes of the embedding, which alone is listed
-    extra = {name for name, digest in found.items() if name not in said and digest not in known}
-    for name in sorted(set(said) - set(found) | extra) if said else []:
-        message = "Listed, but in no file." if name in said else "Not listed, but in a file."
+    known = set(recorded.values())  # a tied LM head has the bytes of the embedding, which alone is listed
+    extra = {name for name, digest in found.items() if name not in recorded and digest not in known}
+    for name in sorted(set(recorded) - set(found) | extra) if recorded else []:
+        message = "Listed, but not in any file." if name in recorded else "In a file, but not listed."
         findings.append(Finding("MANIFEST_DIFFERS", message, MANIFEST, name, hint=_OTHER_FILES))
     for name, entry in promised_files(manifest).items():
         findings += _check_file(folder / name, entry)
     return findings, True
 
 
-def _check_file(file: Path, said: dict[str, Any]) -> list[Finding]:
+def _check_file(file: Path, entry: dict[str, Any]) -> list[Finding]:
     try:
-        if file.is_file() and file_matches(file, said):
+        if file.is_file() and file_matches(file, entry):
             return []
     except LlamaConvertError as error:
         return [Finding.of(error)]
@@ -231,40 +252,39 @@ def _check_file(file: Path, said: dict[str, Any]) -> list[Finding]:
     return [Finding("MANIFEST_DIFFERS", message, file.name, hint=hint)]
 
 
-def check_checklist(folder: Path) -> tuple[list[Finding], int]:
-    """The MD5 of every file that ``checklist.chk`` names; how many agree."""
+def check_checklist(folder: Path, context: Context) -> tuple[list[Finding], int]:
+    """Compare files with the MD5s in ``checklist.chk``.
+
+    Returns:
+        Findings, and the number of files that match.
+    """
     try:
         checklist = read_checklist(folder)
-        digests = md5_of_all(list(checklist.said), workers=WORKERS) if checklist else []
+        if checklist is None:
+            return [], 0
+        files = list(checklist.said)
+        with context.progress(sum(file.stat().st_size for file in files if file.exists()), "hashed"):
+            digests = md5_of_all(files, workers=WORKERS, progress=context.observer.advance)
     except LlamaConvertError as error:
         return [Finding.of(error)], 0
-    if checklist is None:
-        return [], 0
     findings = [
         Finding("INPUT_CHECKLIST", line, CHECKLIST, severity="warning") for line in checklist.malformed
     ]
     for name in checklist.absent:
-        findings.append(Finding("INPUT_CHECKLIST", "the checklist names it, and it is not here", name))
-    agreeing = 0
-    for (file, said), digest in zip(checklist.said.items(), digests, strict=True):
-        agreeing += digest == said
-        if digest != said:
-            other = checklist.named(digest)
-            findings.append(
-                Finding(
-                    "INPUT_CHECKLIST",
-                    "its MD5 is " + (f"that of {other}" if other else "not the one in checklist.chk"),
-                    file.name,
-                    expected=said,
-                    found=digest,
-                    hint="damaged: download it again; or the list is wrong, as some of Meta's first were",
-                )
-            )
-    return findings, agreeing
+        findings.append(Finding("INPUT_CHECKLIST", f"Listed in {CHECKLIST}, but missing.", name))
+    matching = 0
+    for (file, expected), found in zip(checklist.said.items(), digests, strict=True):
+        matching += found == expected
+        if found != expected:
+            other = checklist.named(found)
+            message = f"MD5 is that of {other}." if other else f"MD5 does not match {CHECKLIST}."
+            hint = "Download the file again. Some of Meta's first checklists were wrong."
+            findings.append(Finding("INPUT_CHECKLIST", message, file.name, None, expected, found, hint))
+    return findings, matching
 
 
 def norms(scans: Sequence[Scan]) -> list[dict[str, Any]]:
-    """The root mean square of each weight, in the order of the model."""
+    """The root mean square of each weight, in model order."""
     order = {kind: place for place, kind in enumerate(LLAMA)}
     ordered = sorted(scans, key=lambda scan: (order[scan.weight.kind], scan.weight.layer or 0))
     return [{"tensor": scan.stored.name, "rms": scan.rms} for scan in ordered]

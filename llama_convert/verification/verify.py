@@ -1,4 +1,4 @@
-"""Runs the levels of a verification, the cheapest first."""
+"""Runs the checks of a verification, the cheapest first."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.findings import Finding
+from llama_convert.findings import Finding, at_most
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import mounted
-from llama_convert.verification.assumed_release import agreed
-from llama_convert.verification.context import Context, Outcome, SkippedError, compute_dtype
-from llama_convert.verification.inputs import Input, open_input
+from llama_convert.verification.context import Context, SkippedError, compute_dtype
+from llama_convert.verification.explanations import explained
+from llama_convert.verification.inputs import open_input, with_agreed_release
 from llama_convert.verification.options import VerifyOptions
-from llama_convert.verification.report import FileIdentity, Level, LevelReport, Status, VerifyReport
+from llama_convert.verification.report import Check, CheckReport, Outcome, Status, VerifyReport
 
 
 def verify(
@@ -24,131 +24,108 @@ def verify(
     options: VerifyOptions | None = None,
     observer: Observer | None = None,
 ) -> VerifyReport:
-    """Find any way in which a checkpoint is wrong.
+    """Check a checkpoint, by itself or against the checkpoint it was converted from.
 
     Args:
-        path: a folder in Hugging Face's or in Meta's layout, or its URL.
-        source: the folder it was made from, in either layout, or its URL.
-        options: what to look at, and with what.
-        observer: is told of progress.
+        path: a folder in Hugging Face or Meta format, or its URL.
+        source: the folder it was converted from, in either format, or its URL.
+        options: which checks to run, and how.
+        observer: receives notes, progress, and the report of each check when it ends.
 
     Raises:
-        UsageError: an option cannot be meant so.
-        InputError: one of the folders holds no checkpoint at all.
-        OutputError: the machine could not read.
+        UsageError: an option is invalid.
+        InputError: one of the folders contains no checkpoint.
+        OutputError: a file could not be read.
     """
     with ExitStack() as stack:
-        here = stack.enter_context(mounted(path))
-        there = stack.enter_context(mounted(source)) if source else None
-        return _verify(here, there, options or VerifyOptions(), observer or Observer())
+        output_folder = stack.enter_context(mounted(path))
+        source_folder = stack.enter_context(mounted(source)) if source else None
+        context = _open(output_folder, source_folder, options or VerifyOptions(), observer or Observer())
+        return _verify(context)
 
 
-def _verify(path: Path, source: Path | None, options: VerifyOptions, observer: Observer) -> VerifyReport:
+def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer: Observer) -> Context:
     compute = compute_dtype(options.dtype)
-    if options.device not in ("auto", "cpu"):  # to be told of now, not after an hour of the other levels
+    if options.device not in ("auto", "cpu"):  # refused now, not after the other checks have run for an hour
         from llama_convert.verification.streamed_model import pick_device
 
         pick_device(options.device)
     version, tokenizer = options.llama_version, options.tokenizer
-    output = open_input(path, version, None if source else tokenizer)
-    original = open_input(source, version, tokenizer) if source else None
-    if original and version is None:
-        output, original, notes = agreed(output, original)
+    output = open_input(path, version, None if source_path else tokenizer)
+    source = open_input(source_path, version, tokenizer) if source_path else None
+    if source and version is None:
+        output, source, notes = with_agreed_release(output, source)
         for note in notes:
             observer.note(note)
-    context = Context(
-        output=output,
-        source=original,
-        options=options,
-        observer=observer,
-        compute=compute,
-    )
-    levels = [_look(level, context) for level in Level if level in options.levels]
-    return VerifyReport(
+    return Context(output=output, source=source, options=options, observer=observer, compute=compute)
+
+
+def _verify(context: Context) -> VerifyReport:
+    source, options, observer = context.source, context.options, context.observer
+    report = VerifyReport(
         path=context.output.folder,
-        layout=context.output.layout,
-        source=context.source.folder if context.source else None,
-        source_layout=context.source.layout if context.source else None,
-        release=next((side.release for side in reversed(context.sides) if side.release), None),
-        levels=levels,
-        files=_recognised(context) if Level.VALUES in options.levels else [],
-        completions=_completions(context),
+        format=context.output.format,
+        source=source.folder if source else None,
+        source_format=source.format if source else None,
+        release=next((each.release for each in reversed(context.inputs) if each.release), None),
+        checks=[],
     )
+    observer.verification_started(report)
+    for check in (each for each in Check if each in options.checks):
+        observer.check_started(check)
+        report.checks = explained([*report.checks, _run(check, context)])
+        observer.check_finished(report.checks[-1])
+    if Check.VALUES in options.checks and options.checksums is not False:
+        from llama_convert.verification.official_files import identify_files
+
+        report.files = identify_files(context)
+    if options.prompt is not None:
+        from llama_convert.verification.completions import completions
+
+        report.completions = completions(context, options.prompt)
+    report.checks = [_shortened(each) for each in report.checks]
+    return report
 
 
-def _look(level: Level, context: Context) -> LevelReport:
-    began = time.monotonic()
+def _run(check: Check, context: Context) -> CheckReport:
+    start = time.monotonic()
     try:
-        summary, findings, measures = _dispatch(level, context)
+        outcome = _outcome_of(check, context)
     except SkippedError as reason:
-        return LevelReport(level, Status.SKIPPED, str(reason))
+        return CheckReport(check, Status.SKIPPED, str(reason))
     except (OutputError, UsageError):
         raise
     except LlamaConvertError as error:
-        summary, findings, measures = "stopped at the first thing wrong", [Finding.of(error)], {}
-    failed = any(not finding.is_warning for finding in findings)
+        outcome = Outcome("Ended at the first error", [Finding.of(error)])
+    failed = any(not finding.is_warning for finding in outcome.findings)
     status = Status.FAIL if failed else Status.PASS
-    return LevelReport(level, status, summary, findings, time.monotonic() - began, measures)
+    return CheckReport(check, status, seconds=time.monotonic() - start, **vars(outcome))
 
 
-def _dispatch(level: Level, context: Context) -> Outcome:
-    """Each level's module is imported when its turn comes: only the last needs torch."""
-    if level is Level.STRUCTURE:
+def _outcome_of(check: Check, context: Context) -> Outcome:
+    """The outcome of a check, whose module is imported only now: logits alone needs torch."""
+    if check is Check.STRUCTURE:
         from llama_convert.verification.structure import check_structure
 
         return check_structure(context)
-    if level is Level.VALUES:
+    if check is Check.VALUES:
         from llama_convert.verification.values import check_values
 
         return check_values(context)
-    if level is Level.WEIGHTS:
+    if check is Check.WEIGHTS:
         from llama_convert.verification.weights import check_weights
 
         return check_weights(context)
-    if level is Level.TOKENIZER:
-        from llama_convert.verification.tokenizer_check import check_tokenizer_files
+    if check is Check.TOKENIZER:
+        from llama_convert.verification.tokenizer.check import check_tokenizer_files
 
         return check_tokenizer_files(context)
-    from llama_convert.verification.logits import check_logits_level
+    from llama_convert.verification.logits import check_logits
 
-    return check_logits_level(context)
-
-
-def _recognised(context: Context) -> list[FileIdentity]:
-    """Which of both sides' files are official by their published checksums, and which only look so."""
-    if context.options.checksums is False:
-        return []
-    prefixes = zip(context.sides, ("", "source: "), strict=False)
-    return [
-        replace(identity, file=prefix + identity.file)
-        for side, prefix in prefixes
-        for identity in _identities(side, force=context.options.checksums is True)
-    ]
+    return check_logits(context)
 
 
-def _identities(side: Input, *, force: bool) -> list[FileIdentity]:
-    from llama_convert.verification.official_files import identify_file
-
-    files = sorted(file for file in side.folder.iterdir() if file.is_file())
-    if side.tokenizer and not side.tokenizer.parent.samefile(side.folder):
-        files.append(side.tokenizer)
-    identities = [identify_file(file, force=force) for file in files]
-    # Settings are a few hundred bytes, whose number tells nothing but beside weights of an official size.
-    large = any(i.verdict != "unknown" and _is_weighty(i) for i in identities)
-    return [
-        i
-        for i in identities
-        if force or i.verdict == "official" or (i.verdict != "unknown" and (large or _is_weighty(i)))
-    ]
-
-
-def _is_weighty(identity: FileIdentity) -> bool:
-    return identity.size > 1 << 20 or identity.file.endswith(".model")
-
-
-def _completions(context: Context) -> dict[str, str]:
-    if context.options.prompt is None:
-        return {}
-    from llama_convert.verification.logits import completions
-
-    return completions(context)
+def _shortened(report: CheckReport) -> CheckReport:
+    """The report with the first findings of each kind, its errors counted before."""
+    n_errors = sum(finding.explained_by is None for finding in report.errors)
+    return replace(report, findings=at_most(report.findings), n_errors=n_errors)

@@ -1,14 +1,13 @@
-"""The tokenizer: the ids of every text, as Meta's code has them.
+"""Compares tokenizers: both must encode every text to the same ids.
 
-The original is run by tiktoken or sentencepiece, tokenizer.json by the library `tokenizers`; nothing here is
-shared with the converter.  Texts can only sample a tokenizer, so all tokens and all merges are compared too.
+tiktoken or sentencepiece runs the original, the library `tokenizers` runs tokenizer.json.  No code is shared
+with the conversion.  Texts can only sample a tokenizer, so all tokens and all merges are compared as well.
 """
 
-from llama_convert.verification.tokenizer.check import (
-    TokenizerCheck,
+from llama_convert.verification.tokenizer.comparison import (
     check_original,
     check_tokenizer,
     compare_tokenizers,
 )
 
-__all__ = ["TokenizerCheck", "check_original", "check_tokenizer", "compare_tokenizers"]
+__all__ = ["check_original", "check_tokenizer", "compare_tokenizers"]

@@ -1,4 +1,4 @@
-"""What other files of a folder say about its tokenizer."""
+"""Settings of the tokenizer in other files of its folder, and chat templates."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from llama_convert.errors import InputError
 from llama_convert.findings import Finding, severity_of
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
 from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
-from llama_convert.verification.tokenizer.original import Original
+from llama_convert.verification.tokenizer.grouping import Problem, group, listed, short
+from llama_convert.verification.tokenizer.tokenizer_json import Json
+from llama_convert.verification.tokenizer.tokenizer_model import Original
 from llama_convert.verification.tokenizer.vocabulary import MARK
-from llama_convert.verification.tokenizer.wording import Wrong, group, listed, short
-from llama_convert.verification.tokenizer.written import Json
 
 T = TypeVar("T")
 
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _MAX_TEMPLATE = 1 << 20
 _GUARD_TASK = "Check if there is unsafe content in"
-"""What every chat template of Llama Guard asks.  Its published tokenizers leave the BOS to the template."""
+"""Text in every chat template of Llama Guard, whose official tokenizers leave the BOS to the template."""
 _JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""The tags that transformers adds to Jinja."""
+"""Tags that transformers adds to Jinja."""
 _MARKS = re.compile(r"<\|\w+\|>")
-"""How Llama 3 spells special tokens."""
+"""The form of names of special tokens in Llama 3."""
 
 
-class _Said(NamedTuple):
-    """An id that a file gives under a key."""
+class _Setting(NamedTuple):
+    """A token id in a file, under a key."""
 
     file: str
     key: str
@@ -44,16 +44,16 @@ class _Said(NamedTuple):
 
 
 class Configs:
-    """The files of a folder that say something about the tokenizer."""
+    """The files of a folder with settings of the tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.unreadable: list[Finding] = []
         self._content = {name: self._read(folder / name) for name in _FILES}
         self.templates = list(self._templates(folder))
-        """Chat templates, after the file that each is in."""
+        """Chat templates: name of the file, and the template."""
 
     def _read(self, path: Path) -> Json:
-        """What a file says, which is nothing where there is none."""
+        """The content of a JSON file; empty if the file is missing or unreadable."""
         data = self._content_of(path, MAX_TOKENIZER_JSON)
         if data is None:
             return {}
@@ -64,16 +64,16 @@ class Configs:
             return {}
         if isinstance(content, dict):
             return content
-        self.unreadable.append(Finding("CONFIG_UNREADABLE", "is not a JSON object", file=path.name))
+        self.unreadable.append(Finding("CONFIG_UNREADABLE", "Not a JSON object.", file=path.name))
         return {}
 
     def _content_of(self, path: Path, most: int) -> bytes | None:
-        """The bytes of a small file; None where there is none, or it cannot be read."""
+        """The bytes of a small file; None if it is missing or unreadable."""
         try:
             return read_small(path, most)
         except InputError as error:
             if os.path.lexists(path):
-                message = f"cannot be read: {error.message}"
+                message = f"Cannot be read: {error.message}"
                 self.unreadable.append(Finding("CONFIG_UNREADABLE", message, file=path.name, hint=error.hint))
             return None
 
@@ -90,22 +90,22 @@ class Configs:
 
     @property
     def vocab_size(self) -> int | None:
-        """The embedding's rows by config.json."""
+        """The vocabulary size in config.json."""
         rows = self._content["config.json"].get("vocab_size")
         return rows if isinstance(rows, int) else None
 
     @property
     def is_guard(self) -> bool:
-        """Whether this is a Llama Guard, whose chat template is its task."""
+        """Whether this is a Llama Guard, recognized by its chat template."""
         return any(_GUARD_TASK in template for _, template in self.templates)
 
     def findings(self, original: Original, ids: Mapping[str, int]) -> Iterator[Finding]:
-        """What contradicts the tokenizer."""
+        """Settings that contradict the tokenizer."""
         yield from self.unreadable
         for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
             yield from self._role(role, original, ids)
         if self._content["tokenizer_config.json"].get("add_bos_token") is False:
-            message = "add_bos_token is false, and transformers puts no BOS before a text"
+            message = "add_bos_token is false, so transformers adds no BOS."
             yield Finding(
                 "TOKENIZER_BOS",
                 message,
@@ -114,32 +114,33 @@ class Configs:
             )
         yield from self._descriptions(ids)
         for file, template in self.templates:
-            written = _MARKS.findall(template) if original.kind == "tiktoken" else []
-            yield from _template(file, template, [mark for mark in written if mark not in ids])
+            used = _MARKS.findall(template) if original.kind == "tiktoken" else []
+            yield from _template(file, template, [name for name in used if name not in ids])
 
     def _role(self, role: str, original: Original, ids: Mapping[str, int]) -> Iterator[Finding]:
-        """The BOS is the tokenizer's; what ends a text is special; what is called the end does end it."""
+        """Findings on a role: BOS is the tokenizer's, EOS is a special token at which generation stops."""
         numbered = list(self._values(f"{role}_id", int))
-        said = [_Said(file, f"{role}_id", str(number), number) for file, number in numbered]
+        settings = [_Setting(file, f"{role}_id", str(number), number) for file, number in numbered]
         absent: defaultdict[str, list[str]] = defaultdict(list)
         for file, name in self._values(role, str):
             if name in ids:
-                said.append(_Said(file, role, f"{name!r}, id {ids[name]}", ids[name]))
+                settings.append(_Setting(file, role, f"{name!r} (id {ids[name]})", ids[name]))
             else:
                 absent[file].append(repr(name))
         for file, names in absent.items():
-            message = f"{role} is {listed(names)}, which tokenizer.json does not have"
+            message = f"{role} is {listed(names)}, which is not in tokenizer.json."
             yield Finding("TOKEN_ROLE", message, file=file)
         if role == "bos_token":
-            yield from _contrary("BOS_ID", said, {original.bos}, "not the BOS")
+            yield from _wrong_ids("BOS_ID", settings, {original.bos}, "not the BOS")
         elif role == "eos_token":
             special = {n for name, n in ids.items() if n >= len(original.names) or MARK.fullmatch(name)}
-            yield from _contrary("EOS_ID", said, special | set(original.special), "not a special token")
+            yield from _wrong_ids("EOS_ID", settings, special | set(original.special), "not a special token")
             stops = {number for _, number in numbered}
-            yield from _contrary("EOS_ID", said if stops else [], stops, "where generation does not stop")
+            what = "at which generation does not stop"
+            yield from _wrong_ids("EOS_ID", settings if stops else [], stops, what)
 
     def _values(self, key: str, kind: type[T]) -> Iterator[tuple[str, T]]:
-        """What files give for a role, after the files."""
+        """The values of a key in all files, each after the name of its file."""
         for file, content in self._content.items():
             value = content.get(key)
             for each in value if isinstance(value, list) else [value]:
@@ -148,43 +149,48 @@ class Configs:
                     yield file, each
 
     def _descriptions(self, ids: Mapping[str, int]) -> Iterator[Finding]:
-        """`added_tokens_decoder` repeats tokenizer.json; versions of transformers differ where it does."""
+        """Entries of `added_tokens_decoder` that contradict tokenizer.json.
+
+        Versions of transformers differ in which of both they read.
+        """
         described = self._content["tokenizer_config.json"].get("added_tokens_decoder")
         tokens = described.items() if isinstance(described, dict) else ()
         named = [(number, str(token.get("content"))) for number, token in tokens if isinstance(token, dict)]
-        wrong = [
-            Wrong(f"{name!r} {number}", f"{name!r} at id {ids.get(name, 'none')}", number)
+        problems = [
+            Problem(f"{name!r} (id {number})", f"{name!r} at id {ids.get(name, 'none')}", number)
             for number, name in named
             if str(ids.get(name)) != number
         ]
-        said = "in added_tokens_decoder contrary to tokenizer.json"
-        for finding in group("TOKEN_DESCRIBED", "token", said, wrong):
+        what = "in added_tokens_decoder that differ from tokenizer.json"
+        for finding in group("TOKEN_DESCRIBED", "token", what, problems):
             yield replace(finding, file="tokenizer_config.json")
 
 
-def _contrary(code: str, said: Iterable[_Said], right: Collection[int], but: str) -> Iterator[Finding]:
-    """What files say where the id is none of the right ones: a finding for each file and key."""
-    wrong: defaultdict[tuple[str, str], list[_Said]] = defaultdict(list)
-    for each in said:
-        if each.number not in right:
+def _wrong_ids(
+    code: str, settings: Iterable[_Setting], correct: Collection[int], what: str
+) -> Iterator[Finding]:
+    """A finding for each file and key with ids that are not correct."""
+    wrong: defaultdict[tuple[str, str], list[_Setting]] = defaultdict(list)
+    for each in settings:
+        if each.number not in correct:
             wrong[each.file, each.key].append(each)
-    for (file, key), those in wrong.items():
-        message = f"{key} is {listed([each.shown for each in those])}, {but}"
-        expected, found = listed(sorted(right)), listed([each.number for each in those])
+    for (file, key), of_key in wrong.items():
+        message = f"{key} is {listed([each.shown for each in of_key])}, {what}."
+        expected, found = listed(sorted(correct)), listed([each.number for each in of_key])
         yield Finding(code, message, file=file, expected=expected, found=found)
 
 
 def _template(file: str, template: str, absent: list[str]) -> Iterator[Finding]:
-    """Whether a chat template is Jinja, and the special tokens it writes are there."""
+    """Findings if a chat template is not valid Jinja, or uses special tokens that do not exist."""
     try:
         _JINJA.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
-        message = f"the chat template is not Jinja: line {error.lineno}: {short(error.message)}"
+        message = f"The chat template is not valid Jinja: line {error.lineno}: {short(error.message)}"
         yield Finding("CHAT_TEMPLATE", message, file=file)
     except (RecursionError, ValueError):
-        message = "the chat template is not Jinja: nested too deeply, or a number is too long"
+        message = "The chat template is not valid Jinja: nested too deeply, or a number is too long."
         yield Finding("CHAT_TEMPLATE", message, file=file)
     if absent:
         names = listed([repr(name) for name in dict.fromkeys(absent)])
-        message = f"the chat template writes {names}, which tokenizer.json does not have"
+        message = f"The chat template uses {names}, which tokenizer.json does not have."
         yield Finding("CHAT_TEMPLATE", message, file=file)

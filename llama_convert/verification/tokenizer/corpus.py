@@ -1,4 +1,4 @@
-"""Texts that tokenizers get wrong first."""
+"""Difficult texts, on which wrong tokenizers differ first."""
 
 CORPUS: tuple[str, ...] = (
     # Nothing, and white space alone: where a prefix, a stripped end or a collapsed run shows.
@@ -12,7 +12,7 @@ CORPUS: tuple[str, ...] = (
     *["trailing tab\t", "trailing nbsp\u00a0"],
     # English, its contractions in both cases, with both apostrophes.
     "The quick brown fox jumps over the lazy dog.",
-    "I'm sure you're right; they've said he'd go, she'll stay, it's fine, don't worry.",
+    "I'm sure you're right; they've said he'd go, she'll stay, it's fine, don't worry.",  # style: said
     "I'M SURE YOU'RE RIGHT; THEY'VE SAID HE'D GO, SHE'LL STAY, IT'S FINE, DON'T WORRY.",
     *["'s 't 're 've 'm 'll 'd", "'S'T'RE'VE'M'LL'D", "'sad 'then 'revel", "we\u2019re y\u2019all"],
     *["rock 'n' roll", "x'\u017f", "O'Neil's", "''''", "'"],
@@ -80,10 +80,10 @@ CORPUS: tuple[str, ...] = (
     *["{% if x %}", "[MASK] [CLS]"],
     # Code, data, addresses.
     "def f(x: int) -> int:\n    if x < 2:\n        return x\n\n    return f(x - 1) + f(x - 2)  # slow\n",
-    "for (int i = 0; i < n; ++i) {\n\tsum += a[i] * b[i];\n}\n",
+    "for (int i = 0; i < n; ++i) {\n\tsum += a[i] * b[i];\n}\n",  # style: ;
     "fn main() { println!(\"{:?}\", vec![1, 2, 3]); }",
     "SELECT a, COUNT(*) FROM t WHERE b >= 3 AND c LIKE '%x%' GROUP BY a;",
-    "<html>\n  <body class=\"x\">&nbsp;&amp;</body>\n</html>",
+    "<html>\n  <body class=\"x\">&nbsp;&amp;</body>\n</html>",  # style: ;
     '{"key": [1, 2.5, null, true], "nested": {"a": "b\\n"}}',
     "x = {'a': [1, 2], 'b': (3,)}; y = x['a'][-1] ** 2 // 3 != 0",
     "$ grep -rn 'foo' . | awk '{print $1}' > out.txt 2>&1",

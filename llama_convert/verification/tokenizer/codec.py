@@ -1,4 +1,4 @@
-"""Text to ids and back by a tokenizer file, in this process: run it through `isolated`."""
+"""Encodes and decodes texts with a tokenizer file; called through `sandbox.run_isolated`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from tokenizers import Tokenizer
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
-from llama_convert.verification.tokenizer.original import open_original
-from llama_convert.verification.tokenizer.written import attempt
+from llama_convert.verification.tokenizer.tokenizer_json import attempt
+from llama_convert.verification.tokenizer.tokenizer_model import open_original
 
 T = TypeVar("T")
 
 
 def encode(file: Path, text: str) -> list[int]:
-    """Ids of a text by a tokenizer file, BOS first; what looks like a special token is text.
+    """Token ids of a text, BOS first; names of special tokens are encoded as text.
 
     Raises:
-        InputError: the file is damaged, or gives no ids.
+        InputError: the file is damaged, or the tokenizer returns no ids.
     """
     ids = _open(file).encode(text)
     if not ids or min(ids) < 0:
-        raise InputError("TOKENIZER_IDS", "gives no ids for a text, or a negative one", file=file)
+        raise InputError(
+            "TOKENIZER_IDS", "The tokenizer returns no ids or a negative id for a text.", file=file
+        )
     return ids
 
 
 def decode(file: Path, ids: Sequence[int]) -> str:
-    """The text of ids by a tokenizer file; raises as `encode`."""
+    """The text of token ids.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     return _open(file).decode(ids)
 
 
@@ -39,11 +45,13 @@ def decode_each(file: Path, ids: Sequence[int]) -> list[str]:
     return [tokenizer.decode([number]) for number in ids]
 
 
-def _open(file: Path) -> _TokenizerJson | _Original:
-    return _TokenizerJson(file) if file.suffix == ".json" else _Original(file)
+def _open(file: Path) -> _JsonCodec | _ModelCodec:
+    return _JsonCodec(file) if file.suffix == ".json" else _ModelCodec(file)
 
 
-class _TokenizerJson:
+class _JsonCodec:
+    """A tokenizer.json, run by the library `tokenizers`."""
+
     def __init__(self, file: Path) -> None:
         self._file = file
         content = read_small(file, MAX_TOKENIZER_JSON)
@@ -62,12 +70,12 @@ class _TokenizerJson:
     def _attempt(self, what: str, call: Callable[[], T]) -> T:
         result = attempt(call)
         if result is None:
-            raise InputError("TOKENIZER_JSON", f"the tokenizers library cannot {what}", file=self._file)
+            raise InputError("TOKENIZER_JSON", f"The library `tokenizers` cannot {what}.", file=self._file)
         return result
 
 
-class _Original:
-    """Meta's own; ids that are no words are left out of a text."""
+class _ModelCodec:
+    """A tokenizer.model; special tokens and ids outside of it are left out of a text."""
 
     def __init__(self, file: Path) -> None:
         self._original = open_original(file)
@@ -77,5 +85,5 @@ class _Original:
 
     def decode(self, ids: Sequence[int]) -> str:
         original = self._original
-        words = (number for number in ids if number < len(original.names))
-        return original.decode([number for number in words if number not in original.special])
+        known = (number for number in ids if number < len(original.names))
+        return original.decode([number for number in known if number not in original.special])
