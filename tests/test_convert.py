@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_convert.checkpoints.locate import locate
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import ConflictError, InputError, RefusedError
@@ -331,7 +331,7 @@ def test_a_folders_name_hints_at_instruct(tmp_path: Path, name: str, instruct: b
 )
 def test_names_that_are_taken_as_hints(tmp_path: Path, path: str, names: int) -> None:
     shutil.copytree(FIXTURES[0], tmp_path / path)
-    assert locate(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
+    assert find_meta_folder(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
 
 
 def test_chat_template_of_ones_own(tmp_path: Path) -> None:

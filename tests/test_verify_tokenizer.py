@@ -99,7 +99,7 @@ def test_real_ones_are_right(
 
 
 def test_early_names_are_right(llama3_tokenizer_model: Path, tmp_path: Path) -> None:
-    folder = written_from(llama3_tokenizer_model, tmp_path, naming="llama3")
+    folder = written_from(llama3_tokenizer_model, tmp_path, special_names="llama3")
     assert compare_tokenizers(llama3_tokenizer_model, folder).findings == []
 
 
@@ -570,9 +570,9 @@ ORIGINALS: dict[str, tuple[Path, Callable[[bytes], bytes], str, str]] = {
     "pieces cut": (PIECES_MODEL, lambda d: d[:3000], "TOKENIZER_UNREADABLE", "sentencepiece"),
     "settings cut": (PIECES_MODEL, lambda d: d[:-20], "TOKENIZER_UNREADABLE", "sentencepiece"),
     "empty": (PIECES_MODEL, lambda d: b"", "TOKENIZER_UNREADABLE", "byte 0x00"),
-    "garbage": (PIECES_MODEL, lambda d: bytes(range(256)), "TOKENIZER_UNREADABLE", "neither"),
-    "garbled": (PIECES_MODEL, lambda d: b"\n" + bytes(range(256)), "TOKENIZER_UNREADABLE", "neither"),
-    "web page": (PIECES_MODEL, lambda d: b"<!DOCTYPE html>", "TOKENIZER_UNREADABLE", "neither"),
+    "garbage": (PIECES_MODEL, lambda d: bytes(range(256)), "TOKENIZER_UNREADABLE", "HTML"),
+    "garbled": (PIECES_MODEL, lambda d: b"\n" + bytes(range(256)), "TOKENIZER_UNREADABLE", "HTML"),
+    "web page": (PIECES_MODEL, lambda d: b"<!DOCTYPE html>", "TOKENIZER_UNREADABLE", "HTML"),
 }
 
 
@@ -589,7 +589,7 @@ def test_faults_of_originals(name: str, tmp_path: Path) -> None:
 
 
 def test_no_original(tmp_path: Path) -> None:
-    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "not found", "x")
+    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "Not found", "x")
 
 
 def test_size_of_an_original() -> None:

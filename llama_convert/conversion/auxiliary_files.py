@@ -9,23 +9,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
-from llama_convert.checkpoints.locate import MetaFolder
 from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.meta_folder import MetaFolder
 from llama_convert.conversion.job import LARGEST_CARRIED
 from llama_convert.conversion.model_card import is_generated, is_licence
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.staging import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import (
-    MAX_TOKENIZER,
-    MAX_TOKENIZER_JSON,
-    is_file_name,
-    quoted,
-    read_small,
-    same_file,
-)
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.formats.files import MAX_TOKENIZER, MAX_TOKENIZER_JSON, is_file_name, read_small, same_file
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.text import quoted
 from llama_convert.tokenizers import (
     RECORDS,
     Tokenizer,
@@ -165,7 +159,7 @@ def tokenizer_back(found: list[Path], source: Path, rows: int, notes: Notes) -> 
     (file,) = found
     if file.name == "tokenizer.json":
         try:
-            content = parse_json(read_small(file, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+            content = parse_json(read_small(file, MAX_TOKENIZER_JSON), max_lists=MAX_LISTS_OF_TOKENIZER)
             model = ranks_of_tokenizer_json(content)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise InputError("TOKENIZER_JSON", "is no tokenizer.json", file=file) from None
@@ -203,7 +197,7 @@ def _lost_tokens(source: Path, tokenizer: Tokenizer, notes: Notes) -> list[str]:
                 numbers.setdefault(name, set()).add(number)
         except InputError as error:
             notes.warn(f"{error}, so tokens that it adds are not checked.")
-    lost = [(n, name) for name, each in numbers.items() for n in each if not tokenizer.holds(name, n)]
+    lost = [(n, name) for name, each in numbers.items() for n in each if not tokenizer.has_token(name, n)]
     lost.sort(key=lambda token: (token[0] is None, token[0] or 0))
     return list(dict.fromkeys(name for _, name in lost))
 

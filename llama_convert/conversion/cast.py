@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, largest
+from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, max_abs_bits
 from llama_convert.dtypes import Dtype
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastC
     result = values.to(torch.float32).to(_torch_dtype(target))
     cast = result.view(torch.uint8).numpy()
     overflowed, top = 0, 0.0
-    if largest(cast, target) >= INFINITY[target]:
+    if max_abs_bits(cast, target) >= INFINITY[target]:
         new = torch.isinf(result) & torch.isfinite(values)
         overflowed = int(new.sum())
         top = float(values[new].abs().max()) if overflowed else 0.0

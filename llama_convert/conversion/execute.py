@@ -97,7 +97,7 @@ def execute(
             finally:
                 stop.set()
                 _wind_down(pool, busy)
-        files.check_the_rest(block_size)
+        files.check_partly_read(block_size)
     return sum(kept)
 
 
@@ -184,7 +184,7 @@ class _Work:
                 return False
         self._rows, self._rounded = entry.rows, entry.rounded
         self._cast, self._oddities = entry.cast, entry.oddities
-        self._read = Checksums.of(self._storages, entry.read)
+        self._read = Checksums.from_ranges(self._storages, entry.read)
         return True
 
     def write(self) -> Iterator[Entry]:
@@ -193,12 +193,12 @@ class _Work:
         Yields:
             What is written so far: after every `CHECKPOINT` bytes, and at the end or when interrupted.
         """
-        task, files, unrecorded = self._task, self._all_files.counting(self._read), 0
+        task, files, unrecorded = self._task, self._all_files.with_checksums(self._read), 0
         for start, end in row_blocks(task.source, self._block_size, task.rows_in_a_run, self._rows):
             if self._stop.is_set():
                 break
             block = rows_of(files, task.source, start, end)
-            self._oddities = self._oddities.and_of(block, task.source.dtype, start)
+            self._oddities = self._oddities.with_block(block, task.source.dtype, start)
             block, counts = converted(task, block)
             self._cast += counts
             for part in self._parts:
@@ -221,7 +221,7 @@ class _Work:
             cast=self._cast,
             oddities=self._oddities,
             rounded=self._rounded or self._all_files.rounded.get(self._task.source.name),
-            read=tuple(self._read.known(self._storages)),
+            read=tuple(self._read.read_ranges(self._storages)),
         )
 
     def finish(self) -> None:
@@ -230,7 +230,7 @@ class _Work:
         Raises:
             InputError: a storage that other weights share is now read whole, and damaged.
         """
-        self._all_files.include(self._read, self._task.source.name)
+        self._all_files.add_checksums(self._read, self._task.source.name)
         for part in self._parts:
             part.output.tensor_done(part.place.name, part.crc32)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest, recorded_files
 from llama_convert.conversion.execute import execute
 from llama_convert.conversion.journal import Identity, Record
 from llama_convert.conversion.notes import Notes
@@ -51,7 +51,7 @@ def existing_output(
         destination: the output folder.
         plan: what is written of the weights.
         identity: what decides the output.
-        sources: `describe_file` of each source file, and its name.
+        sources: `file_record` of each source file, and its name.
         options: how to read, and whether warnings count.
         notes: receives what was found.
         only: the files whose weights are compared; None: all.
@@ -100,7 +100,7 @@ def _other_source(manifest: Mapping[str, Any], sources: Sequence[Mapping[str, An
 
 def _other_file(destination: Path, manifest: Mapping[str, Any]) -> str | None:
     """The first file that is not what the manifest says; of weights' files, the list of what they hold."""
-    for name, said in promised_files(manifest).items():
+    for name, said in recorded_files(manifest).items():
         try:
             if not file_matches(destination / name, said):
                 return name

@@ -55,7 +55,7 @@ class Entry:
     rounded: str | None = None
     """A file whose copy of the weight differs by rounding."""
     read: tuple[tuple[int, int, int, int], ...] = ()
-    """`Checksums.known` of what was read of the source's storages."""
+    """`Checksums.read_ranges` of what was read of the source's storages."""
 
     def __post_init__(self) -> None:
         if not all(0 <= checksum < 1 << 32 for checksum in self.checksums):

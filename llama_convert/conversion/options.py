@@ -11,18 +11,18 @@ from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
-from llama_convert.llama.releases import Identity
-from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.llama.releases import DetectedRelease
+from llama_convert.llama.weights import CheckpointFormat
 from llama_convert.redaction import redact_url
 
 
-def parse_layout(word: str) -> CheckpointLayout:
+def parse_layout(word: str) -> CheckpointFormat:
     """The layout that ``hf`` or ``meta`` means.
 
     Raises:
         UsageError: it means none.
     """
-    words: dict[str, CheckpointLayout] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
+    words: dict[str, CheckpointFormat] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
     if word.lower() not in words:
         raise UsageError("BAD_LAYOUT", f"--to {word}: choose hf or meta")
     return words[word.lower()]
@@ -32,7 +32,7 @@ def parse_layout(word: str) -> CheckpointLayout:
 class ConvertOptions:
     """What may be asked of a conversion; every default is told from the files."""
 
-    to: CheckpointLayout = "huggingface"
+    to: CheckpointFormat = "huggingface"
     dtype: str = "auto"
     mp: int = 1
     """Tensor-parallel ranks, where the output has Meta's layout."""
@@ -106,7 +106,7 @@ class ConvertResult:
     def of(
         cls,
         destination: Path,
-        identity: Identity,
+        identity: DetectedRelease,
         sizes: Mapping[str, int],
         *,
         dtype: str | None,

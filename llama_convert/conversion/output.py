@@ -16,7 +16,7 @@ import numpy as np
 from llama_convert.checkpoints.row_reader import Bytes
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.sync import WriteBack, discard, failure, open_own
-from llama_convert.formats.layout import Layout
+from llama_convert.formats.tensors import FileLayout
 
 _BLOCK = 1 << 20
 
@@ -24,7 +24,7 @@ _BLOCK = 1 << 20
 class Output(Protocol):
     """What `execute` asks of a file that it writes."""
 
-    layout: Layout
+    layout: FileLayout
 
     def reserve(self) -> None:
         """Make room for all of it."""
@@ -67,7 +67,7 @@ def on_disk(plan: Plan, folder: Path, *, fsync: bool) -> Iterator[Mapping[str, O
 class LocalOutput:
     """A file being written at planned offsets; open only from its first tensor to its last."""
 
-    def __init__(self, path: Path, layout: Layout, n_tensors: int, disk: WriteBack) -> None:
+    def __init__(self, path: Path, layout: FileLayout, n_tensors: int, disk: WriteBack) -> None:
         self.path = path
         self.layout = layout
         self._disk = disk
@@ -155,7 +155,7 @@ class LocalOutput:
 class Discarded:
     """A file that is not written, to learn what would be."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: FileLayout) -> None:
         self.layout = layout
 
     def reserve(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.huggingface_config import with_tied
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.params import with_kv_heads
 from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
 from llama_convert.conversion.auxiliary_files import carry_over, small_files
@@ -23,7 +23,7 @@ from llama_convert.conversion.staging import Staging
 from llama_convert.conversion.warnings import warn_of_head
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
-from llama_convert.llama.releases import Identity
+from llama_convert.llama.releases import DetectedRelease
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
 
@@ -42,7 +42,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
     if is_huggingface(source):
         message = f"--mp cuts Meta's layout; {source} has Hugging Face's"
         raise UsageError("BAD_USAGE", message, hint=otherwise(source))
-    folder = locate(source, options.model_size, output=destination, otherwise=otherwise)
+    folder = find_meta_folder(source, options.model_size, output=destination, otherwise=otherwise)
     if folder.path != source:
         notes.note(f"the checkpoint is in {folder.path}")
     tokenizer = options.tokenizer or folder.tokenizer
@@ -51,14 +51,14 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
     notes.warn_of_each(checkpoint.warnings)
     axis = options.embedding_axis
     if axis is None:
-        axis = checkpoint.embedding_cut
+        axis = checkpoint.embedding_dim
     if axis is None:
-        axis = 0 if checkpoint.identity.release.tokenizer == "tiktoken" else 1
+        axis = 0 if checkpoint.detected.release.tokenizer == "tiktoken" else 1
     warn_of_head(checkpoint, notes)
     cut = Cut(checkpoint.config, options.mp, axis)
     plan = plan_meta(checkpoint, None, cut)
     notes.note(
-        f"{checkpoint.identity.title}: {len(folder.rank_files)} to {cut.n_ranks} ranks, the embedding cut on "
+        f"{checkpoint.detected.title}: {len(folder.rank_files)} to {cut.n_ranks} ranks, the embedding cut on "
         f"dim {axis}" + (f", each KV head stored {cut.kv_repeats} times" if cut.kv_repeats > 1 else "")
     )
 
@@ -72,7 +72,7 @@ def reshard_meta(source: Path, destination: Path, options: ConvertOptions, notes
 
     read = [*folder.rank_files, checkpoint.params.file]
     along = [*carried, *([tokenizer] if tokenizer else [])]
-    job = _job(source, destination, checkpoint, checkpoint.identity, plan, read, along)
+    job = _job(source, destination, checkpoint, checkpoint.detected, plan, read, along)
     job.write_small_files = write_small_files
     job.checklist = options.checklist
     return job
@@ -103,7 +103,7 @@ def reshard_huggingface(source: Path, destination: Path, options: ConvertOptions
     checkpoint = open_huggingface(source)
     notes.warn_of_each(checkpoint.warnings)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
-    identity = checkpoint.identified(options.llama_version)
+    identity = checkpoint.detect(options.llama_version)
     notes.note(f"{identity.title}: {len(checkpoint.files)} to {len(plan.layouts)} files")
     settings, tied = checkpoint.settings, checkpoint.config.tied
     carried = small_files(source, checkpoint.files, notes, skip=(settings.file.name,))
@@ -122,7 +122,7 @@ def _job(
     source: Path,
     destination: Path,
     checkpoint: Checkpoint,
-    identity: Identity,
+    identity: DetectedRelease,
     plan: Plan,
     read: list[Path],
     carried: list[Path],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_convert import __version__
 from llama_convert.checkpoints.checklist import CHECKLIST
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, file_record, manifest_json
 from llama_convert.conversion.auxiliary_files import checklist_size, write_checklist
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import Progress, execute
@@ -148,7 +148,7 @@ class Run:
         manifest = self._manifest(Report(casts, digests))
         words = {name: len(content) for name, content in self._words(manifest, list(known)).items()}
         files = {name: {"bytes": size, "xxh3_128": digest} for name, size in {**known, **words}.items()}
-        return words | {MANIFEST: len(write_manifest(manifest | {"files": files}))}
+        return words | {MANIFEST: len(manifest_json(manifest | {"files": files}))}
 
     def by(self, executor: Executor, order: Callable[[str, str], Order]) -> ConvertResult:
         """Let an executor's workers write the weights, a file each; raises as `alone`.
@@ -415,8 +415,8 @@ class Run:
         if is_user_edited(self._destination / CARD):
             self.notes.note(f"{self._destination / CARD}: somebody has written on it, so it stays as it is")
             staging.remove(CARD)
-        files = {file.name: describe_file(file) for file in staging.files}
-        staging.write(MANIFEST, write_manifest(manifest | {"files": files}))
+        files = {file.name: file_record(file) for file in staging.files}
+        staging.write(MANIFEST, manifest_json(manifest | {"files": files}))
 
     def _words(self, manifest: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
         """The model card and the license's notice, as far as the output has none."""
@@ -452,7 +452,7 @@ class Run:
     def _described(self, source: Path) -> dict[str, Any]:
         """A source file, so that it can be told again; with what its checklist says, be that so or not."""
         md5 = self._checklist.get(source)
-        return {"name": source.name, **describe_file(source), **({"md5": md5} if md5 else {})}
+        return {"name": source.name, **file_record(source), **({"md5": md5} if md5 else {})}
 
     @contextmanager
     def _saying_what_is_kept(self, staging: Staging, saved: Saved) -> Iterator[None]:

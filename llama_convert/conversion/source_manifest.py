@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llama_convert.checkpoints.manifest import MANIFEST, read_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_digests
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest, sample_checksums
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.notes import Notes
 from llama_convert.conversion.plan import Plan
@@ -32,7 +32,7 @@ def read_source_digests(job: Job, notes: Notes) -> dict[str, str]:
         return {}
     if manifest is None:
         return {}
-    found = agreement(job.folder, manifest, sample_digests(task.source for task in job.plan.tasks))
+    found = match_manifest(job.folder, manifest, sample_checksums(task.source for task in job.plan.tasks))
     if found.is_stale:
         notes.warn(f"{job.folder / MANIFEST}: {STALE} Neither is used.")
     elif found.differing:

@@ -72,22 +72,22 @@ def compare_with_checklist(folder: Path, workers: int, notes: Notes) -> None:
     file = folder / CHECKLIST
     if checklist is None:
         raise InputError("INPUT_CHECKLIST", "not found, so there is nothing to compare with", file=file)
-    if checklist.absent:
+    if checklist.missing:
         message = f"{CHECKLIST} names it, and it is not here"
-        raise InputError("INPUT_CHECKLIST", message, file=folder / checklist.absent[0])
-    if not checklist.said:
+        raise InputError("INPUT_CHECKLIST", message, file=folder / checklist.missing[0])
+    if not checklist.md5s:
         raise InputError("INPUT_CHECKLIST", "is no list of checksums", file=file)
     for line in checklist.malformed:
         notes.warn(f"{file}: {line}")
-    files = list(checklist.said)
+    files = list(checklist.md5s)
     notes.observer.start(sum(file.stat().st_size for file in files), f"compared with {CHECKLIST}")
     try:
         digests = md5_of_all(files, workers=workers, progress=notes.observer.advance)
     finally:
         notes.observer.finish()
-    for (file, said), digest in zip(checklist.said.items(), digests, strict=True):
+    for (file, said), digest in zip(checklist.md5s.items(), digests, strict=True):
         if digest != said:
-            other = checklist.named(digest)
+            other = checklist.file_with(digest)
             found = f"{digest}, that of {other}" if other else digest
             message = f"its MD5 is {found}; {CHECKLIST} says {said}"
             raise InputError("INPUT_CHECKLIST", message, file=file, hint="download it again")
@@ -100,4 +100,4 @@ def listed_in_checklist(folder: Path) -> Mapping[Path, str]:
         checklist = read_checklist(folder)
     except LlamaConvertError:
         return {}
-    return checklist.said if checklist else {}
+    return checklist.md5s if checklist else {}

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
-from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.suggestions import command
 from llama_convert.conversion.auxiliary_files import carry_over, licences
@@ -22,7 +22,7 @@ from llama_convert.conversion.warnings import warn_of_head
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
 from llama_convert.formats.files import read_small
-from llama_convert.llama.releases import Identity, Traits, identify, parse_version
+from llama_convert.llama.releases import DetectedRelease, ReleaseTraits, detect_release, parse_version
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
@@ -65,7 +65,7 @@ class _Conversion:
         max_shard_size = parse_size(options.max_shard_size)
         if options.model_size == TOKENIZER_ONLY:
             return self._tokenizer_only()
-        folder = locate(
+        folder = find_meta_folder(
             self.source,
             options.model_size,
             output=self.destination,
@@ -78,7 +78,7 @@ class _Conversion:
         self.notes.warn_of_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
-        instruct = self._instruct(checkpoint.identity, folder)
+        instruct = self._instruct(checkpoint.detected, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         describe(checkpoint, self.notes)
         warn_of_head(checkpoint, self.notes)
@@ -88,13 +88,13 @@ class _Conversion:
             carry_over(terms, staging)
             words = None
             if tokenizer:
-                words = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+                words = self._write_tokenizer(staging, tokenizer, checkpoint.detected, instruct)
             self._write_configs(staging, checkpoint, words, instruct)
 
         return Job(
             self.source,
             plan,
-            self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
+            self._result(checkpoint.detected, instruct, (dtype or checkpoint.dtype).name, plan),
             [*folder.rank_files, checkpoint.params.file],
             [*terms, *([tokenizer.path] if tokenizer else [])],
             write_small_files,
@@ -134,10 +134,10 @@ class _Conversion:
             self._refuse_tokenizer_options(reason, "special_tokens")
         elif self.options.special_tokens:
             special_tokens("llama3.1", self.options.special_tokens)  # refuses what cannot be used
-        if tokenizer.differing is not None:
+        if tokenizer.differing_text is not None:
             self.warn(
                 f"{path}: tokenizer.json cannot give the ids of {tokenizer.kind} for all texts, for example "
-                f"for {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
+                f"for {tokenizer.differing_text!r}. For exact ids, load the output with LlamaTokenizer of "
                 "transformers 4, which reads tokenizer.model."
             )
         return tokenizer
@@ -163,7 +163,7 @@ class _Conversion:
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
         """Warn of flags that the files do not bear out; the files are right."""
-        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.identity.size
+        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.detected.size
         asked, shards = self.options.model_size, self.options.num_shards
         if shards is not None and shards != n_ranks:
             self.warn(f"--num-shards {shards}: there are {n_ranks} rank files, and all are read")
@@ -171,7 +171,7 @@ class _Conversion:
             label = re.sub(r"f$|-MP\d+$", "", asked, flags=re.IGNORECASE)
             if size is None or label.upper() != size.label:
                 self.warn(
-                    f"--model-size {asked}: the files are {checkpoint.identity.title}; the files decide"
+                    f"--model-size {asked}: the files are {checkpoint.detected.title}; the files decide"
                 )
 
     def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
@@ -188,7 +188,7 @@ class _Conversion:
         if words < rows:
             self.warn(f"{tokenizer.path}: has {words} words, the embedding {rows} rows; the rest stay unused")
 
-    def _instruct(self, identity: Identity, folder: MetaFolder) -> bool:
+    def _instruct(self, identity: DetectedRelease, folder: MetaFolder) -> bool:
         """Whether to write the files of a chat model: a flag says, or the release, or the folder's name."""
         if self.options.instruct is not None:
             return self.options.instruct
@@ -203,17 +203,17 @@ class _Conversion:
         return False
 
     def _result(
-        self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
+        self, identity: DetectedRelease, instruct: bool, dtype: str | None, plan: Plan | None
     ) -> ConvertResult:
         sizes = plan.sizes if plan else {}
         return ConvertResult.of(self.destination, identity, sizes, dtype=dtype, instruct=instruct)
 
     def _write_tokenizer(
-        self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
+        self, staging: Staging, tokenizer: Tokenizer, identity: DetectedRelease, instruct: bool
     ) -> TokenizerReport:
         release = identity.release
         options = TokenizerOptions(
-            naming=release.special_tokens,
+            special_names=release.special_tokens,
             special_tokens=self.options.special_tokens,
             instruct=instruct,
             chat_template=self._chat_template(identity, instruct),
@@ -224,7 +224,7 @@ class _Conversion:
         except OSError as error:
             raise failure("cannot be written", error, staging.path / "tokenizer.json") from error
 
-    def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
+    def _chat_template(self, identity: DetectedRelease, instruct: bool) -> str | None:
         if self.own_template is not None:
             return self.own_template
         release = identity.release
@@ -241,7 +241,7 @@ class _Conversion:
         tokenizer: TokenizerReport | None,
         instruct: bool,
     ) -> None:
-        release, config = checkpoint.identity.release, checkpoint.config
+        release, config = checkpoint.detected.release, checkpoint.config
         dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
         if tokenizer:
             bos, eos = tokenizer.bos_id, tokenizer.eos_id
@@ -254,8 +254,8 @@ class _Conversion:
 
 def describe(checkpoint: MetaCheckpoint, notes: Notes) -> None:
     """Say what a checkpoint was taken for, and why."""
-    identity, n_ranks = checkpoint.identity, len(checkpoint.folder.rank_files)
-    cut = f" with the embedding cut on dim {checkpoint.embedding_cut}"
+    identity, n_ranks = checkpoint.detected, len(checkpoint.folder.rank_files)
+    cut = f" with the embedding cut on dim {checkpoint.embedding_dim}"
     ranks = f"{n_ranks} ranks{cut}" if n_ranks > 1 else "1 rank"
     notes.note(f"{identity.title}, {ranks}, {checkpoint.dtype}: {'; '.join(identity.evidence)}")
     if identity.alternatives:
@@ -277,14 +277,14 @@ def _read_template(file: Path | None) -> str | None:
         raise UsageError("BAD_TEMPLATE", "not UTF-8 text", file=file) from None
 
 
-def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
+def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> DetectedRelease:
     """The release, for its special tokens alone, where there may be no weights to ask."""
     version = parse_version(version).version if version else None
     params_file = folder / "params.json"
     names = folder.resolve().name.lower()
     scaled = version not in ("3", "Guard-2") and not re.search(r"llama[-_ ]?3(?!\.\d)|guard[-_ ]?2", names)
     params = read_params(params_file) if params_file.exists() else None
-    traits = Traits(
+    traits = ReleaseTraits(
         shape=(0, 0, 0, 0, 0),
         vocab_size=tokenizer.vocab_size,
         norm_eps=params.norm_eps if params else 1e-5,
@@ -296,4 +296,4 @@ def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | No
         tokenizer=tokenizer.kind,
         names=names,
     )
-    return identify(traits, version)
+    return detect_release(traits, version)

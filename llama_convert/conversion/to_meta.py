@@ -22,7 +22,7 @@ from llama_convert.conversion.staging import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Release, identify
+from llama_convert.llama.releases import Release, detect_release
 
 
 def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Notes) -> Job:
@@ -41,8 +41,8 @@ def to_meta(source: Path, destination: Path, options: ConvertOptions, notes: Not
         )
     checkpoint = open_huggingface(source)
     notes.warn_of_each(checkpoint.warnings)
-    identity, config = checkpoint.identified(options.llama_version), checkpoint.config
-    readers = identify(checkpoint.traits(), options.llama_version).release
+    identity, config = checkpoint.detect(options.llama_version), checkpoint.config
+    readers = detect_release(checkpoint.traits(), options.llama_version).release
     _check_sayable(config, readers, source / "config.json", notes)
     axis = options.embedding_axis
     if axis is None:

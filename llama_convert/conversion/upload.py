@@ -35,7 +35,7 @@ from llama_convert.conversion.work_units import gather
 from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small, remote_files
-from llama_convert.formats.layout import Layout
+from llama_convert.formats.tensors import FileLayout
 from llama_convert.stores.filesystem import is_web, open_filesystem, shown
 from llama_convert.stores.mount import put_placeholder
 from llama_convert.stores.retry import persistently
@@ -236,7 +236,7 @@ def _describe(file: Path) -> tuple[int, str] | None:
 class _Upload:
     """A file that is written from its first byte to its last, and is there when it is whole."""
 
-    def __init__(self, fs: Any, path: str, layout: Layout, where: str) -> None:
+    def __init__(self, fs: Any, path: str, layout: FileLayout, where: str) -> None:
         self.layout = layout
         self._fs = fs
         self._path = path

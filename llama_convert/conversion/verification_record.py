@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_digests
-from llama_convert.checkpoints.open import open_checkpoint
+from llama_convert.checkpoints.checkpoint import read_checkpoint
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, content_record, manifest_json, read_manifest
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest, sample_checksums
 from llama_convert.conversion.atomic_file import write_atomically
 from llama_convert.conversion.model_card import is_complete, is_ours, render
 from llama_convert.conversion.sync import failure
@@ -78,10 +78,10 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
 
 def _is_stale(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
-        digests = sample_digests(open_checkpoint(folder).weights.values())
+        digests = sample_checksums(read_checkpoint(folder).weights.values())
     except InputError:  # what is wrong with the weights is the result to be written
         return False
-    return agreement(folder, manifest, digests).is_stale
+    return match_manifest(folder, manifest, digests).is_stale
 
 
 def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
@@ -92,8 +92,8 @@ def _written(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
     content: dict[str, bytes] = {}
     if CARD in files and (folder / CARD).is_file() and is_ours(folder / CARD):
         content[CARD] = render(manifest, sorted(files))
-        files[CARD] = describe_content(content[CARD])
-    return content | {MANIFEST: write_manifest(manifest)}
+        files[CARD] = content_record(content[CARD])
+    return content | {MANIFEST: manifest_json(manifest)}
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:

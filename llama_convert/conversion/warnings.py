@@ -34,7 +34,7 @@ def warn_about_output(report: Report, plan: Plan, notes: Notes) -> None:
 
 def warn_of_head(checkpoint: MetaCheckpoint, notes: Notes) -> None:
     """Warn of rank files without an output head, unless the release is one whose head is the embedding."""
-    if Weight(HEAD) not in checkpoint.weights and not checkpoint.identity.release.tied:
+    if Weight(HEAD) not in checkpoint.weights and not checkpoint.detected.release.tied:
         notes.warn(
             f"{checkpoint.folder.path}: no rank file has output.weight, "
             "so the embedding is used as the output head (tied)"

@@ -50,7 +50,7 @@ def report_of_units(plan: Plan, units: Mapping[str, Entries]) -> Report:
         rectangles = {(place.rows, place.columns): place for place in reversed(task.places)}
         for place in sorted(rectangles.values(), key=lambda place: (place.rows, place.columns)):
             entry = units[place.file][task.name]
-            odd = entry.oddities.moved(place.rows[0], place.columns[0])
+            odd = entry.oddities.shifted(place.rows[0], place.columns[0])
             _add(report, task.name, odd, entry.rounded)
             if task.is_cast:
                 report.casts[task.name] = report.casts.get(task.name, CastCounts()) + entry.cast

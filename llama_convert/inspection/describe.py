@@ -142,7 +142,7 @@ def _config(opened: Opened) -> tuple[dict[str, Any] | None, dict[str, Any] | Non
             pass
     name = "config.json" if opened.layout == "huggingface" else "params.json"
     try:
-        return None, read_json_object(opened.folder / name, "CONFIG", belongs="").content
+        return None, read_json_object(opened.folder / name, "CONFIG").content
     except LlamaConvertError:
         return None, None
 

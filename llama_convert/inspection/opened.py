@@ -14,7 +14,7 @@ from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor, contiguous_strides
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.llama.weights import LLAMA, RECOMPUTED, Weight, parse_huggingface_name, parse_meta_name
 from llama_convert.verification.inputs import Input, open_input
 
@@ -61,7 +61,7 @@ class Entry:
     @property
     def numel(self) -> int:
         """Its elements; of slices that are not cut, those of one."""
-        cut = self.slices if self.weight and self.weight.kind.cut else 1
+        cut = self.slices if self.weight and self.weight.kind.sharded_dims else 1
         return math.prod(self.shape) * cut
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.inspection.records import Release
-from llama_convert.llama.releases import Identity, TokenizerKind
+from llama_convert.llama.releases import DetectedRelease, TokenizerKind
 from llama_convert.verification.inputs import Checkpoint
 
 
@@ -17,15 +17,16 @@ def release_of(checkpoint: Checkpoint, tokenizer: TokenizerKind | None, manifest
         manifest: the release that a conversion wrote down.
     """
     if isinstance(checkpoint, MetaCheckpoint):
-        return _shown(checkpoint.identity)
-    identity = checkpoint.identified(None, tokenizer)
-    said = next((row for row in identity.readings if manifest and manifest.startswith(f"{row.title} ")), None)
+        return _shown(checkpoint.detected)
+    identity = checkpoint.detect(None, tokenizer)
+    candidates = identity.candidates
+    said = next((row for row in candidates if manifest and manifest.startswith(f"{row.title} ")), None)
     if said is None:
         return _shown(identity)
-    return _shown(identity.proved(said, identity.readings, f"llama-convert.json says {manifest}"))
+    return _shown(identity.narrowed_to(said, identity.candidates, f"llama-convert.json says {manifest}"))
 
 
-def _shown(identity: Identity) -> Release:
+def _shown(identity: DetectedRelease) -> Release:
     return Release(
         title=identity.title,
         version=identity.release.version,

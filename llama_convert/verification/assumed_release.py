@@ -32,19 +32,19 @@ def agreed(output: Input, source: Input) -> tuple[Input, Input, list[str]]:
 
 def _as_made(side: Input, other: Input, made_as: str | None) -> tuple[Input, str | None]:
     checkpoint = side.checkpoint
-    if not isinstance(checkpoint, MetaCheckpoint) or not checkpoint.identity.alternatives:
+    if not isinstance(checkpoint, MetaCheckpoint) or not checkpoint.detected.alternatives:
         return side, None
-    readings = checkpoint.identity.readings
+    readings = checkpoint.detected.candidates
     release = next((row for row in readings if row.version == made_as), None)
     sign = f"{MANIFEST} says so"
     if release is None and other.checkpoint is not None:
         release = _fitting(checkpoint, other)
         sign = f"{config_file(other.checkpoint)} of {other.folder} agrees"
-    if release is None or release is checkpoint.identity.release:
+    if release is None or release is checkpoint.detected.release:
         return side, None
     read = checkpoint.as_release(release, sign)
     note = (
-        f"{side.folder}: Assuming {read.identity.title} ({sign}) instead of {checkpoint.identity.title}. "
+        f"{side.folder}: Assuming {read.detected.title} ({sign}) instead of {checkpoint.detected.title}. "
         "Use --llama-version to override."
     )
     return replace(side, checkpoint=read), note
@@ -54,7 +54,7 @@ def _fitting(checkpoint: MetaCheckpoint, other: Input) -> Release | None:
     """The reading that computes what the other checkpoint does, and has its context length if one does."""
     assert other.checkpoint is not None
     wanted = declared_config(other.checkpoint)
-    configs = {row: checkpoint.as_release(row, "").config for row in checkpoint.identity.readings}
+    configs = {row: checkpoint.as_release(row, "").config for row in checkpoint.detected.candidates}
     computing = [
         row
         for row, config in configs.items()

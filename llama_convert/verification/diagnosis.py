@@ -242,7 +242,7 @@ def _block_sizes(pair: Pair) -> Iterator[tuple[str, int]]:
     ranks, sizes = {piece.row for piece in pieces}, {piece.slab.rows for piece in pieces}
     if len(ranks) > 1 and len(sizes) == 1:
         yield "ranks", sizes.pop()
-    if pair.weight.kind.axes[0] in ("q", "kv"):
+    if pair.weight.kind.dims[0] in ("q", "kv"):
         yield "heads", pair.head_dim
     for size in (rows // n for n in range(2, min(rows, 257)) if rows % n == 0):
         yield f"blocks of {size} rows", size
@@ -289,7 +289,7 @@ def _column_order(case: _Case) -> str | None:
     pair = case.pair
     columns = pair.expected.shape[1]
     ranks = len({piece.column for piece in pair.expected.stored.pieces})
-    heads = columns // pair.head_dim if pair.weight.kind.axes[-1] == "q" else 1
+    heads = columns // pair.head_dim if pair.weight.kind.dims[-1] == "q" else 1
     start, stop = _near(case)
     for what, count in (("ranks", ranks), ("heads", heads)):
         if count < 2 or columns % count:

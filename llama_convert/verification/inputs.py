@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llama_convert.checkpoints.folders import below, is_huggingface
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, survey
-from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.folders import folders_below, is_huggingface
+from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, read_headers
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
@@ -33,7 +33,7 @@ class Input:
     @property
     def release(self) -> str | None:
         """The release its files tell of; only Meta's do."""
-        return self.checkpoint.identity.title if isinstance(self.checkpoint, MetaCheckpoint) else None
+        return self.checkpoint.detected.title if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
 def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:
@@ -53,7 +53,7 @@ def open_input(path: Path, version: str | None = None, tokenizer: Path | None = 
     if is_huggingface(path):
         return _huggingface_side(path)
     try:
-        folder = locate(path)
+        folder = find_meta_folder(path)
     except InputError as error:
         if error.code not in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
             return Input(path, "meta", None, [error])
@@ -63,13 +63,13 @@ def open_input(path: Path, version: str | None = None, tokenizer: Path | None = 
         if error.file != path:
             raise
         raise no_checkpoint_at(path, None) from None
-    if folder.path != path and any(below(path, is_huggingface)):
+    if folder.path != path and any(folders_below(path, is_huggingface)):
         raise no_checkpoint_at(path, None)
     return _meta_side(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
 
 
 def _huggingface_side(path: Path) -> Input:
-    checkpoint, problems = survey(path)
+    checkpoint, problems = read_headers(path)
     tokenizer = path / "tokenizer.json"
     return Input(path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
 

@@ -155,7 +155,7 @@ def pairs(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list[Pa
         if origin is None and weight.kind == HEAD and source.config.tied:
             origin = source.weights.get(Weight(EMBEDDING))
         if origin is not None and origin.shape == stored.shape:
-            expected = Rows(files, origin, stored.dtype, order if weight.kind.rotary else None)
+            expected = Rows(files, origin, stored.dtype, order if weight.kind.permuted else None)
             found = Rows(files, stored, stored.dtype)
             result.append(Pair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
     return result

@@ -18,13 +18,13 @@ import numpy as np
 import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest, recorded_files
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.row_reader import as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
-from llama_convert.checkpoints.value_scan import ValueScan, magnitudes
+from llama_convert.checkpoints.value_scan import ValueScan, abs_bits
 from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
 from llama_convert.findings import Finding, at_most
@@ -64,7 +64,7 @@ def check_values(context: Context) -> Outcome:
     with context.progress(total, "read"), SourceFiles() as files:
         scans, findings = scan_all(output.weights, files, context.observer.advance)
         if not findings:
-            files.check_the_rest(BLOCK_SIZE)
+            files.check_partly_read(BLOCK_SIZE)
         rounded = dict(files.rounded)
     findings += implausible(scans)
     if isinstance(output, MetaCheckpoint):
@@ -123,9 +123,9 @@ def _scan(
             break
         block = rows_of(files, stored, start, stop)
         digest.update(block.data)
-        oddities = oddities.and_of(block, stored.dtype, start)
-        maybe_zero = np.flatnonzero(magnitudes(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
-        zero_rows += int((~magnitudes(block[maybe_zero], stored.dtype).any(axis=1)).sum())
+        oddities = oddities.with_block(block, stored.dtype, start)
+        maybe_zero = np.flatnonzero(abs_bits(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
+        zero_rows += int((~abs_bits(block[maybe_zero], stored.dtype).any(axis=1)).sum())
         step = max(1, len(block) // _SAMPLED_ROWS)
         sample = as_float32(np.ascontiguousarray(block[::step]), stored.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -192,7 +192,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     if manifest is None:
         return [], False
     found = {scan.stored.name: scan.digest for scan in scans}
-    if found and agreement(folder, manifest, found).is_stale:
+    if found and match_manifest(folder, manifest, found).is_stale:
         return [Finding("MANIFEST_STALE", STALE, MANIFEST, hint=_REMOVE)], True
     said: dict[str, str] = manifest["tensors"]
     findings = [
@@ -213,7 +213,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     for name in sorted(set(said) - set(found) | extra) if said else []:
         message = "Listed, but in no file." if name in said else "Not listed, but in a file."
         findings.append(Finding("MANIFEST_DIFFERS", message, MANIFEST, name, hint=_OTHER_FILES))
-    for name, entry in promised_files(manifest).items():
+    for name, entry in recorded_files(manifest).items():
         findings += _check_file(folder / name, entry)
     return findings, True
 
@@ -235,7 +235,7 @@ def check_checklist(folder: Path) -> tuple[list[Finding], int]:
     """The MD5 of every file that ``checklist.chk`` names; how many agree."""
     try:
         checklist = read_checklist(folder)
-        digests = md5_of_all(list(checklist.said), workers=WORKERS) if checklist else []
+        digests = md5_of_all(list(checklist.md5s), workers=WORKERS) if checklist else []
     except LlamaConvertError as error:
         return [Finding.of(error)], 0
     if checklist is None:
@@ -243,13 +243,13 @@ def check_checklist(folder: Path) -> tuple[list[Finding], int]:
     findings = [
         Finding("INPUT_CHECKLIST", line, CHECKLIST, severity="warning") for line in checklist.malformed
     ]
-    for name in checklist.absent:
+    for name in checklist.missing:
         findings.append(Finding("INPUT_CHECKLIST", "the checklist names it, and it is not here", name))
     agreeing = 0
-    for (file, said), digest in zip(checklist.said.items(), digests, strict=True):
+    for (file, said), digest in zip(checklist.md5s.items(), digests, strict=True):
         agreeing += digest == said
         if digest != said:
-            other = checklist.named(digest)
+            other = checklist.file_with(digest)
             findings.append(
                 Finding(
                     "INPUT_CHECKLIST",

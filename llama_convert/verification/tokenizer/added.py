@@ -11,7 +11,7 @@ from typing import Any
 from llama_convert.errors import InputError
 from llama_convert.findings import Finding
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.verification.tokenizer.original import Original
 from llama_convert.verification.tokenizer.vocabulary import is_special_name
 from llama_convert.verification.tokenizer.wording import Wrong, group
@@ -70,7 +70,7 @@ def _recorded(folder: Path) -> set[tuple[str, int | None]]:
 def _read(path: Path) -> dict[str, Any]:
     """What a file says; nothing where there is none."""
     try:
-        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), max_lists=MAX_LISTS_OF_TOKENIZER)
     except (InputError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
