@@ -1,4 +1,4 @@
-"""The element types a checkpoint can hold, under the names every format gives them."""
+"""Dtypes of tensors in checkpoints, with their names in all file formats."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from llama_convert.errors import UsageError
 
 @dataclass(frozen=True)
 class Dtype:
-    """One element type."""
+    """Data type of the elements of a tensor."""
 
     name: str
-    """torch's name, also what config.json's `torch_dtype` says."""
+    """Name in torch and in `torch_dtype` of config.json."""
     itemsize: int
     """Bytes per element."""
     safetensors: str
-    """Its code in a safetensors header."""
+    """Name in safetensors headers."""
     storage: str
-    """The storage class that a ``.pth`` pickle names for it."""
+    """Storage class in pickles of ``.pth`` files."""
     short: str = ""
-    """What the command line calls it; empty for types that weights are not converted to."""
+    """Value of ``--dtype``; empty for dtypes that weights are not converted to."""
 
     def __str__(self) -> str:
         return self.name
@@ -31,7 +31,7 @@ FLOAT16 = Dtype("float16", 2, "F16", "HalfStorage", "fp16")
 BFLOAT16 = Dtype("bfloat16", 2, "BF16", "BFloat16Storage", "bf16")
 
 WEIGHT_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
-"""What the weights of an unquantised Llama may be."""
+"""Dtypes of unquantized weights."""
 
 DTYPES = (
     *WEIGHT_DTYPES,
@@ -46,7 +46,7 @@ DTYPES = (
     Dtype("float8_e4m3fn", 1, "F8_E4M3", "Float8_e4m3fnStorage"),
     Dtype("float8_e5m2", 1, "F8_E5M2", "Float8_e5m2Storage"),
 )
-"""Everything a reader can name, so that a file it must refuse is described in its own words."""
+"""All dtypes that errors can name, including unsupported ones."""
 
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_STORAGE = {dtype.storage: dtype for dtype in DTYPES}
@@ -54,16 +54,16 @@ BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
 def parse_weight_dtype(text: str) -> Dtype | None:
-    """The dtype that ``bf16``, ``bfloat16``, ``half``, ... means; None for ``auto``, the source's own.
+    """The dtype with a name like ``bf16``, ``bfloat16`` or ``half``; None for ``auto`` (as in the source).
 
     Raises:
-        UsageError: no such weight dtype.
+        UsageError: no dtype in `WEIGHT_DTYPES` has this name.
     """
-    word = text.lower().removeprefix("torch.")
-    if word == "auto":
+    name = text.lower().removeprefix("torch.")
+    if name == "auto":
         return None
     for dtype in WEIGHT_DTYPES:
-        if word in (
+        if name in (
             dtype.short,
             dtype.name,
             dtype.safetensors.lower(),
@@ -71,4 +71,4 @@ def parse_weight_dtype(text: str) -> Dtype | None:
         ):
             return dtype
     choices = ", ".join(["auto", *(dtype.short for dtype in WEIGHT_DTYPES)])
-    raise UsageError("BAD_DTYPE", f"--dtype {text}: choose one of {choices}")
+    raise UsageError("BAD_DTYPE", f"Unknown dtype: --dtype {text}.", hint=f"Choose one of {choices}.")

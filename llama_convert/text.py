@@ -1,9 +1,22 @@
-"""Lists of names in messages."""
+"""Names in messages: which can be printed, how they are quoted and listed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+
+_MAX_NAME = 500
+_MAX_QUOTED = 60
+
+
+def is_printable_name(name: str) -> bool:
+    """Whether a name from a file is printable on one line: no control characters, 1 to 500 characters."""
+    return name.isprintable() and 0 < len(name) <= _MAX_NAME
+
+
+def quoted(name: str) -> str:
+    """A name from a file in quotes: at most 60 characters, other than printable ones escaped."""
+    return f"{name[:_MAX_QUOTED]!r}{'...' * (len(name) > _MAX_QUOTED)}"
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

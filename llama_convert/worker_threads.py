@@ -10,10 +10,10 @@ from threading import Event
 
 @contextmanager
 def interruptible_threads(workers: int) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
-    """A thread pool, and an event that is set when the context ends; tasks check it between blocks.
+    """A thread pool, and an event that is set when the context ends.
 
-    Python waits for the running threads before it handles an exception such as Ctrl-C or exits, so a task
-    that does not check the event delays both until it has finished.
+    Tasks must check the event between blocks: Python waits for running threads before it handles an exception
+    (for example Ctrl-C) or exits.
     """
     stop = Event()
     with ThreadPoolExecutor(workers) as pool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from tests.synthetic import Shape, params
 
 SHAPES = {

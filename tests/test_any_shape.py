@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.llama import rotary
-from llama_convert.reorder import RowTranspose
+from llama_convert.llama.rope import RowTranspose
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Check
 from llama_convert.verification.verify import verify

@@ -11,7 +11,7 @@ import torch
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from tests import synthetic
 from tests.synthetic import LLAMA2, LLAMA3, Shape, State
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_convert.checkpoints.locate import locate
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import ConflictError, InputError, RefusedError
@@ -378,7 +378,7 @@ def test_what_was_detected_is_one_line(
 )
 def test_names_that_are_taken_as_hints(tmp_path: Path, path: str, names: int) -> None:
     shutil.copytree(FIXTURES[0], tmp_path / path)
-    assert locate(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
+    assert find_meta_folder(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
 
 
 def test_chat_template_of_ones_own(tmp_path: Path) -> None:

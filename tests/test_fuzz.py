@@ -23,11 +23,11 @@ import pytest
 import safetensors
 import torch
 
-from llama_convert.checkpoints.huggingface import survey
+from llama_convert.checkpoints.huggingface import read_headers
 from llama_convert.checkpoints.huggingface_config import read_config
-from llama_convert.checkpoints.locate import locate
-from llama_convert.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
+from llama_convert.checkpoints.manifest import MANIFEST, manifest_json, read_manifest
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.row_reader import read_rows
 from llama_convert.checkpoints.source_files import SourceFiles
@@ -35,10 +35,10 @@ from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, m
 from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.source_checks import compare_with_checklist
 from llama_convert.errors import LlamaConvertError
+from llama_convert.formats.pickle_reader import PickleRefusedError, read_pickle
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
-from llama_convert.formats.torch_pickle import PickleRefusedError, read_pickle
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.observer import Observer
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer, ranks_of_tokenizer_json
 from tests import synthetic, zoo
@@ -177,7 +177,7 @@ def values(tensor: StoredTensor) -> bytes:
     weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
     with SourceFiles() as files:
         read_rows(files, weight, 0, rows, block)
-        files.check_the_rest(1 << 20)
+        files.check_partly_read(1 << 20)
     return block.tobytes()
 
 
@@ -218,7 +218,7 @@ def read_safetensors(path: Path) -> bool:
 
 
 def read_index(path: Path) -> None:
-    checkpoint, problems = survey(path.parent)
+    checkpoint, problems = read_headers(path.parent)
     assert checkpoint is not None or problems
     for problem in problems:
         assert len(str(problem)) < LONGEST + len(str(path))
@@ -361,7 +361,7 @@ def tokenizer_jsons() -> list[bytes]:
 
 def manifests() -> list[bytes]:
     weights = {"a": {"xxh3_128": "0" * 32, "shape": [2, 3]}, "ü": {"xxh3_128": "f" * 32}}
-    return [write_manifest({"version": "1", "weights": weights, "files": {"x": {"bytes": 1}}})]
+    return [manifest_json({"version": "1", "weights": weights, "files": {"x": {"bytes": 1}}})]
 
 
 def checklists() -> list[bytes]:
@@ -379,7 +379,7 @@ def read_checklist(path: Path) -> None:
 
 
 def open_folder(path: Path) -> None:
-    open_meta(locate(path.parent))
+    open_meta(find_meta_folder(path.parent))
 
 
 KINDS: dict[str, Kind] = {

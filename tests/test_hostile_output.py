@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llama_convert import ConvertOptions, convert, shard
-from llama_convert.checkpoints.manifest import describe_content, write_manifest
+from llama_convert.checkpoints.manifest import content_record, manifest_json
 from llama_convert.conversion.finalize import FINALIZING, Finalization
 from llama_convert.conversion.sealed_json import sealed, unsealed
 from llama_convert.errors import ConflictError, InputError, UsageError
@@ -297,9 +297,9 @@ def test_the_files_of_an_older_model(source: Path, tmp_path: Path) -> None:
     (out / "carried.txt").write_bytes(b"as it was written")
     manifest = json.loads((out / "llama-convert.json").read_bytes())
     del manifest["seal"]
-    manifest["files"]["carried.txt"] = describe_content(b"as it was written")
-    manifest["files"]["edited.txt"] = describe_content(b"as it was written")
-    (out / "llama-convert.json").write_bytes(write_manifest(manifest))
+    manifest["files"]["carried.txt"] = content_record(b"as it was written")
+    manifest["files"]["edited.txt"] = content_record(b"as it was written")
+    (out / "llama-convert.json").write_bytes(manifest_json(manifest))
     convert(source, out, ConvertOptions(overwrite=True))
     left = contents(out)
     assert {name: left[name] for name in others} == others

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llama_convert.checkpoints.huggingface_config import FORMAT_VERSION, config_json, generation_config_json
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.shards import split_into_shards
 from llama_convert.conversion.execute import execute
 from llama_convert.conversion.huggingface_plan import plan_huggingface
@@ -144,7 +144,7 @@ def test_same_bytes_as_save_pretrained(
 
     state = synthetic.make(tmp_path / "meta", shape)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    plan = plan_huggingface(open_meta(locate(tmp_path / "meta")), None, parse_size(max_shard_size))
+    plan = plan_huggingface(open_meta(find_meta_folder(tmp_path / "meta")), None, parse_size(max_shard_size))
     ours.mkdir()
     with on_disk(plan, ours, fsync=True) as outputs:
         execute(plan, outputs, Journal(tmp_path / "journal", ""), block_size=4096)

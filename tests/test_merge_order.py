@@ -19,7 +19,7 @@ from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.tokenizers import convert_tokenizer, open_tokenizer
-from llama_convert.tokenizers.merge_order import arrange
+from llama_convert.tokenizers.merge_order import topological_order
 from llama_convert.verification.report import Outcome
 from llama_convert.verification.tokenizer import check_original, compare_tokenizers
 from tests.peers import Peer
@@ -78,7 +78,7 @@ def test_tied_words_are_joined_from_the_left(trained: bytes, tmp_path: Path) -> 
     both = Both(tmp_path, extended(trained, CHARACTERS | WORDS))
     texts = ["大学生", "研究生", "大学研究生", "研究大学生", "生大学生学生", "the 大学生 cat"]
     assert [text for text in texts if both.differs(text)] == []
-    assert both.tokenizer.differing is None
+    assert both.tokenizer.differing_text is None
     assert both.verify().findings == []
     assert convert(both.source, tmp_path / "hf", ONLY_TOKENIZER).warnings == []
 
@@ -109,7 +109,7 @@ def test_where_no_order_is_right_an_example_says_so(
     name: str, trained: bytes, transformers4: Peer, tmp_path: Path
 ) -> None:
     both = Both(tmp_path, extended(trained, CYCLES[name]))
-    example = both.tokenizer.differing
+    example = both.tokenizer.differing_text
     assert example is not None
     assert both.differs(example)
     (warning,) = convert(both.source, tmp_path / "hf", ONLY_TOKENIZER).warnings
@@ -149,7 +149,7 @@ def test_equal_ids_or_an_example(
     scores: dict[str, float], trained: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     both = Both(tmp_path_factory.mktemp("tied"), extended(trained, scores))
-    example = both.tokenizer.differing
+    example = both.tokenizer.differing_text
     if example is None:
         assert [text for text in (*TEXTS, *LONG) if both.differs(text)] == []
     else:
@@ -163,7 +163,7 @@ def test_verify_finds_every_example(
 ) -> None:
     both = Both(tmp_path_factory.mktemp("tied"), extended(trained, scores))
     found = any(finding.code == "TOKENIZER_IDS" for finding in both.verify().findings)
-    assert found == (both.tokenizer.differing is not None)
+    assert found == (both.tokenizer.differing_text is not None)
 
 
 def test_distinct_scores_keep_the_published_order(trained: bytes, tmp_path: Path) -> None:
@@ -175,8 +175,9 @@ def test_distinct_scores_keep_the_published_order(trained: bytes, tmp_path: Path
 
 
 def test_arrange() -> None:
-    assert arrange({"b": set(), "a": {"b"}, "c": {"a"}}) == ["c", "a", "b"]
-    assert arrange({"a": {"b", "c", "d"}, "b": {"a"}, "c": {"d"}, "d": set()}) == ["a", "b", "c", "d"]
+    assert topological_order({"b": set(), "a": {"b"}, "c": {"a"}}) == ["c", "a", "b"]
+    cyclic = {"a": {"b", "c", "d"}, "b": {"a"}, "c": {"d"}, "d": set()}
+    assert topological_order(cyclic) == ["a", "b", "c", "d"]
 
 
 def large(tmp_path: Path, trained: bytes) -> Path:

@@ -22,7 +22,7 @@ from markdown_it.token import Token
 from xxhash import xxh3_128_hexdigest
 
 from llama_convert import ConvertOptions, convert, shard, verify
-from llama_convert.checkpoints.manifest import read_manifest, write_manifest
+from llama_convert.checkpoints.manifest import manifest_json, read_manifest
 from llama_convert.conversion import model_card
 from llama_convert.llama.licenses import LLAMA_1, LLAMA_3, LLAMA_3_1, license_of
 from llama_convert.llama.releases import RELEASES, Size
@@ -264,7 +264,7 @@ def test_a_manifest_of_something_else(tmp_path: Path, key: str, value: Any) -> N
     """Sealed, but not by a conversion of ours: refused by name, or its entry is not needed."""
     convert(LLAMA31, tmp_path / "out")
     content = manifest_of(tmp_path / "out") | {key: value}
-    (tmp_path / "out/llama-convert.json").write_bytes(write_manifest(content))
+    (tmp_path / "out/llama-convert.json").write_bytes(manifest_json(content))
     run = llama_convert("verify", tmp_path / "out", "--level", "structure", "--record", "--json")
     assert run.exit_code == (0 if key == "plan" else 3), run.stderr
     assert key == "plan" or run.json["code"] == "MANIFEST_VALUE"

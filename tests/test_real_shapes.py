@@ -72,12 +72,12 @@ CASES: list[tuple[Shape, str, tuple[Any, ...]]] = [
 
 @pytest.mark.parametrize(("shape", "title", "expected"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_official_sizes(tmp_path: Path, shape: Shape, title: str, expected: tuple[Any, ...]) -> None:
-    from llama_convert.checkpoints.locate import locate
     from llama_convert.checkpoints.meta import open_meta
+    from llama_convert.checkpoints.meta_folder import find_meta_folder
 
-    checkpoint = open_meta(locate(large.make(tmp_path / "meta", shape, fill=False)))
+    checkpoint = open_meta(find_meta_folder(large.make(tmp_path / "meta", shape, fill=False)))
     config = checkpoint.config
-    assert checkpoint.identity.title == title
+    assert checkpoint.detected.title == title
     factor = config.rope_scaling.factor if config.rope_scaling else None
     found = (config.context_length, factor, config.rope_theta, config.n_kv_heads, config.tied)
     assert found == expected

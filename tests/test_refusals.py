@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.meta_folder import find_meta_folder
+from llama_convert.errors import InputError
 from tests import synthetic
 from tests.run import llama_convert
 from tests.synthetic import LLAMA2, LLAMA3, Shape, State
@@ -79,19 +82,19 @@ WQ, W1, W2, NORM = (
 
 # What is done to a good folder of two ranks; words that the message must contain.
 CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
-    "no params": (remove("params.json"), ("params.json", "not found")),
-    "params empty": (params_text(b""), ("params.json", "not valid JSON")),
+    "no params": (remove("params.json"), ("params.json", "Not found")),
+    "params empty": (params_text(b""), ("params.json", "Invalid JSON")),
     "params cut": (params_text(b'{"dim": 64, '), ("params.json", "line 1")),
     "params HTML": (params_text(b"<html>expired</html>"), ("params.json", "HTML")),
     "params list": (params_text(b"[1]"), ("params.json", "list")),
     "params bytes": (params_text(b"\xff\xfe{}"), ("params.json", "UTF-8")),
     "params deep": (params_text(b"[" * 100_000), ("params.json", "JSON")),
-    "params twice": (params_text(b'{"dim": 64, "dim": 32}'), ('"dim"', "twice")),
-    "params without dim": (params(dim=...), ("params.json", '"dim"', "missing")),
-    "params string": (params(dim="64"), ('"dim"', "whole number")),
-    "params bool": (params(n_layers=True), ('"n_layers"', "whole number")),
+    "params twice": (params_text(b'{"dim": 64, "dim": 32}'), ("Duplicate", '"dim"')),
+    "params without dim": (params(dim=...), ("params.json", 'Missing "dim"')),
+    "params string": (params(dim="64"), ('"dim"', "integer")),
+    "params bool": (params(n_layers=True), ('"n_layers"', "integer")),
     "params fraction": (params(n_heads=7.5), ('"n_heads"',)),
-    "params negative": (params(n_layers=-2), ('"n_layers"', "-2")),
+    "params negative": (params(n_layers=-2), ('"n_layers"', "out of range")),
     "params huge": (params(n_layers=10**12), ('"n_layers"',)),
     "params wide": (params(dim=2**62), ('"dim"',)),
     "params NaN": (params(norm_eps=float("nan")), ('"norm_eps"',)),
@@ -99,29 +102,32 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "params heads": (params(n_heads=5), ("n_heads 5", "dim 64")),
     "params kv heads": (params(n_kv_heads=3), ("n_kv_heads 3", "n_heads 8")),
     "params many kv heads": (params(n_kv_heads=16), ("n_kv_heads 16",)),
-    "params vocabulary": (params(vocab_size=81), ("output.weight", "80 rows", "81")),
-    "params width": (params(multiple_of=256), ("feed_forward.w1", "96", "256")),
-    "params more layers": (params(n_layers=3), ("n_layers 3", "layers.2")),
+    "params vocabulary": (params(vocab_size=81), ("output.weight", "vocab_size")),
+    "params width": (params(multiple_of=256), ("feed_forward.w1", "multiple_of 256")),
+    "params more layers": (params(n_layers=3), ("n_layers is 3", "layers.2")),
     "params fewer layers": (params(n_layers=1), ("layers.1", "n_layers 1")),
     "quantised": (params(quantization_args={"group_size": 32}), ("quantization_args", "quantized")),
     "vision": (params(vision_chunk_size=448), ("Vision",)),
     "experts": (params(moe_args={}), ("Llama 4",)),
     "no weights": (lambda f: [file.unlink() for file in f.glob("*.pth")] and None, ("consolidated",)),
-    "rank missing": (lambda f: (f / "consolidated.00.pth").unlink(), ("consolidated.00.pth", "missing")),
-    "last rank missing": (remove("consolidated.01.pth"), ("1 of 2 rank files", "wq")),
+    "rank missing": (lambda f: (f / "consolidated.00.pth").unlink(), ("Missing shard: consolidated.00.pth",)),
+    "last rank missing": (remove("consolidated.01.pth"), ("1 of 2 shards", "wq")),
     "rank too many": (copy("consolidated.01.pth", "consolidated.02.pth"), ("rows of wq",)),
     "rank twice": (copy("consolidated.01.pth", "consolidated.1.pth"), ("both rank 1",)),
-    "tensor missing": (rank(1, lambda s: s.pop(WQ)), ("consolidated.01.pth", WQ, "missing")),
+    "tensor missing": (rank(1, lambda s: s.pop(WQ)), ("consolidated.01.pth", WQ, "Missing")),
     "tensor added": (rank(1, lambda s: s.update(extra=torch.ones(1))), ("consolidated.01.pth", "extra")),
-    "rank's shape": (rank(1, lambda s: s.update({WQ: s[WQ][:8]})), ("consolidated.01.pth", WQ, "[8, 64]")),
-    "rank's dtype": (rank(1, lambda s: s.update({WQ: s[WQ].float()})), ("01.pth", WQ, "float32")),
+    "rank's shape": (
+        rank(1, lambda s: s.update({WQ: s[WQ][:8]})),
+        ("consolidated.01.pth", WQ, "shape differs"),
+    ),
+    "rank's dtype": (rank(1, lambda s: s.update({WQ: s[WQ].float()})), ("01.pth", WQ, "dtype differs")),
     "norms differ": (rank(1, lambda s: s.update({NORM: s[NORM] * 2})), ("01.pth", NORM, "two models")),
-    "truncated": (truncate("consolidated.01.pth", 0.5), ("consolidated.01.pth", "whole")),
-    "barely truncated": (truncate("consolidated.00.pth", 0.999), ("consolidated.00.pth", "whole")),
+    "truncated": (truncate("consolidated.01.pth", 0.5), ("consolidated.01.pth", "Truncated")),
+    "barely truncated": (truncate("consolidated.00.pth", 0.999), ("consolidated.00.pth", "Truncated")),
     "empty file": (write("consolidated.01.pth", b""), ("consolidated.01.pth", "empty")),
     "HTML": (write("consolidated.01.pth", b"<!DOCTYPE html>"), ("consolidated.01.pth", "HTML")),
     "git-lfs": (write("consolidated.01.pth", b"version https://git-lfs.github.com/spec/v1"), ("git-lfs",)),
-    "not a zip": (write("consolidated.01.pth", b"x" * 5000), ("consolidated.01.pth", "torch")),
+    "not a zip": (write("consolidated.01.pth", b"x" * 5000), ("consolidated.01.pth", "Not a PyTorch file")),
     "evil": (evil, ("consolidated.01.pth", "posix.system", "not constructed")),
     "tokenizer empty": (write("tokenizer.model", b""), ("tokenizer.model",)),
     "tokenizer HTML": (write("tokenizer.model", b"<html>"), ("tokenizer.model", "HTML")),
@@ -135,19 +141,19 @@ def both(change: Callable[[State], object]) -> Spoil:
 
 CASES |= {
     "missing everywhere": (both(lambda s: s.pop(W2)), (W2, "in no file")),
-    "head missing on one rank": (rank(1, lambda s: s.pop("output.weight")), ("output.weight", "missing")),
-    "wrong shape": (both(lambda s: s.update({W2: s[W2][:, 1:]})), (W2, "[64, 47]", "[64, 48]")),
-    "transposed": (both(lambda s: s.update({W1: s[W1].t().clone()})), (W1, "expected")),
-    "three axes": (both(lambda s: s.update({W1: s[W1][None]})), (W1, "axes")),
-    "scalar": (both(lambda s: s.update({NORM: torch.tensor(1.0).bfloat16()})), (NORM, "axes")),
+    "head missing on one rank": (rank(1, lambda s: s.pop("output.weight")), ("output.weight", "Missing")),
+    "wrong shape": (both(lambda s: s.update({W2: s[W2][:, 1:]})), (W2, "shape does not match")),
+    "transposed": (both(lambda s: s.update({W1: s[W1].t().clone()})), (W1, "shape does not match")),
+    "three axes": (both(lambda s: s.update({W1: s[W1][None]})), (W1, "dimensions")),
+    "scalar": (both(lambda s: s.update({NORM: torch.tensor(1.0).bfloat16()})), (NORM, "dimensions")),
     "empty tensor": (both(lambda s: s.update({W1: s[W1][:0]})), (W1, "empty")),
     "integers": (both(lambda s: s.update({W1: s[W1].long()})), (W1, "int64")),
     "complex": (both(lambda s: s.update({W1: s[W1].to(torch.complex64)})), (W1, "complex64")),
-    "int8": (both(lambda s: s.update({W1: s[W1].to(torch.int8)})), (W1, "int8", "quantised")),
-    "float8": (both(lambda s: s.update({W1: s[W1].to(torch.float8_e4m3fn)})), (W1, "float8", "quantised")),
+    "int8": (both(lambda s: s.update({W1: s[W1].to(torch.int8)})), (W1, "int8", "quantized")),
+    "float8": (both(lambda s: s.update({W1: s[W1].to(torch.float8_e4m3fn)})), (W1, "float8", "quantized")),
     "LoRA": (
         both(lambda s: s.update({"layers.0.attention.wq.lora_A.weight": s[NORM]})),
-        ("lora_A", "no weight of a Llama"),
+        ("lora_A", "Not a Llama tensor"),
     ),
     "Hugging Face's names": (
         both(lambda s: s.update({"model.layers.0.self_attn.q_proj.weight": s.pop(WQ)})),
@@ -177,6 +183,29 @@ def test_refused(tmp_path: Path, good: Path, case: str) -> None:
     assert "Traceback" not in run.stderr
     assert "weights_only=False" not in run.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# What is done to a good folder of two ranks: the values that the error expected and found.
+VALUES: dict[str, tuple[Spoil, str, str]] = {
+    "a string": (params(dim="64"), "an integer", "'64' (str)"),
+    "a range": (params(n_layers=-2), "1 to 10,000", "-2"),
+    "vocabulary": (params(vocab_size=81), "81", "80"),
+    "width": (params(multiple_of=256), "256", "96"),
+    "a shape on one rank": (rank(1, lambda s: s.update({WQ: s[WQ][:8]})), "[32, 64]", "[8, 64]"),
+    "a dtype on one rank": (rank(1, lambda s: s.update({WQ: s[WQ].float()})), "bfloat16", "float32"),
+    "a shape": (both(lambda s: s.update({W2: s[W2][:, 1:]})), "[64, 48]", "[64, 47]"),
+    "dimensions": (both(lambda s: s.update({W1: s[W1][None]})), "2", "3"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_expected_and_found(tmp_path: Path, good: Path, case: str) -> None:
+    spoil, expected, found = VALUES[case]
+    source = Path(shutil.copytree(good, tmp_path / "meta"))
+    spoil(source)
+    with pytest.raises(InputError) as refused:
+        open_meta(find_meta_folder(source))
+    assert (refused.value.expected, refused.value.found) == (expected, found)
 
 
 def test_the_good_folder_is_good(tmp_path: Path, good: Path) -> None:
@@ -210,11 +239,11 @@ def test_norms_that_differ_by_rounding_are_let_pass(tmp_path: Path) -> None:
         (["convert", "{good}", "{out}", "--dtype", "int4"], 2, "--dtype int4"),
         (["convert", "{good}", "{out}", "--max-shard-size", "lots"], 2, "'lots' is not a size"),
         (["convert", "{good}", "{out}", "--llama-version", "7"], 2, "--llama-version 7"),
-        (["convert", "{good}", "{out}", "--llama-version", "3.1"], 2, "cannot be true"),
+        (["convert", "{good}", "{out}", "--llama-version", "3.1"], 2, "does not match the files"),
         (["convert", "{good}", "{out}", "--chat-template", "/nowhere"], 2, "/nowhere"),
         (["convert", "{good}", "{out}", "--no-such-option"], 2, "No such option"),
         (["convert", "{good}", "{good}"], 2, "Is the input folder"),
-        (["convert", "/nowhere", "{out}"], 3, "/nowhere: not found"),
+        (["convert", "/nowhere", "{out}"], 3, "/nowhere: Not found."),
         (["convert", "{good}/params.json", "{out}"], 3, "a file"),
         (["convert", "{good}", "{out}", "--tokenizer", "/nowhere"], 3, "/nowhere"),
         (["convert", "{good}", "/proc/llama"], 4, "/proc/llama"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_convert.errors import UsageError
-from llama_convert.llama.releases import RELEASES, Release, Size, Traits, identify
+from llama_convert.llama.releases import RELEASES, Release, ReleaseTraits, Size, detect_release
 
 L7B, L8B = (4096, 32, 32, 32, 11008), (4096, 32, 32, 8, 14336)
 L70B, L1B = (8192, 80, 64, 8, 28672), (2048, 16, 32, 8, 8192)
@@ -23,13 +23,13 @@ def traits(
     dtype: str = "bfloat16",
     tokenizer: str | None = None,
     names: str = "download",
-) -> Traits:
-    return Traits(shape, vocab, eps, theta, scaled, tied, nested, dtype, tokenizer, names)  # type: ignore[arg-type]
+) -> ReleaseTraits:
+    return ReleaseTraits(shape, vocab, eps, theta, scaled, tied, nested, dtype, tokenizer, names)  # type: ignore[arg-type]
 
 
 def llama3(
     shape: tuple[int, int, int, int, int], *, scaled: bool = True, tied: bool = False, names: str = ""
-) -> Traits:
+) -> ReleaseTraits:
     return traits(shape, vocab=128256, theta=5e5, scaled=scaled, tied=tied, names=names)
 
 
@@ -50,8 +50,8 @@ def test_every_release_can_be_had_by_its_flag(release: Release, size: Size) -> N
         nested=release.nested,
         dtype="float16" if release.version == "1" else "bfloat16",
     )
-    assert identify(files, release.version).title == f"{release.title} {size.label}"
-    plain = identify(files)
+    assert detect_release(files, release.version).title == f"{release.title} {size.label}"
+    plain = detect_release(files)
     assert release is plain.release or release in plain.alternatives
 
 
@@ -91,8 +91,8 @@ def test_every_release_can_be_had_by_its_flag(release: Release, size: Size) -> N
         ),
     ],
 )
-def test_readings(files: Traits, title: str) -> None:
-    assert identify(files).title == title
+def test_readings(files: ReleaseTraits, title: str) -> None:
+    assert detect_release(files).title == title
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_readings(files: Traits, title: str) -> None:
         (llama3(L1B, tied=True), set()),
     ],
 )
-def test_doubts_are_spoken(files: Traits, others: set[str]) -> None:
-    identity = identify(files)
+def test_doubts_are_spoken(files: ReleaseTraits, others: set[str]) -> None:
+    identity = detect_release(files)
     assert {release.version for release in identity.alternatives} == others
     assert identity.evidence
 
@@ -128,12 +128,12 @@ def test_doubts_are_spoken(files: Traits, others: set[str]) -> None:
         (llama3(L1B, tied=True), "Guard-3"),
     ],
 )
-def test_flags_that_cannot_be_true_name_both(files: Traits, version: str) -> None:
+def test_flags_that_cannot_be_true_name_both(files: ReleaseTraits, version: str) -> None:
     with pytest.raises(UsageError) as caught:
-        identify(files, version)
+        detect_release(files, version)
     asked = next(release for release in RELEASES if release.version == version)
     assert asked.title in str(caught.value)
-    assert identify(files).title in str(caught.value)
+    assert detect_release(files).title in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_flags_that_cannot_be_true_name_both(files: Traits, version: str) -> Non
         (traits(L7B, eps=1e-6), "1", "LLaMA 1 7B"),
     ],
 )
-def test_flags_choose(files: Traits, version: str, title: str) -> None:
-    assert identify(files, version).title == title
+def test_flags_choose(files: ReleaseTraits, version: str, title: str) -> None:
+    assert detect_release(files, version).title == title
 
 
 def test_unknown_version() -> None:
-    with pytest.raises(UsageError, match="choose one of"):
-        identify(traits(L7B), "4")
+    with pytest.raises(UsageError, match="Unknown release"):
+        detect_release(traits(L7B), "4")

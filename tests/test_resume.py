@@ -15,8 +15,8 @@ import torch
 import xxhash
 
 from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.conversion import execute
 from llama_convert.formats.safetensors import read_header
 from tests import invariant, synthetic
@@ -80,7 +80,7 @@ def recorded(out: Path) -> dict[str, int]:
 
 def n_rows(case: Case, out: Path, name: str) -> int:
     """Rows of a weight, by its name in the output's folder."""
-    checkpoint = open_huggingface(out) if case.name in FILES else open_meta(locate(out))
+    checkpoint = open_huggingface(out) if case.name in FILES else open_meta(find_meta_folder(out))
     shape = next(weight.shape for weight in checkpoint.weights.values() if weight.name == name)
     return shape[0] if len(shape) > 1 else 1
 

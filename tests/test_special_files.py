@@ -86,7 +86,7 @@ def test_read_small_is_bounded_by_what_it_reads(tmp_path: Path, monkeypatch: pyt
         return read[-1]
 
     monkeypatch.setattr(os, "preadv", growing)
-    with pytest.raises(InputError, match="larger than 1,048,576 bytes"):
+    with pytest.raises(InputError, match="Larger than 1,048,576 bytes"):
         read_small(file, MOST)
     assert sum(read) == MOST + 1
 

@@ -37,29 +37,33 @@ MET: dict[str, tuple[int, str, str]] = {
     "diff": (2, "A is missing", "llama-convert diff A B"),
     "diff hf": (2, "B is missing", "llama-convert diff A B"),
     # Paths that do not exist.
-    "convert metta out": (3, "metta: not found", "llama-convert convert meta out"),
+    "convert metta out": (3, "metta: Not found.", "llama-convert convert meta out"),
     "metta out": (2, "No such command 'metta'", "llama-convert meta out"),
     "--input_dir metta --output_dir out": (3, "metta", "llama-convert --input_dir meta --output_dir out"),
     "--input_dir=metta --output_dir=out": (3, "metta", "llama-convert --input_dir=meta --output_dir=out"),
-    "convert LLAMA/7b out": (3, "LLAMA/7b: not found", "llama-convert convert LLaMA/7B out"),
-    "verify hf --source meat": (3, "meat: not found", "llama-convert verify hf --source meta"),
-    "inspect hf nowhere": (3, "nowhere: not found", ""),
-    "convert '~/no such' out": (3, "no such: not found", ""),
-    "inspect meta-llama/Llama-3.1-8B": (3, "not found", "llama-convert inspect hf://meta-llama/Llama-3.1-8B"),
-    "convert out meta": (3, "out: not found, but meta holds", "llama-convert convert meta out"),
-    "convert empty meta": (3, "empty: is empty, but meta holds", "llama-convert convert meta empty"),
-    "convert empty hf --to meta": (3, "but hf holds", "llama-convert convert hf empty --to meta"),
+    "convert LLAMA/7b out": (3, "LLAMA/7b: Not found.", "llama-convert convert LLaMA/7B out"),
+    "verify hf --source meat": (3, "meat: Not found.", "llama-convert verify hf --source meta"),
+    "inspect hf nowhere": (3, "nowhere: Not found.", ""),
+    "convert '~/no such' out": (3, "no such: Not found.", ""),
+    "inspect meta-llama/Llama-3.1-8B": (
+        3,
+        "Not found.",
+        "llama-convert inspect hf://meta-llama/Llama-3.1-8B",
+    ),
+    "convert out meta": (3, "out: Not found, but meta is a checkpoint.", "llama-convert convert meta out"),
+    "convert empty meta": (3, "empty: Empty, but meta is a checkpoint.", "llama-convert convert meta empty"),
+    "convert empty hf --to meta": (3, "but hf is a checkpoint", "llama-convert convert hf empty --to meta"),
     "shard out hf --max-shard-size 1MB": (
         3,
-        "but hf holds",
+        "but hf is a checkpoint",
         "llama-convert shard hf out --max-shard-size 1MB",
     ),
     "convert meta out --tokenizer meta/tokeniser.model": (
-        *(3, "tokeniser.model: not found"),
+        *(3, "tokeniser.model: Not found."),
         "llama-convert convert meta out --tokenizer meta/tokenizer.model",
     ),
     # The other layout.
-    "convert hf out": (3, "already in Hugging Face's layout", "llama-convert convert hf out --to meta"),
+    "convert hf out": (3, "already in Hugging Face format", "llama-convert convert hf out --to meta"),
     'convert "my hf\'s" "my out"': (3, "my hf's", "llama-convert convert \"my hf's\" 'my out' --to meta"),
     "convert meta out --to meta": (3, "files of Meta's layout", "llama-convert shard meta out --mp 1"),
     "shard hf out --mp 2": (
@@ -73,40 +77,44 @@ MET: dict[str, tuple[int, str, str]] = {
     ),
     "convert models/hfs out": (
         3,
-        "holds safetensors in a",
+        "The checkpoint in a is already",
         "llama-convert convert models/hfs/a out --to meta",
     ),
     # A file for its folder.
-    "convert meta/consolidated.00.pth out": (3, "a file", "llama-convert convert meta out"),
-    "shard meta/params.json out --mp 1": (3, "a file", "llama-convert shard meta out --mp 1"),
-    "verify meta/tokenizer.model": (3, "a file", "llama-convert verify meta"),
-    "verify hf/model.safetensors": (3, "a file", "llama-convert verify hf"),
-    "verify hf --source meta/params.json": (3, "a file", "llama-convert verify hf --source meta"),
-    "inspect hf/config.json": (3, "a file", "llama-convert inspect hf"),
-    "convert hf/model.safetensors out": (3, "a file", "llama-convert convert hf out --to meta"),
-    "shard hf/config.json out --mp 2": (3, "a file", "llama-convert convert hf out --to meta --mp 2"),
-    "convert gguf/model.gguf out": (3, "is GGUF", "Convert the checkpoint it was made from."),
+    "convert meta/consolidated.00.pth out": (3, "This is a file", "llama-convert convert meta out"),
+    "shard meta/params.json out --mp 1": (3, "This is a file", "llama-convert shard meta out --mp 1"),
+    "verify meta/tokenizer.model": (3, "This is a file", "llama-convert verify meta"),
+    "verify hf/model.safetensors": (3, "This is a file", "llama-convert verify hf"),
+    "verify hf --source meta/params.json": (3, "This is a file", "llama-convert verify hf --source meta"),
+    "inspect hf/config.json": (3, "This is a file", "llama-convert inspect hf"),
+    "convert hf/model.safetensors out": (3, "This is a file", "llama-convert convert hf out --to meta"),
+    "shard hf/config.json out --mp 2": (3, "This is a file", "llama-convert convert hf out --to meta --mp 2"),
+    "convert gguf/model.gguf out": (3, "a GGUF file", "Convert the checkpoint that it was made from."),
     # Folders of folders.
-    "convert models out": (3, "holds 2 checkpoints: 13B, 7B", "llama-convert convert models/13B out"),
-    "verify models": (3, "holds 2 checkpoints", "llama-convert verify models/13B"),
-    "inspect models": (3, "holds 2 checkpoints", "llama-convert inspect models/13B"),
+    "convert models out": (3, "Contains 2 checkpoints: 7B, 13B", "llama-convert convert models/13B out"),
+    "verify models": (3, "Contains 2 checkpoints", "llama-convert verify models/13B"),
+    "inspect models": (3, "Contains 2 checkpoints", "llama-convert inspect models/13B"),
     "shard models/hfs out --max-shard-size 1MB": (
-        *(3, "holds 2 checkpoints: a, b"),
+        *(3, "Contains 2 checkpoints: a, b"),
         "llama-convert shard models/hfs/a out --max-shard-size 1MB",
     ),
-    f"inspect {HUB}": (3, "the checkpoint is in snap", f"llama-convert inspect {HUB}/snapshots/{REVISION}"),
-    "verify cache": (3, "the checkpoint is in models--", f"llama-convert verify {HUB}/snapshots/{REVISION}"),
+    f"inspect {HUB}": (3, "The checkpoint is in snap", f"llama-convert inspect {HUB}/snapshots/{REVISION}"),
+    "verify cache": (3, "The checkpoint is in models--", f"llama-convert verify {HUB}/snapshots/{REVISION}"),
     # Folders of other things.
-    "convert empty out": (3, "empty: is empty", "a checkpoint has params.json and consolidated.00.pth"),
-    "verify empty": (3, "empty: is empty", "or config.json and model.safetensors"),
-    "convert jsons out": (3, "here is config.json", "a checkpoint has params.json"),
-    "shard jsons out --max-shard-size 1MB": (3, "here is config.json", "a checkpoint has config.json"),
+    "convert empty out": (3, "The folder is empty", "Pass a folder with params.json and consolidated.00.pth"),
+    "verify empty": (3, "The folder is empty", "or config.json and model.safetensors"),
+    "convert jsons out": (3, "found config.json", "Pass a folder with params.json"),
+    "shard jsons out --max-shard-size 1MB": (3, "found config.json", "Pass a folder with config.json"),
     "convert bin out --to meta": (
         3,
-        "holds PyTorch weights of Hugging Face's format (pytorch_model.bin), not safetensors",
+        "Contains PyTorch weights in Hugging Face format (pytorch_model.bin), not safetensors",
         "python -c 'from transformers",
     ),
-    "inspect gguf": (3, "holds model.gguf: GGUF", "Convert the checkpoint it was made from."),
+    "inspect gguf": (
+        3,
+        "Contains a GGUF file (llama.cpp): model.gguf",
+        "Convert the checkpoint that it was made from.",
+    ),
     # DST.
     "convert meta meta": (2, "meta: Is the input folder.", "Choose another output folder."),
     "convert meta jsons": (5, "jsons: Not empty (holds config.json", "--overwrite"),
@@ -260,7 +268,7 @@ def test_names_of_releases(typed: str, version: str) -> None:
     if version:
         assert parse_version(typed).version == version
         return
-    with pytest.raises(UsageError, match="choose one of"):
+    with pytest.raises(UsageError, match="Unknown release"):
         parse_version(typed)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from llama_convert.checkpoints.manifest import read_manifest, write_manifest
+from llama_convert.checkpoints.manifest import manifest_json, read_manifest
 from llama_convert.cli import errors, terminal
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.cli.verify_report import print_report
@@ -122,7 +122,7 @@ def manifest(change: Callable[[Any], object]) -> Spoil:
         content = read_manifest(folder)
         assert content
         change(content)
-        (folder / "llama-convert.json").write_bytes(write_manifest(content))
+        (folder / "llama-convert.json").write_bytes(manifest_json(content))
 
     return spoil
 

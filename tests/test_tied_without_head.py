@@ -87,5 +87,5 @@ def test_a_vocabulary_at_odds_with_params(shape: Shape, headless: Path, tmp_path
 
     params = json.loads((headless / "params.json").read_text())
     (headless / "params.json").write_text(json.dumps(params | {"vocab_size": 100}))
-    with pytest.raises(InputError, match=r"tok_embeddings\.weight.* 96 rows in all, .* vocab_size 100"):
+    with pytest.raises(InputError, match=r"tok_embeddings\.weight.* does not match vocab_size"):
         convert(headless, tmp_path / "out", ConvertOptions())

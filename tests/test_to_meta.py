@@ -385,7 +385,7 @@ def test_a_version_that_is_asked_for_wins(tmp_path: Path) -> None:
     source = huggingface(tmp_path / "hf", LLAMA3)
     change_config(source, max_position_embeddings=131072)
     assert convert(source, tmp_path / "meta", to_meta(llama_version="3.2")).version == "3.2"
-    with pytest.raises(UsageError, match="cannot be true"):
+    with pytest.raises(UsageError, match="does not match the files"):
         convert(source, tmp_path / "other", to_meta(llama_version="2"))
 
 
@@ -575,13 +575,13 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no such layout": (["{hf}", "{out}", "--to", "gguf"], 2, ("--to gguf", "hf or meta")),
     "ranks of Hugging Face's": (["{meta}", "{out}", "--mp", "2"], 2, ("--mp", "--to meta --mp N")),
     "meta to meta": (["{meta}", "{out}", *TO_META], 3, ("{meta}", "shard {meta} {out} --mp 1")),
-    "hf to hf": (["{hf}", "{out}"], 3, ("{hf}", "already in Hugging Face's layout")),
-    "nowhere": (["{nowhere}", "{out}", *TO_META], 3, ("{nowhere}: not found",)),
+    "hf to hf": (["{hf}", "{out}"], 3, ("{hf}", "already in Hugging Face format")),
+    "nowhere": (["{nowhere}", "{out}", *TO_META], 3, ("{nowhere}: Not found.",)),
     "a file": (["{hf}/config.json", "{out}", *TO_META], 3, ("{hf}/config.json: a file",)),
     "no checkpoint": (["{empty}", "{out}", *TO_META], 3, ("{empty}",)),
     "no tokenizer": (["{hf}", "{out}", *TO_META, "--tokenizer", "/nowhere"], 3, ("/nowhere",)),
     "no dtype": (["{hf}", "{out}", *TO_META, "--dtype", "int4"], 2, ("--dtype int4",)),
-    "no version": (["{hf}", "{out}", *TO_META, "--llama-version", "3.1"], 2, ("cannot be true",)),
+    "no version": (["{hf}", "{out}", *TO_META, "--llama-version", "3.1"], 2, ("does not match the files",)),
     "DST is SRC": (["{hf}", "{hf}", *TO_META], 2, ("Is the input folder",)),
     "DST exists": (["{hf}", "{full}", *TO_META], 5, ("{full}: Not empty (holds something).",)),
 }

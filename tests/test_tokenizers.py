@@ -22,7 +22,7 @@ import tiktoken
 
 from llama_convert.errors import InputError, UsageError
 from llama_convert.tokenizers import TokenizerOptions, TokenizerReport, convert_tokenizer, open_tokenizer
-from llama_convert.tokenizers.special import special_tokens
+from llama_convert.tokenizers.special_tokens import special_tokens
 from llama_convert.tokenizers.tiktoken_ranks import SPLIT_PATTERN
 from tests.peers import Peer
 
@@ -128,7 +128,7 @@ def convert(source: Path, folder: Path, **options: Any) -> TokenizerReport:
 def meta_tiktoken(path: Path, **options: Any) -> tiktoken.Encoding:
     """The file as Meta's code opens it."""
     ranks = dict(open_lines(path))
-    names = special_tokens(options.get("naming", "llama3.1"), options.get("special_tokens", ()))
+    names = special_tokens(options.get("special_names", "llama3.1"), options.get("special_tokens", ()))
     special = {name: len(ranks) + offset for offset, name in enumerate(names)}
     return tiktoken.Encoding("test", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
@@ -228,7 +228,7 @@ def code_llama(llama2_tokenizer_model: Path, tmp_path_factory: pytest.TempPathFa
 def test_llama3_is_tiktoken(
     naming: str, llama3_tokenizer_model: Path, transformers: Peer, tmp_path: Path
 ) -> None:
-    convert(llama3_tokenizer_model, tmp_path, naming=naming, model_max_length=8192)
+    convert(llama3_tokenizer_model, tmp_path, special_names=naming, model_max_length=8192)
     texts = [
         *TEXTS,
         "<|eot_id|>",
@@ -237,7 +237,7 @@ def test_llama3_is_tiktoken(
         "<|eom_id|>\n\n",
         "<s>",
     ]
-    reference = meta_tiktoken(llama3_tokenizer_model, naming=naming)
+    reference = meta_tiktoken(llama3_tokenizer_model, special_names=naming)
     found = spoken(transformers, tmp_path, texts)
     assert differences(texts, with_specials(reference), found["plain"]) == []
     assert found["with_bos"] == [[128000, *ids] for ids in found["plain"]]
@@ -403,7 +403,7 @@ def test_guard_is_the_published_file_but_for_bos(
     naming: str, published: str, llama3_tokenizer_model: Path, tmp_path: Path
 ) -> None:
     """The published files of Guard put no BOS before a text, which Meta's code does."""
-    convert(llama3_tokenizer_model, tmp_path, naming=naming)
+    convert(llama3_tokenizer_model, tmp_path, special_names=naming)
     written = json.loads((tmp_path / "tokenizer.json").read_text())
     (written["post_processor"],) = written["post_processor"]["processors"][:1]
     theirs = json.dumps(written, indent=2, ensure_ascii=False).encode()
@@ -498,7 +498,7 @@ DAMAGED = {
         "TOKENIZER_POINTER",
         "git-lfs",
     ),
-    "web page": (b"\n<!DOCTYPE html><html></html>", "TOKENIZER_HTML", "web page"),
+    "web page": (b"\n<!DOCTYPE html><html></html>", "TOKENIZER_HTML", "HTML page"),
     "json": (b'{"version": "1.0"}', "TOKENIZER_JSON", "JSON"),
     "zip": (b"PK\x03\x04\x00\x00", "TOKENIZER_FORMAT", "neither"),
     "no rank": (ranks(b"YWI="), "TOKENIZER_LINE", "line 257 is 'YWI='"),
@@ -509,8 +509,8 @@ DAMAGED = {
     "prose": (b"Access to this file is denied", "TOKENIZER_LINE", "line 1"),
     "same rank": (ranks(b"YWI= 255"), "TOKENIZER_RANKS", "line 257 gives rank 255"),
     "same token": (ranks(b"YWI= 256", b"YWI= 257"), "TOKENIZER_RANKS", "b'ab' has two ranks"),
-    "gap": (ranks(b"YWI= 300"), "TOKENIZER_RANKS", "rank 256 is missing"),
-    "negative": (ranks(b"YWI= -1"), "TOKENIZER_RANKS", "rank 256 is missing"),
+    "gap": (ranks(b"YWI= 300"), "TOKENIZER_RANKS", "Missing rank 256"),
+    "negative": (ranks(b"YWI= -1"), "TOKENIZER_RANKS", "Missing rank 256"),
     "no byte": (b"\n".join(BYTES[:-1]), "TOKENIZER_BYTES", "0xFF"),
 }
 

@@ -21,8 +21,8 @@ from torch.utils.serialization import config
 
 from llama_convert.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError
+from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.formats.torch_writer import TorchLayout, lay_out_torch
-from llama_convert.formats.torch_zip import read_torch_file
 from tests import synthetic
 from tests.synthetic import LLAMA2, State
 from tests.test_torch_zip import assert_as_torch, read

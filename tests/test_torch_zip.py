@@ -24,7 +24,7 @@ from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.errors import InputError
 from llama_convert.formats.tensors import StoredTensor
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 
 
 def read(tensor: StoredTensor) -> torch.Tensor:
@@ -112,7 +112,8 @@ def test_protocols_up_to_the_newest(tmp_path: Path) -> None:
 def test_reading_imports_neither_torch_nor_what_the_file_names(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "x.pth")
     code = (
-        "import sys; from pathlib import Path; from llama_convert.formats.torch_zip import read_torch_file;"
+        "import sys; from pathlib import Path\n"
+        "from llama_convert.formats.torch_reader import read_torch_file;"
         f"read_torch_file(Path({str(tmp_path / 'x.pth')!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -174,8 +175,8 @@ def test_other_contents_are_refused(tmp_path: Path, content: Any, code: str) -> 
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
         (b"\0" * 4096, "zeros"),
         (b"\x1f\x8b\x08\0\0\0", "gzip"),
-        (b"garbage" * 50, "not a torch checkpoint"),
-        (b"PK\3\4 and then nothing", "not a whole torch archive"),
+        (b"garbage" * 50, "Not a PyTorch file"),
+        (b"PK\3\4 and then nothing", "Truncated or damaged PyTorch file"),
     ],
 )
 def test_other_files_are_named(tmp_path: Path, head: bytes, words: str) -> None:
@@ -311,7 +312,7 @@ def test_hostile_pickles_are_refused(tmp_path: Path, pickled: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_the_pickle_machine(noise: bytes) -> None:
-    from llama_convert.formats.torch_pickle import PickleRefusedError, read_pickle
+    from llama_convert.formats.pickle_reader import PickleRefusedError, read_pickle
 
     for data in (noise, b"\x80\x02" + noise + b"."):
         with suppress(PickleRefusedError):

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_convert import ConvertOptions, convert, shard
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.row_reader import rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import matrix_shape
@@ -431,7 +431,7 @@ def test_no_scheduler(cases: dict[str, Case], tmp_path: Path) -> None:
 
 @given(data=st.data())
 def test_a_part_is_what_it_is_of_the_whole(data: st.DataObject, cases: dict[str, Case]) -> None:
-    checkpoint = open_meta(locate(cases["ranks"].source))
+    checkpoint = open_meta(find_meta_folder(cases["ranks"].source))
     weight = data.draw(st.sampled_from(sorted(checkpoint.weights.values(), key=lambda weight: weight.name)))
     rows, columns = matrix_shape(weight.shape)
     (top, bottom), (left, right) = (

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_convert import ConvertOptions, convert
-from llama_convert.formats.files import HEAD_SIZE, kind_of
+from llama_convert.formats.file_kinds import HEAD_SIZE, kind_of
 from llama_convert.formats.safetensors import read_header
 from tests import synthetic
 from tests.peers import ROOT

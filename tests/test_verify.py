@@ -263,14 +263,14 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "width against params.json": (
         "plain", params(multiple_of=256),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "has 96 rows in all"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "number of rows does not match"),
     ),
     "vocabulary against params.json": (
         "plain", params(vocab_size=95),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "output.weight", "has 96 rows in all"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "output.weight", "number of rows does not match"),
     ),
     "params.json missing": (
-        "plain", remove("params.json"), Seen("structure", "PARAMS_MISSING", "params.json", "not found")
+        "plain", remove("params.json"), Seen("structure", "PARAMS_MISSING", "params.json", "Not found")
     ),
     "params.json no JSON": ("plain", params_text(b"{"), Seen("structure", "PARAMS_JSON", "params.json")),
     "norms differ": (
@@ -287,11 +287,11 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "infinity": ("plain", add_to(W2, 1, INF, 3, 4), Seen("values", "VALUES_NONFINITE", R1)),
     "last rank missing": (
-        "plain", remove(R1), Seen("structure", "RANKS_MISSING", "any", "1 of 2 rank files are missing")
+        "plain", remove(R1), Seen("structure", "RANKS_MISSING", "any", "1 of 2 shards are missing")
     ),
     "rank missing": (
         "three", remove("consolidated.02.pth"),
-        Seen("structure", "RANKS_MISSING", "any", "consolidated.02.pth is missing"),
+        Seen("structure", "RANKS_MISSING", "any", "Missing shard: consolidated.02.pth"),
     ),
     "rank of another model": (
         "plain", rank_of_another_model, Seen("values", "RANKS_REPLICAS", R1, "files of two models mixed up?")
@@ -529,7 +529,7 @@ class TestConvertVerify:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from llama_convert.llama import rotary
-        from llama_convert.reorder import RowTranspose
+        from llama_convert.llama.rope import RowTranspose
 
         wrong = {("meta", "huggingface"): lambda head_dim: RowTranspose(head_dim, 1)}
         monkeypatch.setattr(rotary, "_REORDERINGS", wrong)

@@ -554,7 +554,7 @@ FILES = {
     "hole between tensors": Fault(
         "gqa",
         header(SHARD, lambda h: h.pop(min(h.keys() - {"__metadata__"}, key=lambda n: h[n]["data_offsets"]))),
-        (Seen("structure", "INPUT_SAFETENSORS", SHARD, "is preceded by a hole"),),
+        (Seen("structure", "INPUT_SAFETENSORS", SHARD, "There is a gap before this tensor"),),
         Seen("logits", "INPUT_SAFETENSORS", SHARD),
     ),
     "tensor missing": Fault(
@@ -570,7 +570,7 @@ FILES = {
     "tensor too many": Fault(
         "gqa",
         header(SHARD, lambda h: h.update({"extra.bias": h.pop(min(h.keys() - {"__metadata__"}))})),
-        (Seen("structure", "TENSOR_UNKNOWN", "extra.bias", "is no weight of this model"),),
+        (Seen("structure", "TENSOR_UNKNOWN", "extra.bias", "Not a Llama tensor"),),
         Seen("logits", "INDEX_WRONG", "extra.bias"),
     ),
     "layer too many": Fault(
@@ -585,13 +585,13 @@ FILES = {
     "row too few": Fault(
         "gqa",
         weights(plant.each([gate(1)], lambda w: w[:-1])),
-        (Seen("structure", "TENSOR_SHAPE", gate(1), "is [95, 64], config.json makes it [96, 64]"),),
+        (Seen("structure", "TENSOR_SHAPE", gate(1), "does not match config.json"),),
         Seen("logits", "INDEX_WRONG", INDEX, '"total_size"'),
     ),
     "index names the wrong file": Fault(
         "gqa",
         index(lambda content: content["weight_map"].update({up(0): "model-00001-of-00006.safetensors"})),
-        (Seen("structure", "INDEX_WRONG", up(0), "the index says otherwise"),),
+        (Seen("structure", "INDEX_WRONG", up(0), "The index has another file"),),
         None,  # each tensor is where its file says; all are found
     ),
     "index names a tensor that is not there": Fault(
@@ -603,7 +603,7 @@ FILES = {
     "index lacks a tensor": Fault(
         "gqa",
         index(lambda content: content["weight_map"].pop(up(1))),
-        (Seen("structure", "INDEX_WRONG", up(1), "the index says otherwise"),),
+        (Seen("structure", "INDEX_WRONG", up(1), "The index has another file"),),
         None,  # it is in its file
     ),
     "index names a file that is missing": Fault(
@@ -663,7 +663,7 @@ FILES = {
     "config.json missing": Fault(
         "gqa",
         lambda out, _: (out / CONFIG).unlink(),
-        (Seen("structure", "CONFIG_MISSING", CONFIG, "not found"),),
+        (Seen("structure", "CONFIG_MISSING", CONFIG, "Not found"),),
         Seen("logits", "CONFIG_MISSING", CONFIG),
     ),
     "manifest edited": Fault(
@@ -871,7 +871,7 @@ CONFIGS = {
     "model_type": refused({"model_type": "mistral"}, "\"model_type\" is 'mistral'"),
     "quantised": refused({"quantization_config": {"bits": 4}}, "quantized"),
     "rope_type": refused({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
-    "odd head_dim": refused({"head_dim": 7}, "cannot be turned in pairs", "CONFIG_VALUE"),
+    "odd head_dim": refused({"head_dim": 7}, "RoPE rotates pairs", "CONFIG_VALUE"),
 }
 
 FAULTS = WEIGHTS | FILES | CONFIGS

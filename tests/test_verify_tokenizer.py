@@ -95,7 +95,7 @@ def test_real_ones_are_right(
 
 
 def test_early_names_are_right(llama3_tokenizer_model: Path, tmp_path: Path) -> None:
-    folder = written_from(llama3_tokenizer_model, tmp_path, naming="llama3")
+    folder = written_from(llama3_tokenizer_model, tmp_path, special_names="llama3")
     assert compare_tokenizers(llama3_tokenizer_model, folder).findings == []
 
 
@@ -591,7 +591,7 @@ def test_faults_of_originals(name: str, tmp_path: Path) -> None:
 
 
 def test_no_original(tmp_path: Path) -> None:
-    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "not found", "x")
+    assert_found(check_original(tmp_path / "x"), "TOKENIZER_UNREADABLE", "Not found", "x")
 
 
 def test_size_of_an_original() -> None:

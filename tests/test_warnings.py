@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_convert import ConvertOptions, convert
-from llama_convert.checkpoints.value_scan import INFINITY, ValueScan, largest, magnitudes
+from llama_convert.checkpoints.value_scan import INFINITY, ValueScan, abs_bits, max_abs_bits
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from llama_convert.errors import InputError, RefusedError
 from tests import synthetic
@@ -27,8 +27,8 @@ def test_largest(dtype: type, content: bytes) -> None:
     """As torch tells it, for any bits: NaN and infinity are beyond all, zero is nothing."""
     block = np.frombuffer(content[: len(content) // 4 * 4], np.uint8)
     values = torch.frombuffer(bytearray(block.tobytes()), dtype=DTYPES[dtype]).double()
-    most = largest(block, dtype)
-    assert most == magnitudes(block, dtype).max()
+    most = max_abs_bits(block, dtype)
+    assert most == abs_bits(block, dtype).max()
     assert (most >= INFINITY[dtype]) == (not torch.isfinite(values).all())
     assert (most == 0) == (not values.any())
 
@@ -38,7 +38,7 @@ def test_all_patterns() -> None:
     for pattern in range(1 << 16):
         block = np.array([pattern], np.uint16).view(np.uint8)
         value = torch.frombuffer(bytearray(block.tobytes()), dtype=torch.bfloat16).item()
-        assert (largest(block, BFLOAT16) >= 0x7F80) == (not math.isfinite(value)), pattern
+        assert (max_abs_bits(block, BFLOAT16) >= 0x7F80) == (not math.isfinite(value)), pattern
 
 
 def test_rows_add_up() -> None:
@@ -46,9 +46,9 @@ def test_rows_add_up() -> None:
     blocks[1].view(np.uint16)[1, 2:] = 0x7F80, 0xFFFF
     odd = ValueScan()
     for row, block in zip((0, 2), blocks, strict=True):
-        odd = odd.and_of(block, BFLOAT16, row)
+        odd = odd.with_block(block, BFLOAT16, row)
     assert odd == ValueScan(2, (3, 2), is_zero=False)
-    assert ValueScan().and_of(blocks[0], BFLOAT16, 0).is_zero
+    assert ValueScan().with_block(blocks[0], BFLOAT16, 0).is_zero
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.rotary import half_split_to_interleaved, interleaved_to_half_split
+from llama_convert.llama.rope import half_split_to_interleaved, interleaved_to_half_split
 from llama_convert.llama.weights import LLAMA, model_weights, parse_meta_name
 from tests import synthetic
 
@@ -46,7 +46,7 @@ def test_no_other_name_is_a_weight(name: str) -> None:
 
 
 def test_only_queries_and_keys_are_rotated() -> None:
-    assert [kind.meta.split(".")[-2] for kind in LLAMA if kind.rotary] == ["wq", "wk"]
+    assert [kind.meta.split(".")[-2] for kind in LLAMA if kind.permuted] == ["wq", "wk"]
 
 
 @given(heads=st.integers(1, 5), half=st.integers(1, 40), width=st.integers(1, 9))

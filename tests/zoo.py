@@ -468,8 +468,10 @@ def tar(path: Path) -> None:
 
 _PARAMS: dict[str, Case] = {
     "params a folder": Case(instead("params.json", Path.mkdir), ("params.json",)),
-    "params a pipe": Case(instead("params.json", os.mkfifo), ("params.json", "regular file")),
-    "params a device": Case(instead("params.json", link_to("/dev/zero")), ("params.json", "regular file")),
+    "params a pipe": Case(instead("params.json", os.mkfifo), ("params.json", "Not a regular file")),
+    "params a device": Case(
+        instead("params.json", link_to("/dev/zero")), ("params.json", "Not a regular file")
+    ),
     "params a dangling link": Case(instead("params.json", link_to("nowhere")), ("params.json", "nowhere")),
     "params a link loop": Case(instead("params.json", link_to("params.json")), ("params.json",)),
     "params git-lfs": Case(write("params.json", GIT_LFS), ("params.json", "git-lfs")),
@@ -495,33 +497,33 @@ _PARAMS: dict[str, Case] = {
     ),
     "params eps infinite": Case(params(norm_eps=float("inf")), ("params.json", '"norm_eps"')),
     "params key twice": Case(
-        change_bytes("params.json", lambda c: c.replace(b"{", b'{"dim": 64, ', 1)), ('"dim"', "twice")
+        change_bytes("params.json", lambda c: c.replace(b"{", b'{"dim": 64, ', 1)), ("Duplicate", '"dim"')
     ),
     "params flag a word": Case(params(use_scaled_rope="yes"), ("params.json", '"use_scaled_rope"')),
     "params a list of flags": Case(params(use_scaled_rope=[[1]]), ("params.json", '"use_scaled_rope"')),
     "params BOM": Case(change_bytes("params.json", lambda c: b"\xef\xbb\xbf" + c), ("params.json", "BOM")),
     "params UTF-16": Case(change_bytes("params.json", lambda c: c.decode().encode("utf-16")), ("UTF-8",)),
     "params half": Case(truncate("params.json", lambda n: n // 2), ("params.json", "line 1")),
-    "params unfinished": Case(write("params.json.aria2", b"x"), ("params.json", "not finished")),
+    "params unfinished": Case(write("params.json.aria2", b"x"), ("params.json", "Incomplete download")),
 }
 
 _RANKS: dict[str, Case] = {
     "a rank given twice": Case(copy(ONE, TWO), (TWO, ONE, "same")),
     "a rank twice under two names": Case(copy(TWO, "consolidated.1.pth"), ("both rank 1",)),
-    "rank ten to the 12": Case(rename(TWO, "consolidated.1000000000000.pth"), (TWO, "missing")),
-    "rank of 200 digits": Case(rename(TWO, f"consolidated.{'9' * 200}.pth"), (TWO, "missing")),
-    "rank 0 missing": Case(remove(ONE), (ONE, "missing")),
-    "rank 1 of 2 missing": Case(remove(TWO), ("1 of 2 rank files",)),
+    "rank ten to the 12": Case(rename(TWO, "consolidated.1000000000000.pth"), ("Missing shards", TWO)),
+    "rank of 200 digits": Case(rename(TWO, f"consolidated.{'9' * 200}.pth"), ("Missing shards", TWO)),
+    "rank 0 missing": Case(remove(ONE), ("Missing shard", ONE)),
+    "rank 1 of 2 missing": Case(remove(TWO), ("1 of 2 shards",)),
     "a whole model and a half": Case(
         lambda f: torch.save(synthetic.weights(SHAPE), f / ONE), (TWO, "tok_embeddings")
     ),
-    "a rank a folder": Case(instead(TWO, Path.mkdir), (TWO, "regular file")),
-    "a rank a pipe": Case(instead(TWO, os.mkfifo), (TWO, "regular file")),
-    "a rank a socket": Case(instead(TWO, a_socket), (TWO, "regular file")),
-    "a rank a device": Case(instead(TWO, link_to("/dev/zero")), (TWO, "regular file")),
+    "a rank a folder": Case(instead(TWO, Path.mkdir), (TWO, "Not a regular file")),
+    "a rank a pipe": Case(instead(TWO, os.mkfifo), (TWO, "Not a regular file")),
+    "a rank a socket": Case(instead(TWO, a_socket), (TWO, "Not a regular file")),
+    "a rank a device": Case(instead(TWO, link_to("/dev/zero")), (TWO, "Not a regular file")),
     "a rank a dangling link": Case(instead(TWO, link_to("../blobs/0123")), (TWO, "../blobs/0123")),
     "a rank a link loop": Case(instead(TWO, link_to(TWO)), (TWO,)),
-    "a rank unfinished": Case(write(f"{TWO}.aria2", b"x"), (TWO, "not finished")),
+    "a rank unfinished": Case(write(f"{TWO}.aria2", b"x"), (TWO, "Incomplete download")),
     "a rank of another model": Case(
         rank(1, lambda s: s.update({NORM: -s[NORM]})), (TWO, NORM, "two models"), structure=False
     ),
@@ -532,26 +534,26 @@ _CONTAINER: dict[str, Case] = {
     "HTML": Case(write(TWO, b"\r\n  " + HTML), (TWO, "HTML")),
     "git-lfs": Case(write(TWO, GIT_LFS), (TWO, "git-lfs")),
     "gzip": Case(write(TWO, GZIP), (TWO, "gzip")),
-    "tar": Case(instead(TWO, tar), (TWO, "torch")),
+    "tar": Case(instead(TWO, tar), (TWO, "a tar archive")),
     "legacy": Case(
-        rank(1, lambda s: None, _use_new_zipfile_serialization=False), (TWO, "before version 1.6")
+        rank(1, lambda s: None, _use_new_zipfile_serialization=False), (TWO, "before 1.6")
     ),
     "safetensors": Case(
         lambda f: __import__("safetensors.torch").torch.save_file({"a": torch.ones(4)}, f / TWO), (TWO,)
     ),
-    "a pickle alone": Case(write(TWO, pickled()), (TWO, "torch")),
+    "a pickle alone": Case(write(TWO, pickled()), (TWO, "a Python pickle")),
     "zeros": Case(instead(TWO, lambda path: sparse(path, 100_000)), (TWO, "zeros")),
     "a terabyte of zeros": Case(instead(TWO, lambda path: sparse(path, 1 << 40)), (TWO, "zeros")),
-    "noise": Case(write(TWO, b"PK\3\4" + bytes(range(256)) * 40), (TWO, "not a whole torch archive")),
+    "noise": Case(write(TWO, b"PK\3\4" + bytes(range(256)) * 40), (TWO, "Truncated or damaged PyTorch file")),
     "cut to 1 byte": Case(truncate(TWO, lambda n: 1), (TWO,)),
-    "cut in the pickle": Case(truncate(TWO, lambda n: 300), (TWO, "not a whole torch archive")),
-    "cut in a storage": Case(truncate(TWO, lambda n: n // 2), (TWO, "not a whole torch archive")),
-    "cut in the directory": Case(truncate(TWO, lambda n: n - 200), (TWO, "not a whole torch archive")),
-    "cut by 1 byte": Case(truncate(TWO, lambda n: n - 1), (TWO, "not a whole torch archive")),
-    "something behind": Case(change_bytes(TWO, lambda c: c + b"x" * 10), (TWO, "end")),
+    "cut in the pickle": Case(truncate(TWO, lambda n: 300), (TWO, "Truncated or damaged PyTorch file")),
+    "cut in a storage": Case(truncate(TWO, lambda n: n // 2), (TWO, "Truncated or damaged PyTorch file")),
+    "cut in the directory": Case(truncate(TWO, lambda n: n - 200), (TWO, "Truncated or damaged PyTorch file")),
+    "cut by 1 byte": Case(truncate(TWO, lambda n: n - 1), (TWO, "Truncated or damaged PyTorch file")),
+    "something behind": Case(change_bytes(TWO, lambda c: c + b"x" * 10), (TWO, "at its end")),
     "something before": Case(change_bytes(TWO, lambda c: b"PK" + c), (TWO,)),
     "a comment": Case(
-        change_bytes(TWO, lambda c: c[:-2] + b"\x05\0hello"), (TWO, "end")
+        change_bytes(TWO, lambda c: c[:-2] + b"\x05\0hello"), (TWO, "at its end")
     ),
     "a zip in a zip": Case(
         lambda f: (f / TWO).write_bytes(zipped([(TWO, (f / TWO).read_bytes())])), (TWO, "data.pkl")
@@ -561,22 +563,22 @@ _CONTAINER: dict[str, Case] = {
     "encrypted": Case(directory("data/3", flags=0x0809), (TWO, "data/3", "encrypted")),
     "made by a later version": Case(directory("data/3", needed=99), (TWO,)),
     "two data.pkl": Case(
-        entries(lambda all_: [*all_, all_[0]]), (TWO, "two entries are called data.pkl")
+        entries(lambda all_: [*all_, all_[0]]), (TWO, "Duplicate entry data.pkl")
     ),
     "two storages of one name": Case(
         entries(lambda all_: [*all_, next(e for e in all_ if e[0].endswith("data/3"))]),
-        (TWO, "two entries are called data/3"),
+        (TWO, "Duplicate entry data/3"),
     ),
     "no data.pkl": Case(entries(lambda all_: all_[1:]), (TWO, "data.pkl")),
     "no entries": Case(write(TWO, zipped([])), (TWO,)),
     "a storage missing": Case(
         entries(lambda all_: [e for e in all_ if not e[0].endswith("data/3")]), (TWO, "data/3", "not in")
     ),
-    "a storage too short": Case(entry("data/3", lambda c: c[:100]), (TWO, "data/3", "has 100")),
+    "a storage too short": Case(entry("data/3", lambda c: c[:100]), (TWO, "data/3", "Wrong size")),
     "a storage too long": Case(entry("data/3", lambda c: c + bytes(2)), (TWO, "data/3")),
     "two roots": Case(
         entries(lambda all_: [(n.replace("1/data/3", "2/data/3"), c) for n, c in all_]),
-        (TWO, "several roots"),
+        (TWO, "several root folders"),
     ),
     "overlapping": Case(change_bytes(TWO, overlapping), (TWO, "overlap")),
     "past the end": Case(directory("data/3", size=1 << 30, packed=1 << 30), (TWO, "data/3")),
@@ -645,10 +647,10 @@ _PICKLES: dict[str, Case] = {
     "meta": Case(rank(1, lambda s: s.update({WQ: s[WQ].to("meta")})), (TWO, "meta")),
     "a name twice": Case(
         with_pickle(HEAD + b"}(" + 2 * (text("a") + pickled()[pickled().index(b"ctorch") : -2]) + b"u."),
-        (TWO, "twice"),
+        (TWO, "Duplicate"),
     ),
-    "a key that is a number": Case(with_pickle(pickled(name=3)), (TWO, "not a name")),
-    "a key of doubled tuples": Case(with_pickle(DOUBLED_TUPLE), (TWO, "not a name")),
+    "a key that is a number": Case(with_pickle(pickled(name=3)), (TWO, "not a name but")),
+    "a key of doubled tuples": Case(with_pickle(DOUBLED_TUPLE), (TWO, "not a name but")),
     "a name of many lines": Case(
         with_pickle(pickled(name="a\nerror: done")), (TWO, "name")
     ),
@@ -676,18 +678,18 @@ _PICKLES: dict[str, Case] = {
     "past the storage by its shape": Case(tensor(1, (4, 4), (4, 1)), (TWO, "a", "outside")),
     "past the storage by its strides": Case(tensor(0, (4, 4), (100, 1)), (TWO, "a", "outside")),
     "past the storage by its offset": Case(tensor(2**62, (1,), (1,)), (TWO, "a", "outside")),
-    "a negative offset": Case(tensor(-1, (4,), (1,)), (TWO, "negative")),
-    "a negative stride": Case(tensor(3, (4,), (-1,)), (TWO, "negative")),
-    "a negative length": Case(tensor(0, (-4,), (1,)), (TWO, "negative")),
+    "a negative offset": Case(tensor(-1, (4,), (1,)), (TWO, "Negative")),
+    "a negative stride": Case(tensor(3, (4,), (-1,)), (TWO, "Negative")),
+    "a negative length": Case(tensor(0, (-4,), (1,)), (TWO, "Negative")),
     "an axis without a stride": Case(tensor(0, (4, 4), (1,)), (TWO, "strides")),
     "more elements than there are numbers": Case(tensor(0, (2**40, 2**40), (0, 0)), (TWO, "a")),
     "a length of 2000 bits": Case(tensor(0, (2**2000,), (0,)), (TWO,)),
     "an expanded weight": Case(
-        everywhere(lambda s: s.update({WQ: s[WQ][:1].clone().expand(*s[WQ].shape)})), (ONE, WQ, "share")
+        everywhere(lambda s: s.update({WQ: s[WQ][:1].clone().expand(*s[WQ].shape)})), (ONE, WQ, "bytes of its storage")
     ),
-    "an expanded vector longer than any": Case(tensor(0, (2**20 + 1,), (0,)), (TWO, "a", "share")),
-    "an expanded matrix of a vector's size": Case(tensor(0, (16, 4), (0, 1)), (TWO, "share")),
-    "many expanded vectors": Case(expanded_vectors(300), (TWO, "describe 1,258,291,200 bytes", "share 64")),
+    "an expanded vector longer than any": Case(tensor(0, (2**20 + 1,), (0,)), (TWO, "a", "bytes of its storage")),
+    "an expanded matrix of a vector's size": Case(tensor(0, (16, 4), (0, 1)), (TWO, "bytes of its storage")),
+    "many expanded vectors": Case(expanded_vectors(300), (TWO, "The tensors have 1,258,291,200 bytes", "only 64 bytes")),
     "an expanded vocabulary": Case(
         several(
             params(vocab_size=-1),
@@ -695,12 +697,12 @@ _PICKLES: dict[str, Case] = {
         ),
         (ONE, "output.weight"),
     ),
-    "many axes": Case(tensor(0, (1,) * 200, (1,) * 200), (TWO, "axes")),
+    "many axes": Case(tensor(0, (1,) * 200, (1,) * 200), (TWO, "dimensions")),
     "a storage of 2**60 elements": Case(tensor(0, (4,), (1,), numel=2**60), (TWO, "data/0")),
     "a storage of -1 elements": Case(tensor(0, (4,), (1,), numel=-1), (TWO,)),
-    "a key with ..": Case(tensor(0, (4,), (1,), key="../0"), (TWO, "plain name")),
-    "an absolute key": Case(tensor(0, (4,), (1,), key="/etc/passwd"), (TWO, "plain name")),
-    "a key of a megabyte": Case(tensor(0, (4,), (1,), key="/" * 1_000_000), (TWO, "plain name")),
+    "a key with ..": Case(tensor(0, (4,), (1,), key="../0"), (TWO, "Invalid storage key")),
+    "an absolute key": Case(tensor(0, (4,), (1,), key="/etc/passwd"), (TWO, "Invalid storage key")),
+    "a key of a megabyte": Case(tensor(0, (4,), (1,), key="/" * 1_000_000), (TWO, "Invalid storage key")),
     "a storage of integers": Case(
         tensor(0, (4,), (1,), kind=torch.LongStorage, numel=8), (TWO,)
     ),
@@ -727,8 +729,8 @@ _WEIGHTS: dict[str, Case] = {
 _HUGGINGFACE: dict[str, Case] = {
     f"hf: {name}": Case(spoil, words, base)
     for name, (spoil, words, base) in {
-        "config missing": (remove("config.json"), ("config.json", "not found"), "hf"),
-        "config a pipe": (instead("config.json", os.mkfifo), ("config.json", "regular"), "hf"),
+        "config missing": (remove("config.json"), ("config.json", "Not found"), "hf"),
+        "config a pipe": (instead("config.json", os.mkfifo), ("config.json", "Not a regular file"), "hf"),
         "config a folder": (instead("config.json", Path.mkdir), ("config.json",), "hf"),
         "config nested deeply": (write("config.json", nested_json(100_000)), ("config.json", "nested"), "hf"),
         "config half": (truncate("config.json", lambda n: n // 2), ("config.json", "line 1"), "hf"),
@@ -738,16 +740,16 @@ _HUGGINGFACE: dict[str, Case] = {
         "another model, nested": (config(model_type=[{"a": ["x" * 999]}]), ("config.json",), "hf"),
         "quantised": (config(quantization_config={}), ("quantized",), "hf"),
         "rope a list": (config(rope_parameters=[1]), ("rope_parameters",), "hf"),
-        "weights a pipe": (instead(SINGLE, os.mkfifo), (SINGLE, "regular"), "hf"),
-        "weights a folder": (instead(SINGLE, Path.mkdir), (SINGLE, "regular"), "hf"),
+        "weights a pipe": (instead(SINGLE, os.mkfifo), (SINGLE, "Not a regular file"), "hf"),
+        "weights a folder": (instead(SINGLE, Path.mkdir), (SINGLE, "Not a regular file"), "hf"),
         "weights a dangling link": (instead(SINGLE, link_to("x/y")), (SINGLE, "x/y"), "hf"),
-        "weights unfinished": (write(f"{SINGLE}.aria2", b""), (SINGLE, "not finished"), "hf"),
+        "weights unfinished": (write(f"{SINGLE}.aria2", b""), (SINGLE, "Incomplete download"), "hf"),
         "weights git-lfs": (write(SINGLE, GIT_LFS), (SINGLE, "git-lfs"), "hf"),
         "weights HTML": (write(SINGLE, HTML), (SINGLE, "HTML"), "hf"),
         "weights empty": (write(SINGLE, b""), (SINGLE, "empty"), "hf"),
-        "weights 7 bytes": (write(SINGLE, b"1234567"), (SINGLE, "7 bytes"), "hf"),
-        "weights cut": (truncate(SINGLE, lambda n: n - 1), (SINGLE, "cut short"), "hf"),
-        "weights longer": (change_bytes(SINGLE, lambda c: c + b"x"), (SINGLE, "added to"), "hf"),
+        "weights 7 bytes": (write(SINGLE, b"1234567"), (SINGLE, "only 7 bytes"), "hf"),
+        "weights cut": (truncate(SINGLE, lambda n: n - 1), (SINGLE, "truncated"), "hf"),
+        "weights longer": (change_bytes(SINGLE, lambda c: c + b"x"), (SINGLE, "longer than its header"), "hf"),
         "a header of 2**60 bytes": (
             change_bytes(SINGLE, lambda c: struct.pack("<Q", 2**60) + c[8:]), (SINGLE, "header"), "hf",
         ),
@@ -757,17 +759,17 @@ _HUGGINGFACE: dict[str, Case] = {
         "a header of 50 MB": (header(lambda c: b"{" + b" " * 50_000_000 + c[1:]), (SINGLE, "header"), "hf"),
         "a header cut": (header(lambda c: c[:-9]), (SINGLE, "JSON"), "hf"),
         "a header of many lists": (
-            header(lambda c: b'{"a": [' + b"[]," * 690_000 + b"1]}"), (SINGLE, "a", "malformed"), "hf",
+            header(lambda c: b'{"a": [' + b"[]," * 690_000 + b"1]}"), (SINGLE, "Malformed header"), "hf",
         ),
         "a header of a list": (header(lambda c: b"[]"), (SINGLE, "JSON object"), "hf"),
-        "a header nested deeply": (header(lambda c: nested_json()), (SINGLE, "JSON"), "hf"),
+        "a header nested deeply": (header(lambda c: nested_json()), (SINGLE, "Malformed header"), "hf"),
         "a header of NaN": (header(lambda c: b'{"a": NaN}'), (SINGLE,), "hf"),
         "a name twice": (
             header(lambda c: c.replace(b"{", b'{"lm_head.weight":1,', 1)), (SINGLE, "lm_head.weight"), "hf",
         ),
         "many names and one twice": (
             header(lambda c: b'{%s,"z":1,"z":2}' % b",".join(b'"%d":0' % n for n in range(200_000))),
-            (SINGLE, "z", "twice"), "hf",
+            (SINGLE, "z", "Duplicate"), "hf",
         ),
         **{
             f"metadata {value}": (
@@ -783,7 +785,7 @@ _HUGGINGFACE: dict[str, Case] = {
         "half a character for a name": (
             header_json(lambda h: h.update({"a\ud800": h.pop("lm_head.weight")})), (SINGLE, "name"), "hf",
         ),
-        "an entry a number": (header_json(lambda h: h.update({Q: 3})), (SINGLE, Q, "malformed"), "hf"),
+        "an entry a number": (header_json(lambda h: h.update({Q: 3})), (SINGLE, Q, "Malformed entry"), "hf"),
         "an entry without a shape": (header_json(lambda h: h[Q].pop("shape")), (SINGLE, Q), "hf"),
         "a shape of fractions": (header_json(lambda h: h[Q].update(shape=[64.0, 64])), (SINGLE, Q), "hf"),
         "a shape of truths": (header_json(lambda h: h[Q].update(shape=[True])), (SINGLE, Q), "hf"),
@@ -794,10 +796,10 @@ _HUGGINGFACE: dict[str, Case] = {
             header_json(lambda h: h[Q].update(shape=[10**4000] * 400)), (SINGLE, Q), "hf",
         ),
         "a dtype of many lines": (
-            header_json(lambda h: h[Q].update(dtype="F\n7")), (SINGLE, Q, "unknown"), "hf",
+            header_json(lambda h: h[Q].update(dtype="F\n7")), (SINGLE, Q, "Unknown dtype"), "hf",
         ),
         "offsets that overlap": (
-            header_json(lambda h: h[Q].update(data_offsets=[0, 64 * 64 * 2])), (SINGLE, "overlaps"), "hf",
+            header_json(lambda h: h[Q].update(data_offsets=[0, 64 * 64 * 2])), (SINGLE, "Overlaps"), "hf",
         ),
         "offsets the wrong way": (
             header_json(lambda h: h[Q].update(data_offsets=[64 * 64 * 2, 0])), (SINGLE, Q), "hf",
@@ -808,12 +810,12 @@ _HUGGINGFACE: dict[str, Case] = {
         "integers": (
             header_json(lambda h: h[Q].update(dtype="I16")), (SINGLE, Q, "int16"), "hf",
         ),
-        "index a pipe": (instead(INDEX, os.mkfifo), (INDEX, "regular"), "indexed"),
+        "index a pipe": (instead(INDEX, os.mkfifo), (INDEX, "Not a regular file"), "indexed"),
         "index HTML": (write(INDEX, HTML), (INDEX, "HTML"), "indexed"),
         "index nested deeply": (write(INDEX, nested_json()), (INDEX, "nested"), "indexed"),
         "index without a map": (write(INDEX, b"{}"), (INDEX, "weight_map"), "indexed"),
         "index of many lists": (
-            write(INDEX, b'{"weight_map": [' + b"[]," * 690_000 + b"1]}"), (INDEX, "weight_map"), "indexed",
+            write(INDEX, b'{"weight_map": [' + b"[]," * 690_000 + b"1]}"), (INDEX, "20,000 lists"), "indexed",
         ),
         "index of a list": (write(INDEX, b'{"weight_map": []}'), (INDEX, "weight_map"), "indexed"),
         "index total of a list": (
@@ -821,7 +823,7 @@ _HUGGINGFACE: dict[str, Case] = {
         ),
         "index twice": (
             change_bytes(INDEX, lambda c: c.replace(b'"weight_map"', b'"weight_map": {}, "weight_map"')),
-            (INDEX, "twice"), "indexed",
+            (INDEX, "Duplicate"), "indexed",
         ),
         "up": (said_to_be_in(f"../{FIRST}"), (INDEX, Q), "indexed"),
         "absolute": (said_to_be_in(f"/tmp/{FIRST}"), (INDEX, Q), "indexed"),
@@ -833,7 +835,7 @@ _HUGGINGFACE: dict[str, Case] = {
         "half a character": (said_to_be_in("\ud800.safetensors"), (INDEX, Q), "indexed"),
         "many lines": (said_to_be_in("a\nb.safetensors"), (INDEX, Q), "indexed"),
         "a long name": (said_to_be_in("a" * 5000), (INDEX, Q), "indexed"),
-        "a file missing": (remove(SECOND), (SECOND, "not found"), "indexed"),
+        "a file missing": (remove(SECOND), (SECOND, "Not found"), "indexed"),
         "a file of the other's": (said_to_be_in(FIRST), (Q,), "indexed"),
         "a file given twice": (copy(FIRST, SECOND), (SECOND,), "indexed"),
     }.items()
@@ -844,18 +846,18 @@ _TOKENIZERS: dict[str, Case] = {
     for name, (spoil, words) in {
         "empty": (write("tokenizer.model", b""), ("empty",)),
         "git-lfs": (write("tokenizer.model", GIT_LFS), ("git-lfs",)),
-        "HTML": (write("tokenizer.model", HTML), ("page",)),
-        "a folder": (instead("tokenizer.model", Path.mkdir), ("regular",)),
-        "a pipe": (instead("tokenizer.model", os.mkfifo), ("regular",)),
-        "a device": (instead("tokenizer.model", link_to("/dev/zero")), ("regular",)),
+        "HTML": (write("tokenizer.model", HTML), ("HTML page",)),
+        "a folder": (instead("tokenizer.model", Path.mkdir), ("Not a regular file",)),
+        "a pipe": (instead("tokenizer.model", os.mkfifo), ("Not a regular file",)),
+        "a device": (instead("tokenizer.model", link_to("/dev/zero")), ("Not a regular file",)),
         "a dangling link": (instead("tokenizer.model", link_to("../blobs/1")), ("../blobs/1",)),
         "a terabyte": (instead("tokenizer.model", lambda p: sparse(p, 1 << 40)), ("bytes",)),
         "unfinished": (
             several(write("tokenizer.model", tiktoken_model(256)), write("tokenizer.model.aria2", b"")),
-            ("not finished",),
+            ("Incomplete download",),
         ),
         "a line cut": (write("tokenizer.model", tiktoken_model(256)[:-5]), ()),
-        "a rank twice": (write("tokenizer.model", tiktoken_model(256) + b"YWI= 7\n"), ("second time",)),
+        "a rank twice": (write("tokenizer.model", tiktoken_model(256) + b"YWI= 7\n"), ("Duplicate rank",)),
         "a rank of 5000 digits": (write("tokenizer.model", b"YQ== " + b"9" * 5000 + b"\n"), ("line 1",)),
         "a token twice": (write("tokenizer.model", tiktoken_model(257)), ("two ranks",)),
         "of many pieces": (write("tokenizer.model", b"\n\x03\n\x01a" * 1_600_000), ()),

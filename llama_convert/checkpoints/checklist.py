@@ -1,4 +1,4 @@
-"""``checklist.chk``: the MD5 of each file of a folder, as ``md5sum`` prints it and Meta sends it along."""
+"""``checklist.chk``: MD5s of the files of a folder in the format of ``md5sum``, part of Meta's downloads."""
 
 from __future__ import annotations
 
@@ -10,72 +10,80 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from llama_convert.formats.files import is_plain, read_at, read_small, reading
+from llama_convert.formats.files import read_at, read_small, reading
+from llama_convert.text import is_printable_name
 
 CHECKLIST = "checklist.chk"
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:\./)?([^/]+)")
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Checklist:
-    """What a checklist says of which file."""
+    """Content of a ``checklist.chk``."""
 
-    said: dict[Path, str]
-    """MD5 of each file that is here."""
-    absent: tuple[str, ...]
-    """Files that it names, and that are not here."""
+    md5s: dict[Path, str]
+    """MD5 of each listed file that exists."""
+    missing: tuple[str, ...]
+    """Listed files that do not exist."""
     malformed: tuple[str, ...]
-    """Lines that say nothing, each with its number."""
+    """A message for each malformed line."""
 
-    def named(self, digest: str) -> str | None:
-        """The name of the file that a digest belongs to."""
-        return next((file.name for file, said in self.said.items() if said == digest), None)
+    def file_with(self, md5: str) -> str | None:
+        """Name of the listed file with this MD5."""
+        return next((file.name for file, recorded in self.md5s.items() if recorded == md5), None)
 
 
 def read_checklist(folder: Path) -> Checklist | None:
-    """The folder's checklist; None if it has none.  A tokenizer may lie one folder up, as LLaMA 1's does.
+    """The checklist of a folder; None if it has none.
+
+    ``tokenizer.model`` may be in the parent folder, as in LLaMA 1.
 
     Raises:
-        InputError: it is no regular file, or too large.
-        OutputError: the machine cannot read it.
+        InputError: the checklist is not a regular file, or too large.
+        OutputError: a read error.
     """
     file = folder / CHECKLIST
     if not file.exists():
         return None
-    said, absent, malformed = {}, [], []
-    lines = read_small(file, _MOST_BYTES).decode("utf-8", errors="replace").splitlines()
+    md5s, missing, malformed = {}, [], []
+    lines = read_small(file, _MAX_BYTES).decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line.strip())
-        if match is None or match[2] in ("..", ".") or not is_plain(match[2]):
-            malformed += [f"line {number} is malformed: {line.strip()!r:.60}"] if line.strip() else []
+        if match is None or match[2] in ("..", ".") or not is_printable_name(match[2]):
+            malformed += [f"Line {number} is malformed: {line.strip()!r:.60}."] if line.strip() else []
             continue
-        places = [folder / match[2]]
-        places += [folder.parent / match[2]] if match[2] == "tokenizer.model" else []
-        here = next((place for place in places if _is_file(place)), None)
-        if here:
-            said[here] = match[1].lower()
+        paths = [folder / match[2]]
+        paths += [folder.parent / match[2]] if match[2] == "tokenizer.model" else []
+        existing = next((path for path in paths if _is_file(path)), None)
+        if existing:
+            md5s[existing] = match[1].lower()
         else:
-            absent.append(match[2])
-    return Checklist(said, tuple(absent), tuple(malformed))
+            missing.append(match[2])
+    return Checklist(md5s, tuple(missing), tuple(malformed))
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def md5_of_all(
     files: list[Path], *, workers: int, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """The MD5 of each file, several at a time; stops at once when interrupted.
+    """The MD5 of each file.
+
+    Args:
+        files: the files.
+        workers: number of files to read in parallel.  An interruption ends all of them.
+        progress: called with the number of bytes after each block.
 
     Raises:
-        InputError: one of them is not there.
-        OutputError: the machine cannot read one.
+        InputError: a file is missing.
+        OutputError: a read error.
     """
     stop = Event()
     with ThreadPoolExecutor(workers) as pool:
@@ -86,10 +94,10 @@ def md5_of_all(
 
 
 def _md5(file: Path, progress: Callable[[int], None], stop: Event) -> str:
-    digest, position = hashlib.md5(usedforsecurity=False), 0
+    md5, position = hashlib.md5(usedforsecurity=False), 0
     with reading(file) as reader:
         while not stop.is_set() and (block := read_at(reader, _BLOCK, position)):
-            digest.update(block)
+            md5.update(block)
             position += len(block)
             progress(len(block))
-    return digest.hexdigest()
+    return md5.hexdigest()

@@ -1,7 +1,6 @@
-"""Checks every storage byte that is read against the CRC-32 the file records, in whatever order it is read.
+"""Verifies the CRC-32 of each storage from blocks that are read in any order.
 
-CRCs of neighbouring stretches combine into the CRC of both, so each block is digested where it is read and
-nothing is read twice.
+CRC-32s of adjacent ranges are combined, so each block is hashed when it is read, and nothing is read twice.
 """
 
 from __future__ import annotations
@@ -17,96 +16,103 @@ from llama_convert.formats.tensors import Storage
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Range:
+    """Bytes of a storage, from ``start`` to before ``end``, and their CRC-32."""
+
     start: int
     end: int
     crc: int
 
 
 class Checksums:
-    """What is known so far of the storages being read.  Safe to share between threads."""
+    """CRC-32s of the ranges of storages that were read so far.  Thread-safe.
+
+    Storages without a recorded CRC-32 are ignored.
+    """
 
     def __init__(self) -> None:
-        self._stretches: dict[Storage, list[_Stretch]] = {}
+        self._ranges: dict[Storage, list[_Range]] = {}
         self._lock = Lock()
 
     @classmethod
-    def of(cls, storages: Sequence[Storage], known: Sequence[Sequence[int]]) -> Checksums:
-        """What `known` returned for the same storages."""
+    def from_ranges(cls, storages: Sequence[Storage], ranges: Sequence[Sequence[int]]) -> Checksums:
+        """Checksums from the result of `read_ranges` for the same storages."""
         checksums = cls()
         for storage in storages:
-            checksums.note(storage)
-        for index, start, end, crc in known:
-            checksums._stretches[storages[index]].append(_Stretch(start, end, crc))
+            checksums.track(storage)
+        for index, start, end, crc in ranges:
+            checksums._ranges[storages[index]].append(_Range(start, end, crc))
         return checksums
 
-    def known(self, storages: Sequence[Storage]) -> Iterator[tuple[int, int, int, int]]:
-        """The stretches read of these storages: index of the storage, start and end in it, CRC-32."""
-        for storage in self._stretches:
-            for stretch in self._stretches[storage]:
-                yield storages.index(storage), stretch.start, stretch.end, stretch.crc
+    def read_ranges(self, storages: Sequence[Storage]) -> Iterator[tuple[int, int, int, int]]:
+        """Ranges that were read: index of the storage, start and end in its bytes, CRC-32."""
+        for storage in self._ranges:
+            for each in self._ranges[storage]:
+                yield storages.index(storage), each.start, each.end, each.crc
 
     def include(self, other: Checksums, tensor: str) -> None:
-        """Add all that another has read; raises as `add`."""
-        for storage, stretches in other._stretches.items():
-            self.note(storage)
-            for stretch in stretches:
-                self._add(storage, stretch, tensor)
+        """Add the ranges of other checksums; raises like `add`."""
+        for storage, ranges in other._ranges.items():
+            self.track(storage)
+            for each in ranges:
+                self._add(storage, each, tensor)
 
     def add(self, storage: Storage, offset: int, data: memoryview, tensor: str) -> None:
-        """Take note of bytes read at ``offset`` of the file; they are compared once their storage is whole.
+        """Add bytes that were read at ``offset`` of the file.
 
         Raises:
-            InputError: the storage's bytes are not those that were written.
+            InputError: the storage is now completely read, and its CRC-32 does not match.
         """
         if storage.crc32 is None:
             return
         start = offset - storage.offset
-        self._add(storage, _Stretch(start, start + len(data), isal_zlib.crc32(data)), tensor)
+        self._add(storage, _Range(start, start + len(data), isal_zlib.crc32(data)), tensor)
 
-    def _add(self, storage: Storage, new: _Stretch, tensor: str) -> None:
+    def _add(self, storage: Storage, new: _Range, tensor: str) -> None:
         with self._lock:
-            known = self._stretches.setdefault(storage, [])
-            for stretch in list(known):
-                if stretch.start < new.end and new.start < stretch.end:
-                    return  # read before: views that overlap
-                if stretch.end == new.start:
-                    known.remove(stretch)
-                    new = _joined(stretch, new)
-                elif stretch.start == new.end:
-                    known.remove(stretch)
-                    new = _joined(new, stretch)
-            known.append(new)
+            ranges = self._ranges.setdefault(storage, [])
+            for each in list(ranges):
+                if each.start < new.end and new.start < each.end:
+                    return  # read before, by an overlapping view
+                if each.end == new.start:
+                    ranges.remove(each)
+                    new = _joined(each, new)
+                elif each.start == new.end:
+                    ranges.remove(each)
+                    new = _joined(new, each)
+            ranges.append(new)
         if new.start == 0 and new.end == storage.size and new.crc != storage.crc32:
+            end = storage.offset + storage.size
             raise InputError(
                 "INPUT_CRC",
-                f"CRC-32 of bytes {storage.offset:,} to {storage.offset + storage.size:,} is {new.crc:08x}, "
-                f"recorded is {storage.crc32:08x}; the file is damaged",
+                f"The file is damaged: the CRC-32 of bytes {storage.offset:,} to {end:,} does not match.",
                 file=storage.file,
                 tensor=tensor,
-                hint="download it again",
+                hint="Download it again.",
+                expected=f"{storage.crc32:08x}",
+                found=f"{new.crc:08x}",
             )
 
-    def note(self, storage: Storage) -> None:
-        """Take note that something of a storage was read, without its bytes: it is to be read whole."""
-        if storage.crc32 is not None and storage not in self._stretches:
+    def track(self, storage: Storage) -> None:
+        """Add a storage that was read without hashing, so that `gaps` returns it."""
+        if storage.crc32 is not None and storage not in self._ranges:
             with self._lock:
-                self._stretches.setdefault(storage, [])
+                self._ranges.setdefault(storage, [])
 
     def gaps(self) -> list[tuple[Storage, int, int]]:
-        """Stretches not yet read of storages that were read in part: storage, file offset, length."""
+        """Ranges that were not read of tracked storages: storage, offset in the file, length in bytes."""
         result = []
-        for storage, stretches in self._stretches.items():
+        for storage, ranges in self._ranges.items():
             position = 0
-            for stretch in sorted(stretches, key=lambda stretch: stretch.start):
-                if stretch.start > position:
-                    result.append((storage, storage.offset + position, stretch.start - position))
-                position = stretch.end
+            for each in sorted(ranges, key=lambda each: each.start):
+                if each.start > position:
+                    result.append((storage, storage.offset + position, each.start - position))
+                position = each.end
             if position < storage.size:
                 result.append((storage, storage.offset + position, storage.size - position))
         return result
 
 
-def _joined(left: _Stretch, right: _Stretch) -> _Stretch:
+def _joined(left: _Range, right: _Range) -> _Range:
     crc = isal_zlib.crc32_combine(left.crc, right.crc, right.end - right.start)
-    return _Stretch(left.start, right.end, crc)
+    return _Range(left.start, right.end, crc)

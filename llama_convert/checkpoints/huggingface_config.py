@@ -1,7 +1,7 @@
-"""``config.json`` and ``generation_config.json`` of a Llama in Hugging Face's layout, written and read.
+"""``config.json`` and ``generation_config.json`` of a checkpoint in Hugging Face format.
 
-What is written keeps the spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which all
-versions from 4.45 to 5.x read right; 5's own spelling loses the rotary settings in 4.  Both are read.
+Written with the keys of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`), which versions 4.45 to
+5.x read correctly; version 4 ignores the RoPE settings in the keys of version 5.  Both are read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release
 
 FORMAT_VERSION = "4.45.0.dev0"
-"""The transformers version whose files ours are written like: the one that wrote the Hub's Llama 3.2."""
+"""``transformers_version`` in written files: that of Llama 3.2 on the Hub, whose format they have."""
 
 
 def config_json(config: LlamaConfig, dtype: Dtype, bos: int, eos: Ids) -> bytes:
@@ -82,7 +82,7 @@ def _rope_scaling_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def generation_config_json(release: Release, bos: int, eos: Ids) -> bytes:
-    """``generation_config.json``: the ids that begin and end a text, and the release's way of sampling."""
+    """``generation_config.json``: BOS and EOS ids, and the sampling settings of the release."""
     sampling: dict[str, Any] = dict(release.sampling) or {"_from_model_config": True}
     ids = {"bos_token_id": bos, "eos_token_id": eos, "transformers_version": FORMAT_VERSION}
     return to_json(sampling | ids)
@@ -92,11 +92,16 @@ Ids = int | list[int]
 
 
 def eos_ids(release: Release, instruct: bool, bos: int, eos: int) -> tuple[Ids, Ids]:
-    """What ends a text, in config.json and in generation_config.json.
+    """EOS ids in config.json and in generation_config.json.
 
-    Llama 3's special tokens count from the ``bos`` that begins a text: 1 ``<|end_of_text|>``, 8
-    ``<|eom_id|>`` (from 3.1 on), 9 ``<|eot_id|>``.  ``eos`` is what the tokenizer ends with, which for Code
-    Llama 70B Instruct is a token of its own.
+    The special tokens of Llama 3 are consecutive from ``bos``: +1 is ``<|end_of_text|>``, +8 ``<|eom_id|>``
+    (from 3.1), +9 ``<|eot_id|>``.
+
+    Args:
+        release: the release.
+        instruct: whether it is a chat model.
+        bos: BOS id of the tokenizer.
+        eos: EOS id of the tokenizer; Code Llama 70B Instruct has a different one than Llama 2.
     """
     if release.tokenizer == "sentencepiece":
         return 2, 2 if eos == 2 else [2, eos]
@@ -115,50 +120,53 @@ class HuggingFaceConfig:
     file: Path
     llama: LlamaConfig
     dtype: Dtype | None
-    """What it says the weights are stored in."""
+    """``torch_dtype`` or ``dtype``."""
     raw: dict[str, Any]
+    """All keys of the file."""
     warnings: tuple[InputError, ...]
-    """Keys whose meaning is unknown."""
+    """A warning if there are unknown keys."""
 
 
 def with_tied(config: HuggingFaceConfig, tied: bool) -> bytes:
-    """The file with ``tie_word_embeddings`` set to ``tied``, and every other byte as it is.
+    """The bytes of a config.json with ``tie_word_embeddings`` set to ``tied``, otherwise unchanged.
 
     Raises:
-        InputError, OutputError: it cannot be read again.
+        InputError, OutputError: the file cannot be read.
     """
     text = read_small(config.file, MAX_SETTINGS)
     if config.llama.tied == tied:
         return text
-    words = {True: b"true", False: b"false"}
+    literals = {True: b"true", False: b"false"}
     changed = {**config.raw, "tie_word_embeddings": tied}
-    for match in re.finditer(rb'"tie_word_embeddings"\s*:\s*(?=' + words[not tied] + b")", text):
-        edited = text[: match.end()] + words[tied] + text[match.end() + len(words[not tied]) :]
-        if parse_json(edited) == changed:  # and not the key of another object, or words within a string
+    for match in re.finditer(rb'"tie_word_embeddings"\s*:\s*(?=' + literals[not tied] + b")", text):
+        edited = text[: match.end()] + literals[tied] + text[match.end() + len(literals[not tied]) :]
+        if parse_json(edited) == changed:  # not so for a match in a nested object or in a string
             return edited
     return to_json(changed, sort_keys=False)
 
 
 def read_config(file: Path) -> HuggingFaceConfig:
-    """The hyper-parameters in a ``config.json``, with the defaults of transformers' `LlamaConfig`.
+    """The hyper-parameters in a ``config.json``, with the defaults of `LlamaConfig` of transformers.
 
     Raises:
-        InputError: missing, not JSON, a value of the wrong type or out of range, or not of a dense text Llama
-            with full-precision weights.
+        InputError: the file is missing or not JSON, a value is invalid, or the model is not a dense text
+            Llama with unquantized weights.
     """
-    config = read_json_object(file, "CONFIG", belongs="it belongs beside model.safetensors")
+    hint = "Copy the config.json of the model next to model.safetensors."
+    config = read_json_object(file, "CONFIG", missing_hint=hint)
     warnings = check_keys(config, CONFIG_FEATURES, CONFIG_USED, CONFIG_HARMLESS)
     dim = config.integer("hidden_size", MAX_WIDTH)
     n_heads = config.integer("num_attention_heads", MAX_WIDTH)
     n_kv_heads = config.optional_integer("num_key_value_heads", MAX_WIDTH) or n_heads
     head_dim = config.optional_integer("head_dim", MAX_WIDTH)
     if head_dim is None and dim % n_heads:
-        raise config.refuse(f"num_attention_heads {n_heads} does not divide hidden_size {dim}")
+        raise config.refuse(f"num_attention_heads {n_heads} does not divide hidden_size {dim}.")
     head_dim = head_dim or dim // n_heads
     if head_dim % 2:
-        raise config.refuse(f"heads of {head_dim} elements cannot be turned in pairs")
+        raise config.refuse(f"head_dim {head_dim} is odd, but RoPE rotates pairs.")
     if n_heads % n_kv_heads:
-        raise config.refuse(f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}")
+        message = f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}."
+        raise config.refuse(message)
     rope_theta, rope_scaling = _read_rope(config)
     dtype = config.content.get("torch_dtype") or config.content.get("dtype")
     llama = LlamaConfig(
@@ -179,23 +187,23 @@ def read_config(file: Path) -> HuggingFaceConfig:
 
 
 def _read_rope(config: JsonObject) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling of RoPE, by the keys of transformers 4 or by those of transformers 5.
+    """Base and scaling of RoPE, from the keys of transformers 4 or 5.
 
-    A file may have both.  Each version prefers other ones, so they must agree.
+    A file may have both.  The versions prefer different ones, so they must match.
 
     Raises:
-        InputError: they do not, or one of the values is impossible.
+        InputError: they contradict each other, or a value is invalid.
     """
-    places = [config.below(key) for key in ("rope_scaling", "rope_parameters")]
-    settings = [place for place in places if place and place.content]
-    for place in settings:
-        check_keys(place, CONFIG_FEATURES, place.content, ())
-    thetas = {theta for place in (*settings, config) if (theta := place.optional_number("rope_theta"))}
-    scalings = {_read_rope_scaling(place) for place in settings}
+    objects = [config.child(key) for key in ("rope_scaling", "rope_parameters")]
+    settings = [each for each in objects if each and each.content]
+    for each in settings:
+        check_keys(each, CONFIG_FEATURES, each.content, ())
+    thetas = {theta for each in (*settings, config) if (theta := each.optional_number("rope_theta"))}
+    scalings = {_read_rope_scaling(each) for each in settings}
     if len(thetas) > 1 or len(scalings) > 1:
         raise config.refuse(
-            '"rope_theta", "rope_scaling" and "rope_parameters" contradict each other; '
-            "transformers 4 and 5 compute different models from them"
+            '"rope_theta", "rope_scaling" and "rope_parameters" contradict each other, '
+            "so transformers 4 and 5 would compute different results."
         )
     return next(iter(thetas), 10000.0), next(iter(scalings), None)
 
@@ -205,14 +213,13 @@ def _read_rope_scaling(rope: JsonObject) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise InputError(
-            "UNSUPPORTED_MODEL", f"rope_type is {shown(kind)}; Llama's is llama3 or none", file=rope.file
-        )
+        message = f"rope_type is {shown(kind)}. Only llama3 and default are supported."
+        raise InputError("UNSUPPORTED_MODEL", message, file=rope.file)
 
     def number(key: str) -> float:
         value = rope.optional_number(key)
         if value is None:
-            raise rope.refuse(f'"{key}" of the rope scaling is missing')
+            raise rope.refuse(f'Missing "{key}" in the RoPE scaling.')
         return value
 
     scaling = RopeScaling(
@@ -222,5 +229,5 @@ def _read_rope_scaling(rope: JsonObject) -> RopeScaling | None:
         original_context_length=rope.integer("original_max_position_embeddings", 1 << 40),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise rope.refuse("high_freq_factor of the rope scaling must exceed low_freq_factor")
+        raise rope.refuse("high_freq_factor of the RoPE scaling is not above low_freq_factor.")
     return scaling

@@ -1,7 +1,7 @@
-"""What each key of ``params.json`` and ``config.json`` means for a conversion.
+"""Known keys of ``params.json`` and ``config.json``.
 
-A key is used, or does not change what a model computes, or belongs to a feature that dense text Llamas do not
-have.  A file whose value switches such a feature on is refused.  All other keys are reported.
+A key is used, is harmless because it does not change what the model computes, or enables a feature that dense
+text Llamas do not have.  Files that enable such a feature are refused.  All other keys cause a warning.
 
 Sources: llama-models ``models/llama3/args.py`` and ``models/llama4/args.py``; mistral-inference ``args.py``;
 executorch ``examples/models/llama/model_args.py``; lingua ``base_transformer.py``; llama2.c ``model.py``;
@@ -16,25 +16,27 @@ from typing import Any
 
 from llama_convert.checkpoints.json_object import JsonObject
 from llama_convert.errors import InputError
-from llama_convert.formats.files import quoted
 from llama_convert.formats.strict_json import shown
-
-_SHOWN = 8
-"""Unknown keys that are listed; the rest are counted."""
+from llama_convert.text import listed, quoted
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that changes what a model computes, and that is not supported."""
+    """An unsupported feature that changes what a model computes."""
 
     name: str
     neutral: tuple[Any, ...]
-    """Values besides null that switch it off; every element of a list must be one of them."""
+    """Values besides null that disable it; for a list, every element must be one of them."""
     switch: str | None
-    """Another key; where that is false, this one has no effect."""
+    """Another key; if it is false, the feature is disabled."""
 
     def is_off(self, value: Any, content: Mapping[str, Any]) -> bool:
-        """Whether it is switched off in a file that has these values."""
+        """Whether a value disables the feature.
+
+        Args:
+            value: the value of the key.
+            content: all keys of the file.
+        """
         if self.switch is not None and content.get(self.switch) is False:
             return True
         if isinstance(value, list):
@@ -128,13 +130,13 @@ FEATURES: dict[str, Feature] = {
     ),
     **_features("the feed-forward width of Llama 4", "ffn_exp"),
     **_features(
-        "a vision model, as Llama 3.2 Vision",
+        "a vision model, as in Llama 3.2 Vision",
         "vision_chunk_size vision_num_cross_attention_layers vision_args vision_model vision_encoder",
         "vision_config vision_tower mm_vision_tower multimodal",
         neutral=(False, -1),
     ),
     **_features("an audio model", "audio_config audio_encoder audio_tower"),
-    # Weights in another form.
+    # Other kinds of weights.
     **_features(
         "quantized weights",
         "quantization quantization_args quantization_config quant_config quant_method",
@@ -142,12 +144,12 @@ FEATURES: dict[str, Feature] = {
     ),
     **_features("LoRA adapters next to the weights", "lora lora_args lora_rank"),
 }
-"""By key; the same for both files, because tools copy keys from one to the other."""
+"""By key, for both files: tools copy keys from one to the other."""
 
 PARAMS_FEATURES = FEATURES | {
     **_features("another architecture", "model_type architecture", neutral=("transformer", "llama")),
-    **_features("Q/K rows in the order of Hugging Face", "use_hf_rope"),
-    **_features("RoPE scaling in another form than Meta's", "rope_scaling"),
+    **_features("Q/K rows permuted as in Hugging Face format", "use_hf_rope"),
+    **_features("RoPE scaling as in Hugging Face format", "rope_scaling"),
     **_features("RoPE scaling with other factors than Llama 3.1", "rope_low_freq_factor", neutral=(1,)),
     **_features("RoPE scaling with other factors than Llama 3.1", "rope_high_freq_factor", neutral=(4,)),
     **_features("a part of a model", "apply_embedding apply_output", neutral=(True,)),
@@ -159,7 +161,7 @@ PARAMS_USED = _keys(
 PARAMS_HARMLESS = _keys(
     "max_batch_size max_seq_len max_seqlen max_seq_length max_context_len max_position_embeddings",
     "model_parallel_size vision_max_num_chunks use_sliding_window max_window_layers",
-    # The tensors decide.
+    # Determined by the tensors.
     "tied_embeddings tie_word_embeddings weight_tying torch_dtype dtype",
     # Training.
     "dropout attention_dropout initializer_range depth_init init_base_std init_std_factor seed",
@@ -189,13 +191,13 @@ CONFIG_HARMLESS = _keys(
     "attention_probs_dropout_prob hidden_dropout_prob initializer_range neftune_noise_alpha",
     "gradient_checkpointing use_gradient_checkpointing use_recompute finetuning_task",
     "task_specific_params problem_type id2label label2id num_labels",
-    # Inference; `pretraining_tp` changes the order of sums alone.
+    # Inference; `pretraining_tp` changes only the order of sums.
     "use_cache torchscript return_dict output_attentions output_hidden_states output_scores",
     "use_bfloat16 pretraining_tp chunk_size_feed_forward is_decoder cross_attention_hidden_size",
     "tie_encoder_decoder tf_legacy_loss pruned_heads keys_to_ignore_at_inference",
     "attn_implementation use_flash_attention use_flash_attn use_flash_attention_2 flash_attn use_sdpa",
     "use_fused_rope use_fused_rms_norm use_sliding_window max_window_layers",
-    # Generation, which transformers 4 keeps here too.
+    # Generation, which transformers 4 also writes here.
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups",
     "diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty",
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences",
@@ -213,16 +215,16 @@ CONFIG_HARMLESS = _keys(
 def check_keys(
     settings: JsonObject, features: Mapping[str, Feature], used: Collection[str], harmless: Collection[str]
 ) -> tuple[InputError, ...]:
-    """What is unknown about the keys of a file.
+    """Check the keys of a file; returns a warning if some are unknown.
 
     Args:
         settings: the file.
-        features: keys that must be switched off.
+        features: keys of features that must be disabled.
         used: keys that are read.
-        harmless: keys without effect on what the model computes.
+        harmless: keys that do not change what the model computes.
 
     Raises:
-        InputError: a feature is switched on.
+        InputError: a feature is enabled.
     """
     unknown = []
     for key, value in settings.content.items():
@@ -233,15 +235,12 @@ def check_keys(
             unknown.append(f"{quoted(key)} ({shown(value)})")
     if not unknown:
         return ()
-    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    listed = ", ".join(unknown[:_SHOWN])
-    message = f"Unknown key{'s' * (len(unknown) > 1)} {listed}{more}, not used"
-    hint = "Check whether the model computes something that a Llama does not."
+    message = f"Ignored unknown key{'s' * (len(unknown) > 1)}: {listed(unknown)}."
+    hint = "Check that the model computes the same as Llama without them."
     return (InputError(f"{settings.kind}_KEYS", message, file=settings.file, hint=hint),)
 
 
 def _unsupported(settings: JsonObject, key: str, feature: Feature) -> InputError:
-    message = (
-        f'"{key}" is {shown(settings.content[key])} ({feature.name}); only dense text Llamas are supported'
-    )
+    value = shown(settings.content[key])
+    message = f'"{key}" is {value} ({feature.name}). Only dense text Llama models are supported.'
     return InputError("UNSUPPORTED_MODEL", message, file=settings.file)

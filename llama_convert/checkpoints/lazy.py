@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.row_reader import Bytes, as_float32, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.dtypes import BFLOAT16, Dtype
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.rotary import CheckpointLayout, reordering
-from llama_convert.llama.weights import EMBEDDING, HEAD, Weight, huggingface_weights, model_weights
-from llama_convert.reorder import RowTranspose
+from llama_convert.llama.rope import RowTranspose, rope_permutation
+from llama_convert.llama.weights import (
+    EMBEDDING,
+    HEAD,
+    CheckpointFormat,
+    Weight,
+    huggingface_weights,
+    model_weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -133,15 +139,15 @@ class LazyWeight:
 class OpenCheckpoint(Mapping[str, LazyWeight]):
     """A checkpoint's weights by name, in the order of the model, and what its headers say."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: CheckpointLayout) -> None:
+    def __init__(self, checkpoint: Checkpoint, layout: CheckpointFormat) -> None:
         self._checkpoint = checkpoint
         self._files = SourceFiles()
-        reorder = reordering(checkpoint.layout, layout, checkpoint.config.head_dim)
+        reorder = rope_permutation(checkpoint.format, layout, checkpoint.config.head_dim)
         weights = model_weights if layout == "meta" else huggingface_weights
         self._weights = {
             weight.meta_name if layout == "meta" else weight.huggingface_name: (
                 self._stored(weight),
-                reorder if weight.kind.rotary else None,
+                reorder if weight.kind.permuted else None,
             )
             for weight in weights(checkpoint.config)
         }
@@ -161,9 +167,9 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
         return self._checkpoint.dtype
 
     @property
-    def layout(self) -> CheckpointLayout:
+    def layout(self) -> CheckpointFormat:
         """The layout of the files: ``meta`` or ``huggingface``."""
-        return self._checkpoint.layout
+        return self._checkpoint.format
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -173,7 +179,7 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
     @property
     def release(self) -> str:
         """The release that the files are taken for, such as ``Llama 3.1 8B``."""
-        return self._checkpoint.identity.title
+        return self._checkpoint.detected.title
 
     def __getitem__(self, name: str) -> LazyWeight:
         stored, reorder = self._weights[name]
@@ -198,7 +204,7 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
         self.close()
 
 
-def open_checkpoint(path: Path | str, *, layout: CheckpointLayout = "huggingface") -> OpenCheckpoint:
+def open_checkpoint(path: Path | str, *, layout: CheckpointFormat = "huggingface") -> OpenCheckpoint:
     """Open a checkpoint in either layout; its headers are read and checked, its weights when asked for.
 
     Args:
@@ -211,4 +217,4 @@ def open_checkpoint(path: Path | str, *, layout: CheckpointLayout = "huggingface
     folder = Path(path).expanduser()
     if folder.is_dir() and is_huggingface(folder):
         return OpenCheckpoint(open_huggingface(folder), layout)
-    return OpenCheckpoint(open_meta(locate(folder)), layout)
+    return OpenCheckpoint(open_meta(find_meta_folder(folder)), layout)

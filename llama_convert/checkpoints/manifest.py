@@ -1,7 +1,8 @@
-"""``llama-convert.json``: what a conversion read and wrote, so that it can be told later whether that is so.
+"""``llama-convert.json``: checksums of what a conversion read and wrote, for later verification.
 
-Digests are XXH3-128 in hexadecimal: of each weight's bytes, of each small file, of each safetensors header,
-and of the list of what a torch file holds.  They tell damage and mix-ups, not forgery.
+Checksums are XXH3-128 in hexadecimal: of the bytes of each weight, of each small file, of the header of each
+safetensors file, and of the list of entries of each ``.pth`` file.  They detect damage and mix-ups, but not
+forgery.
 """
 
 from __future__ import annotations
@@ -15,100 +16,105 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, to_json
 from llama_convert.errors import InputError
-from llama_convert.formats.files import is_file_name, is_plain, read_at, reading
+from llama_convert.formats.files import is_file_name, read_at, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.strict_json import shown
 from llama_convert.formats.zip_directory import read_directory
+from llama_convert.text import is_printable_name
 
 MANIFEST = "llama-convert.json"
 CARD = "README.md"
-"""What people may write on: what the manifest says of it is no promise."""
+"""The model card, which users may edit: its checksum in the manifest need not match."""
 SCHEMA = 1
 _MAX_BYTES = 4 << 20
 _BLOCK = 1 << 20
 _SEAL = "seal"
+"""Key of the checksum of all other keys."""
 
 
-def promised_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the manifest says of each file that is to stay as it was written."""
-    return {name: said for name, said in manifest.get("files", {}).items() if name != CARD}
+def recorded_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Records of the files in a manifest that must not change: all but the model card."""
+    return {name: record for name, record in manifest.get("files", {}).items() if name != CARD}
 
 
-def describe_file(file: Path) -> dict[str, Any]:
-    """Size and digest of a file; of one that holds weights a digest of what it lists: weights have their own.
+def file_record(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file; for files with weights, of their header or list of entries.
 
     Raises:
-        InputError: it has no header that can be read.
+        InputError: the file has no readable header.
     """
-    return {"bytes": file.stat().st_size, "xxh3_128": _file_digest(file)}
+    return {"bytes": file.stat().st_size, "xxh3_128": _file_checksum(file)}
 
 
-def describe_content(content: bytes) -> dict[str, Any]:
-    """As `describe_file`, of a small file that is about to be written."""
+def content_record(content: bytes) -> dict[str, Any]:
+    """As `file_record`, for the content of a small file."""
     return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
 
 
-def _file_digest(file: Path) -> str:
+def _file_checksum(file: Path) -> str:
     if file.suffix == ".safetensors":
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     if file.suffix == ".pth":
         return xxhash.xxh3_128_hexdigest(repr(_entries(file)).encode())
-    digest, position = xxhash.xxh3_128(), 0
+    checksum, position = xxhash.xxh3_128(), 0
     with reading(file) as reader:
         while block := read_at(reader, _BLOCK, position):
-            digest.update(block)
+            checksum.update(block)
             position += len(block)
-    return digest.hexdigest()
+    return checksum.hexdigest()
 
 
 def _entries(file: Path) -> list[tuple[str, int, int, int]]:
-    """Name, place, size and CRC-32 of all that a torch file holds."""
+    """Name, offset, size and CRC-32 of each entry of a ``.pth`` file."""
     with reading(file) as reader:
         entries = read_directory(reader).entries
     return [(name, entry.offset, entry.size, entry.crc32) for name, entry in sorted(entries.items())]
 
 
-def write_manifest(content: Mapping[str, Any]) -> bytes:
-    """The file's bytes, sealed with a digest of all the rest of it."""
+def manifest_json(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest with its schema number and its own checksum."""
     whole = {"schema": SCHEMA, **content}
     return to_json({**whole, _SEAL: _seal(whole)}, sort_keys=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the manifest says; None if there is none.
+    """The manifest of a folder; None if there is none.
 
     Raises:
-        InputError: it is damaged, or written by a later version.
+        InputError: the manifest is damaged, or of another version.
     """
     file = folder / MANIFEST
     if not file.exists():
         return None
-    content = read_json_object(file, "MANIFEST", belongs="", max_bytes=_MAX_BYTES).content
+    content = read_json_object(file, "MANIFEST", max_bytes=_MAX_BYTES).content
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise InputError("MANIFEST_VALUE", f'"schema" is {shown(schema)}, expected {SCHEMA}', file=file)
+        message = "Unsupported schema number."
+        raise InputError("MANIFEST_VALUE", message, file=file, expected=SCHEMA, found=shown(schema))
     seal = content.pop(_SEAL, None)
     if seal != _seal(content):
-        message = "its seal is broken: it was changed after it was written"
+        message = "The checksum of the manifest does not match: it was edited or damaged."
         raise InputError("MANIFEST_VALUE", message, file=file)
     files, tensors = content.setdefault("files", {}), content.setdefault("tensors", {})
     if not _is_table(files, dict) or not _is_table(tensors, str) or not all(map(is_file_name, files)):
-        raise InputError("MANIFEST_VALUE", "its lists of files and tensors are malformed", file=file)
+        raise InputError("MANIFEST_VALUE", "Malformed list of files or tensors.", file=file)
     return content
 
 
 def _is_table(value: Any, kind: type) -> bool:
-    """Whether it is an object whose keys can be shown in a line, and whose values are of a kind."""
-    return isinstance(value, dict) and all(is_plain(k) and isinstance(v, kind) for k, v in value.items())
+    """Whether it is an object with printable keys and values of a type."""
+    return isinstance(value, dict) and all(
+        is_printable_name(key) and isinstance(each, kind) for key, each in value.items()
+    )
 
 
-def file_matches(file: Path, said: Mapping[str, Any]) -> bool:
-    """Whether a file is what the manifest says of it.
+def file_matches(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a file matches its record in the manifest.
 
     Raises:
-        InputError: it has no header that can be read.
+        InputError: the file has no readable header.
     """
-    return file.stat().st_size == said.get("bytes") and _file_digest(file) == said.get("xxh3_128")
+    return file.stat().st_size == record.get("bytes") and _file_checksum(file) == record.get("xxh3_128")
 
 
 def _seal(content: Mapping[str, Any]) -> str:

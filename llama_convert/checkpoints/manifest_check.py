@@ -1,7 +1,7 @@
-"""Whether a manifest describes the weights next to it.
+"""Comparison of a manifest with the weights next to it.
 
-Fine-tuning tools copy every small file of a model's folder next to the weights that they write: then the
-manifest and the model card describe other weights.
+Fine-tuning tools copy the small files of a model to the folder of their output.  Then the manifest and the
+model card there describe other weights: they are stale.
 """
 
 from __future__ import annotations
@@ -14,104 +14,105 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
-from llama_convert.checkpoints.row_reader import digest_of
+from llama_convert.checkpoints.row_reader import weight_checksum
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.errors import LlamaConvertError
 
 STALE = "The weights are newer than this manifest and the model card next to it: no checksum matches."
 SAMPLE_BYTES = 64 << 20
+"""Bytes of weights to compare."""
 GLANCE_BYTES = 1 << 20
-"""As much as may be read where only headers are otherwise."""
+"""Bytes of weights to compare in commands that otherwise read only headers."""
 _BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How checksums of weights compare with those in a manifest."""
+class ManifestMatch:
+    """Result of comparing checksums of weights with those in a manifest."""
 
     matching: tuple[str, ...]
-    """Tensors and rank files whose checksum is the manifest's."""
+    """Tensors and rank files whose checksum matches."""
     differing: tuple[str, ...]
-    """Those whose checksum is not, and rank files that are missing."""
+    """Tensors and rank files whose checksum differs, and missing rank files."""
     lists_weights: bool
     """Whether the manifest has any checksum of weights."""
 
     @property
     def is_stale(self) -> bool:
-        """Whether no checksum matches: the manifest is of other weights. If only some match, it is damage."""
+        """Whether no checksum matches: the manifest is of other weights.  If some match, there is damage."""
         return self.lists_weights and not self.matching
 
 
-def agreement(folder: Path, manifest: Mapping[str, Any], digests: Mapping[str, str]) -> Agreement:
+def match_manifest(folder: Path, manifest: Mapping[str, Any], checksums: Mapping[str, str]) -> ManifestMatch:
     """Compare weights with a manifest.
 
     Args:
-        folder: where the manifest is.
+        folder: the folder of the manifest.
         manifest: its content.
-        digests: XXH3-128 of tensors, by name; of all, or of some.
+        checksums: XXH3-128 of all or some tensors, by name.
     """
-    said = manifest["tensors"]
-    equal = {name: digest == said[name] for name, digest in digests.items() if name in said}
-    rank_files = {name: entry for name, entry in manifest["files"].items() if name.endswith(".pth")}
-    equal |= {name: _is_same_file(folder / name, entry) for name, entry in rank_files.items()}
-    return Agreement(
-        tuple(name for name, is_equal in equal.items() if is_equal),
-        tuple(name for name, is_equal in equal.items() if not is_equal),
-        bool(said or rank_files),
+    recorded = manifest["tensors"]
+    matches = {name: checksum == recorded[name] for name, checksum in checksums.items() if name in recorded}
+    rank_files = {name: record for name, record in manifest["files"].items() if name.endswith(".pth")}
+    matches |= {name: _matches(folder / name, record) for name, record in rank_files.items()}
+    return ManifestMatch(
+        tuple(name for name, is_match in matches.items() if is_match),
+        tuple(name for name, is_match in matches.items() if not is_match),
+        bool(recorded or rank_files),
     )
 
 
-def _is_same_file(file: Path, entry: Mapping[str, Any]) -> bool:
-    """By the CRC-32s of its records, without reading them."""
+def _matches(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a rank file matches by the CRC-32s in its directory; reads no weights."""
     try:
-        return file.is_file() and file_matches(file, entry)
+        return file.is_file() and file_matches(file, record)
     except LlamaConvertError:
         return False
 
 
-def sample_digests(weights: Iterable[StoredWeight], most_bytes: int = SAMPLE_BYTES) -> dict[str, str]:
-    """XXH3-128 of a few weights: of each kind that of the last layer, which few fine-tunes leave as it was.
+def sample_checksums(weights: Iterable[StoredWeight], max_bytes: int = SAMPLE_BYTES) -> dict[str, str]:
+    """XXH3-128 of some weights: those of the last layer, which most fine-tuning changes.
 
     Args:
-        weights: all of them, in the order of the layers.
-        most_bytes: how much to read; the smallest kinds come first, the smallest one in any case.
+        weights: all weights, in the order of the layers.
+        max_bytes: limit for the bytes to read.  Short weights are read first, at least one.
 
     Raises:
-        InputError: a file is not what it was.
-        OutputError: the machine cannot read.
+        InputError: a file is damaged.
+        OutputError: a read error.
     """
     of_each_kind = {re.sub(r"\d+", "", weight.name): weight for weight in weights}
-    digests: dict[str, str] = {}
-    left = most_bytes
+    checksums: dict[str, str] = {}
+    left = max_bytes
     with SourceFiles() as files:
         for weight in sorted(of_each_kind.values(), key=lambda weight: weight.nbytes):
             left -= weight.nbytes
-            if left < 0 and digests:
+            if left < 0 and checksums:
                 break
-            digests[weight.name] = digest_of(files, weight, _BLOCK)
-    return digests
+            checksums[weight.name] = weight_checksum(files, weight, _BLOCK)
+    return checksums
 
 
 def current_manifest(
-    folder: Path, weights: Iterable[StoredWeight], most_bytes: int = SAMPLE_BYTES
+    folder: Path, weights: Iterable[StoredWeight], max_bytes: int = SAMPLE_BYTES
 ) -> dict[str, Any] | None:
-    """The folder's manifest, unless there is none or a sample of the weights shows that it is of others.
+    """The manifest of a folder; None if there is none, or if it is stale by a sample of the weights.
 
     Raises:
-        InputError: it is damaged, or a file is not what it was.
-        OutputError: the machine cannot read.
+        InputError: the manifest or a file is damaged.
+        OutputError: a read error.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    stale = agreement(folder, manifest, sample_digests(weights, most_bytes)).is_stale
+    stale = match_manifest(folder, manifest, sample_checksums(weights, max_bytes)).is_stale
     return None if stale else manifest
 
 
 def recorded_version(folder: Path, weights: Iterable[StoredWeight]) -> str | None:
-    """The version of the release in a folder's current manifest; None if there is none that can be read."""
-    with suppress(LlamaConvertError):  # verification says what is wrong with it
+    """Version of the release in the current manifest of a folder; None if there is none, or it is damaged."""
+    with suppress(LlamaConvertError):  # verification reports the error
         version = (current_manifest(folder, weights, GLANCE_BYTES) or {}).get("version")
         return version if isinstance(version, str) else None
     return None

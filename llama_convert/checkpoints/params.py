@@ -1,4 +1,4 @@
-"""Meta's ``params.json``, read strictly: what it says is checked here, what it means in `meta`."""
+"""``params.json`` of a checkpoint in Meta format: read, checked and written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llama_convert.llama.releases import TokenizerKind
 
 @dataclass(frozen=True)
 class Params:
-    """The values of a ``params.json``; None where it says nothing."""
+    """The values of a ``params.json``; None for missing keys."""
 
     file: Path
     dim: int
@@ -40,28 +40,28 @@ class Params:
     multiple_of: int | None
     ffn_dim_multiplier: float | None
     hidden_dim: int | None
-    """The feed-forward width itself, which llama2.c, executorch and Mistral write."""
+    """Feed-forward width, written by llama2.c, executorch and Mistral."""
     norm_eps: float
     rope_theta: float | None
     use_scaled_rope: bool
     rope_factor: float | None
-    """What RoPE is scaled by; no release of Meta's says so."""
+    """RoPE scaling factor; no release of Meta has it here."""
     nested: bool
-    """Everything stood under a key ``model``, as in Llama Guard 1."""
+    """All keys are below a key ``model``, as in Llama Guard 1."""
     raw: dict[str, Any] = field(compare=False)
     warnings: tuple[InputError, ...] = field(default=(), compare=False)
-    """Keys whose meaning is unknown."""
+    """A warning if there are unknown keys."""
 
     @property
     def ffn_dim(self) -> int | None:
-        """The feed-forward width that these values give."""
+        """Feed-forward width by these values; None if they do not determine it."""
         if self.hidden_dim is not None or self.multiple_of is None:
             return self.hidden_dim
         return ffn_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
 
 def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """The feed-forward width by Meta's formula (llama-models, ``models/llama3/model.py: FeedForward``)."""
+    """Feed-forward width by the formula in llama-models, ``models/llama3/model.py: FeedForward``."""
     width = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         width = int(multiplier * width)
@@ -69,14 +69,15 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
 
 
 def read_params(file: Path) -> Params:
-    """The hyper-parameters in ``file``.
+    """The hyper-parameters in a ``params.json``.
 
     Raises:
-        InputError: missing, not JSON, a value of the wrong type or out of range, or a model that is no dense
-            text Llama.
+        InputError: the file is missing or not JSON, a value is invalid, or the model is not a dense text
+            Llama.
     """
-    outer = read_json_object(file, "PARAMS", belongs="it belongs beside consolidated.00.pth")
-    inner = outer.below("model") if isinstance(outer.content.get("model"), dict) else None
+    hint = "Copy the params.json of the model next to consolidated.00.pth."
+    outer = read_json_object(file, "PARAMS", missing_hint=hint)
+    inner = outer.child("model") if isinstance(outer.content.get("model"), dict) else None
     params = inner or outer
     warnings = check_keys(params, PARAMS_FEATURES, PARAMS_USED, PARAMS_HARMLESS)
     return replace(_check(params, nested=inner is not None), warnings=warnings)
@@ -87,21 +88,24 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
     n_heads = params.integer("n_heads", MAX_WIDTH)
     n_kv_heads = params.optional_integer("n_kv_heads", MAX_WIDTH)
     if dim % n_heads or (dim // n_heads) % 2:
-        raise params.refuse(f"n_heads {n_heads} does not divide dim {dim} into heads of an even width")
+        raise params.refuse(f"n_heads {n_heads} does not divide dim {dim} into heads of even width.")
     head_dim = params.optional_integer("head_dim", MAX_WIDTH)
     if head_dim not in (None, dim // n_heads):
-        message = (
-            f"head_dim {head_dim} is not dim {dim} / n_heads {n_heads}, which Meta's code takes it to be"
+        raise InputError(
+            "UNSUPPORTED_MODEL",
+            f"head_dim is not dim {dim} / n_heads {n_heads}, as in Meta's code.",
+            file=params.file,
+            expected=dim // n_heads,
+            found=head_dim,
         )
-        raise InputError("UNSUPPORTED_MODEL", message, file=params.file)
     if n_kv_heads is not None and n_heads % n_kv_heads:
-        raise params.refuse(f"n_kv_heads {n_kv_heads} does not divide n_heads {n_heads}")
+        raise params.refuse(f"n_kv_heads {n_kv_heads} does not divide n_heads {n_heads}.")
     vocab_size = params.content.get("vocab_size")
-    if vocab_size is not None and vocab_size != -1:  # -1: "ask the tokenizer", LLaMA 1 and Llama 2
+    if vocab_size is not None and vocab_size != -1:  # -1 in LLaMA 1 and Llama 2: that of the tokenizer
         vocab_size = params.integer("vocab_size", MAX_WIDTH)
     norm_eps = params.optional_number("norm_eps")
     if norm_eps is None:
-        raise params.refuse('"norm_eps" is missing')
+        raise params.refuse('Missing "norm_eps".')
     return Params(
         file=params.file,
         dim=dim,
@@ -122,28 +126,28 @@ def _check(params: JsonObject, *, nested: bool) -> Params:
 
 
 def _one_of(params: JsonObject, *keys: str) -> float | None:
-    """A number that tools call by several names."""
-    said = {key: value for key in keys if (value := params.optional_number(key)) is not None}
-    if len(set(said.values())) > 1:
-        values = " and ".join(f"{key} {value:g}" for key, value in said.items())
-        raise params.refuse(f"{values} contradict each other")
-    return next(iter(said.values()), None)
+    """A number with several names in different tools."""
+    values = {key: value for key in keys if (value := params.optional_number(key)) is not None}
+    if len(set(values.values())) > 1:
+        contradiction = " and ".join(f"{key} {value:g}" for key, value in values.items())
+        raise params.refuse(f"{contradiction} contradict each other.")
+    return next(iter(values.values()), None)
 
 
-# The way back.
+# Writing.
 
 _RELEASED_WIDTHS: dict[tuple[int, int], tuple[int, float | None]] = {
     (4096, 14336): (1024, 1.3),
     (2048, 8192): (256, 1.5),
     (3072, 8192): (256, 1.0),
 }
-"""multiple_of and ffn_dim_multiplier that releases have for their dim and width, where others are rounder."""
+"""`multiple_of` and `ffn_dim_multiplier` of releases by dim and ffn_dim, if rounder values exist."""
 
 
 def width_params(dim: int, ffn_dim: int) -> tuple[int, float | None]:
-    """`multiple_of` and `ffn_dim_multiplier` that give exactly this feed-forward width.
+    """`multiple_of` and `ffn_dim_multiplier` that result in exactly this feed-forward width.
 
-    Meta's own where a release has this width; else the roundest that do.
+    Those of the release with this width, or else the roundest numbers.
     """
     if (dim, ffn_dim) in _RELEASED_WIDTHS:
         return _RELEASED_WIDTHS[dim, ffn_dim]
@@ -161,25 +165,24 @@ def width_params(dim: int, ffn_dim: int) -> tuple[int, float | None]:
 
 
 def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: int) -> bytes:
-    """``params.json`` of a model, with the keys and in the order that its release has them.
+    """``params.json`` of a model, with the keys in the order of its release.
 
     Args:
-        config: what it says.
-        tokenizer: whose words it has.  For sentencepiece's 32000 it says -1, "ask the tokenizer".
-        stored_kv_heads: KV heads in all rank files together, repeated ones counted each time: what the
-            loaders divide by the ranks.
+        config: hyper-parameters.
+        tokenizer: kind of tokenizer.  With sentencepiece, a vocabulary of 32000 tokens is written as -1.
+        stored_kv_heads: KV heads in all rank files, counting replicas; loaders divide it by the ranks.
     """
     multiple_of, multiplier = width_params(config.dim, config.ffn_dim)
     grouped = {"n_kv_heads": stored_kv_heads} if stored_kv_heads != config.n_heads else {}
-    stretched = {"ffn_dim_multiplier": multiplier} if multiplier is not None else {}
+    widened = {"ffn_dim_multiplier": multiplier} if multiplier is not None else {}
     theta = {"rope_theta": float(config.rope_theta)}
     scaled = {"use_scaled_rope": True} if config.rope_scaling else {}
     if tokenizer == "sentencepiece":
-        released = config.vocab_size == 32000  # readers take 32016 words for Code Llama's, and with its theta
+        released = config.vocab_size == 32000  # 32016 tokens are detected as Code Llama, with its rope_theta
         content = {
             "dim": config.dim,
             "multiple_of": multiple_of,
-            **stretched,
+            **widened,
             "n_heads": config.n_heads,
             **grouped,
             "n_layers": config.n_layers,
@@ -195,7 +198,7 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
         "n_heads": config.n_heads,
         "n_kv_heads": stored_kv_heads,
         "vocab_size": config.vocab_size,
-        **stretched,
+        **widened,
         "multiple_of": multiple_of,
         "norm_eps": config.norm_eps,
         **theta,
@@ -205,7 +208,7 @@ def params_json(config: LlamaConfig, tokenizer: TokenizerKind, stored_kv_heads: 
 
 
 def with_kv_heads(params: Params, stored_kv_heads: int) -> bytes:
-    """The same ``params.json`` for another number of KV heads in all rank files together."""
+    """The bytes of a ``params.json`` with another number of KV heads in all rank files."""
     original = read_small(params.file, MAX_SETTINGS)
     if stored_kv_heads == (params.n_kv_heads or params.n_heads):
         return original

@@ -1,4 +1,4 @@
-"""Reads blocks of rows of a stored weight, whichever files its pieces lie in and however they are strided."""
+"""Reads rows of a stored weight from all files that contain parts of it, with any strides."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from llama_convert.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 
-_MOST_SPANNED = 1 << 20
-"""Bytes read at a time where the elements that are wanted lie apart."""
-
-_COMPARED = 1 << 20
-"""Bytes of each weight that are compared at a time."""
+_MAX_SPAN = 1 << 20
+"""Bytes to read at once for strided elements, including the gaps between them."""
+_COMPARED_BYTES = 1 << 20
+"""Bytes of each weight to compare at once."""
 _ROUNDING = {FLOAT32: 2.0**-20, FLOAT16: 2.0**-9, BFLOAT16: 2.0**-6}
-"""How far copies of one vector may differ, relative to its largest element: a few units in the last place."""
+"""Tolerance for replicas of a vector, relative to its maximum: a few units in the last place."""
 
 
 def row_blocks(
     weight: StoredWeight, block_size: int, multiple_of: int = 1, first: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of about ``block_size`` bytes of rows, each but the last a multiple of ``multiple_of`` rows.
+    """Ranges of rows, as start and stop.
 
-    They begin at row ``first``.
+    Args:
+        weight: the weight.
+        block_size: approximate bytes of a range.
+        multiple_of: the number of rows of each range but the last is a multiple of this.
+        first: first row.
     """
     rows, columns = matrix_shape(weight.shape)
     fit = block_size // max(1, columns * weight.dtype.itemsize)
@@ -39,11 +42,11 @@ def row_blocks(
 
 
 def rows_of(files: SourceFiles, weight: StoredWeight, start: int, stop: int) -> Bytes:
-    """Rows ``start`` to ``stop`` of the weight, as bytes of shape ``[stop - start, columns * itemsize]``.
+    """Rows ``start`` to before ``stop`` of a weight: uint8 [stop - start, columns * itemsize].
 
     Raises:
-        InputError: a piece and its replica differ, or a file is not what it was.
-        OutputError: the machine could not read.
+        InputError: replicas differ, or a file is damaged.
+        OutputError: a read error.
     """
     block = np.empty((stop - start, matrix_shape(weight.shape)[1] * weight.dtype.itemsize), np.uint8)
     read_rows(files, weight, start, stop, block)
@@ -51,7 +54,7 @@ def rows_of(files: SourceFiles, weight: StoredWeight, start: int, stop: int) -> 
 
 
 def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, target: Bytes) -> None:
-    """As `rows_of`, into a block that is there."""
+    """As `rows_of`, into an existing array."""
     itemsize = weight.dtype.itemsize
     for piece in weight.pieces:
         first, last = max(start, piece.row), min(stop, piece.row + piece.slab.rows)
@@ -69,39 +72,46 @@ def read_rows(files: SourceFiles, weight: StoredWeight, start: int, stop: int, t
                 files.rounded[weight.name] = replica.file.name
 
 
-def digest_of(
+def weight_checksum(
     files: SourceFiles,
     weight: StoredWeight,
     block_size: int,
     progress: Callable[[int], None] = lambda _: None,
-    stopped: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> str:
-    """XXH3-128 of the weight's bytes; of fewer once it is ``stopped``.
+    """XXH3-128 of the bytes of a weight.
+
+    Args:
+        files: open files.
+        weight: the weight.
+        block_size: approximate bytes to read at once.
+        progress: called with the number of bytes after each block.
+        interrupted: checked before each block; if it is true, the result is meaningless.
 
     Raises:
-        InputError, OutputError: as `read_rows`.
+        InputError, OutputError: as `rows_of`.
     """
-    digest = xxhash.xxh3_128()
+    checksum = xxhash.xxh3_128()
     for start, stop in row_blocks(weight, block_size):
-        if stopped():
+        if interrupted():
             break
         block = rows_of(files, weight, start, stop)
-        digest.update(block.data)
+        checksum.update(block.data)
         progress(block.nbytes)
-    return digest.hexdigest()
+    return checksum.hexdigest()
 
 
-def same_numbers(files: SourceFiles, one: StoredWeight, other: StoredWeight) -> bool:
-    """Whether two weights of one shape hold the same numbers; reads up to the first block that differs.
+def equal_values(files: SourceFiles, one: StoredWeight, other: StoredWeight) -> bool:
+    """Whether two weights of the same shape have equal values; reads up to the first block that differs.
 
-    Numbers of one dtype are the same if their bits are, numbers of two dtypes if they widen to one float32.
+    Values of the same dtype are equal if their bits are; values of two dtypes if they are equal as float32.
 
     Raises:
-        InputError, OutputError: as `read_rows`.
+        InputError, OutputError: as `rows_of`.
     """
     if one.pieces == other.pieces and one.dtype == other.dtype:
         return True
-    for rows in row_blocks(one, _COMPARED):
+    for rows in row_blocks(one, _COMPARED_BYTES):
         blocks = [(rows_of(files, weight, *rows), weight.dtype) for weight in (one, other)]
         if one.dtype != other.dtype:
             blocks = [(as_float32(block, dtype).view(np.uint8), FLOAT32) for block, dtype in blocks]
@@ -111,7 +121,7 @@ def same_numbers(files: SourceFiles, one: StoredWeight, other: StoredWeight) -> 
 
 
 def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, name: str) -> None:
-    """All of a slab, into a target whose rows may lie apart."""
+    """Read a slab into an array, whose rows need not be contiguous."""
     row_bytes = slab.columns * itemsize
     rows_contiguous = slab.column_stride == itemsize or slab.columns == 1
     if rows_contiguous and (slab.row_stride == row_bytes or slab.rows == 1):
@@ -129,14 +139,14 @@ def _read_slab(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes, nam
 
 
 def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) -> None:
-    """A slab without contiguous rows: along the shorter stride, bytes in one read with the gaps between."""
+    """Read a slab without contiguous rows: along the shorter stride, elements with the gaps between them."""
     elements = np.empty((slab.rows, slab.columns, itemsize), np.uint8)
     by_columns = slab.row_stride < slab.column_stride
     lines = elements.swapaxes(0, 1) if by_columns else elements
     step, stride = (
         (slab.column_stride, slab.row_stride) if by_columns else (slab.row_stride, slab.column_stride)
     )
-    every = max(1, _MOST_SPANNED // max(stride, 1))
+    every = max(1, _MAX_SPAN // max(stride, 1))
     for index in range(lines.shape[0]):
         for start in range(0, lines.shape[1], every):
             part = lines[index, start : start + every]
@@ -147,24 +157,24 @@ def _read_strided(files: SourceFiles, slab: Slab, itemsize: int, target: Bytes) 
 
 
 def _compare_replicas(weight: StoredWeight, piece: Piece, replica: Slab, one: Bytes, other: Bytes) -> None:
-    """Refuse copies that differ by more than rounding: then the files are not of one model."""
+    """Refuse replicas that differ by more than rounding: then the files are of different models."""
     vector = len(weight.shape) == 1
     values, others = (as_float32(np.ascontiguousarray(block), weight.dtype) for block in (one, other))
     with np.errstate(invalid="ignore"):
         distance = np.abs(values - others).max()
         if vector and distance <= _ROUNDING[weight.dtype] * np.abs(values).max():
             return
-    what = "repeats it on every rank" if vector else "repeats this KV head"
+    what = "tensor" if vector else "KV head"
     raise InputError(
         "RANKS_REPLICAS",
-        f"differs from {piece.slab.file.name}'s, though this release {what}: files of two models mixed up?",
+        f"Differs from {piece.slab.file.name}, but this {what} must be the same (shards of two models?).",
         file=replica.file,
         tensor=weight.name,
     )
 
 
 def as_float32(block: Bytes, dtype: Dtype) -> npt.NDArray[np.float32]:
-    """The numbers that a block of bytes stands for."""
+    """The values of a block of bytes, as float32."""
     if dtype == BFLOAT16:
         return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return block.view(np.dtype(dtype.name)).astype(np.float32)

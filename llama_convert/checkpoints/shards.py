@@ -1,4 +1,4 @@
-"""The files that hold a Hugging Face folder's tensors: which holds which, and the index that says so."""
+"""Safetensors files of a checkpoint in Hugging Face format: assignment of tensors to files, and the index."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ DEFAULT_SHARD_SIZE = "5GB"
 
 
 def split_into_shards(sizes: dict[str, int], max_shard_size: int) -> dict[str, list[str]]:
-    """Which tensor goes into which file, as ``save_pretrained`` has it.
+    """Names of the tensors of each file, assigned like ``save_pretrained`` does.
 
-    A shard is filled in model order until the next tensor would pass ``max_shard_size`` bytes; a tensor
-    larger than that gets a file of its own, which comes before the shard being filled (huggingface_hub,
+    Tensors are added to a shard until the next one would exceed ``max_shard_size``.  A larger tensor is alone
+    in a shard, which precedes the shard that is being filled (huggingface_hub,
     ``serialization/_base.py: split_state_dict_into_shards_factory``).
+
+    Args:
+        sizes: bytes of each tensor, in the order of the model.
+        max_shard_size: bytes.
     """
     shards: list[list[str]] = []
     current: list[str] = []
@@ -37,7 +41,7 @@ def split_into_shards(sizes: dict[str, int], max_shard_size: int) -> dict[str, l
 
 
 def index_json(shards: dict[str, list[str]], total_size: int) -> bytes:
-    """``model.safetensors.index.json``; ``total_size`` counts the bytes of all tensors."""
+    """``model.safetensors.index.json``; ``total_size`` is the bytes of all tensors."""
     weight_map = {name: file for file, names in shards.items() for name in names}
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     return to_json(index, sort_keys=True)

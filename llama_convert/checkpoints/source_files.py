@@ -1,4 +1,4 @@
-"""The files that weights are read from, each opened once, and what their checksums say."""
+"""Files that weights are read from: opened once, and verified by the CRC-32s that they contain."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llama_convert.formats.tensors import Storage
 
 
 class SourceFiles:
-    """Open descriptors of the files read from, each opened once.  Safe to share between threads."""
+    """Open files, each opened when it is first read.  Thread-safe."""
 
     def __init__(self) -> None:
         self._readers: dict[Path, Reader] = {}
         self._lock = Lock()
         self._checksums = Checksums()
         self.rounded: dict[str, str] = {}
-        """Weights whose copies differ by rounding, and the file of one such copy."""
+        """Weights whose replicas differ by rounding, and the file of such a replica."""
 
     def __enter__(self) -> SourceFiles:
         return self
@@ -30,26 +30,26 @@ class SourceFiles:
             reader.close()
         self._readers.clear()
 
-    def counting(self, checksums: Checksums) -> SourceFiles:
-        """The same open files; what is read counts towards other checksums, until they are `include`d."""
+    def with_checksums(self, checksums: Checksums) -> SourceFiles:
+        """The same open files with separate checksums, which `add_checksums` adds later."""
         files = copy(self)
         files._checksums = checksums
         return files
 
-    def include(self, checksums: Checksums, tensor: str) -> None:
-        """Count what was read towards other checksums.
+    def add_checksums(self, checksums: Checksums, tensor: str) -> None:
+        """Add checksums of ranges that were read.
 
         Raises:
-            InputError: a storage is now read whole, and damaged.
+            InputError: a storage is now completely read, and damaged.
         """
         self._checksums.include(checksums, tensor)
 
     def read_into(self, file: Path, offset: int, target: memoryview) -> None:
-        """Fill ``target``, bytes in a row, with the file's bytes from ``offset`` on.
+        """Fill ``target`` with bytes of the file from ``offset``.
 
         Raises:
-            InputError: the file ends early, so it is not the file that was planned with.
-            OutputError: the machine could not read it.
+            InputError: the file is shorter than when its header was read.
+            OutputError: a read error.
         """
         with self._lock:
             if file not in self._readers:
@@ -57,30 +57,33 @@ class SourceFiles:
             reader = self._readers[file]
         done = read_into(reader, target, offset)
         if done < len(target):
-            message = f"ends at byte {offset + done:,}, shorter than when it was opened"
+            message = f"The file changed: it now ends at byte {offset + done:,}."
             raise InputError("INPUT_CHANGED", message, file=file)
 
     def read_checked(self, storage: Storage, offset: int, target: memoryview, tensor: str) -> None:
-        """As `read_into`, and count the bytes towards the checksum of their storage.
+        """As `read_into`, and add the bytes to the checksum of their storage.
 
         Raises:
-            InputError: also when the storage is now read whole, and damaged.
+            InputError: also if the storage is now completely read, and damaged.
         """
         self.read_into(storage.file, offset, target)
         self._checksums.add(storage, offset, target, tensor)
 
     def read_scattered(self, storage: Storage, offset: int, target: memoryview) -> None:
-        """As `read_into`, where bytes lie scattered: `check_the_rest` reads their storage once more."""
+        """As `read_into`, for strided elements; `check_partly_read` reads their storage again."""
         self.read_into(storage.file, offset, target)
-        self._checksums.note(storage)
+        self._checksums.track(storage)
 
-    def check_the_rest(self, block_size: int) -> None:
-        """Read what was not read in one piece of the storages that were, so that all of them are checked.
+    def check_partly_read(self, block_size: int) -> None:
+        """Verify storages that were read only in part, by reading the rest of them.
+
+        Args:
+            block_size: bytes to read at once.
 
         Raises:
-            InputError: one of them is damaged.
+            InputError: a storage is damaged.
         """
         for storage, offset, length in self._checksums.gaps():
             for start in range(0, length, block_size):
                 block = memoryview(bytearray(min(block_size, length - start)))
-                self.read_checked(storage, offset + start, block, "(a storage read in parts)")
+                self.read_checked(storage, offset + start, block, "(partly read storage)")

@@ -1,7 +1,7 @@
-"""A weight as a checkpoint stores it: a whole matrix put together from rectangles of bytes in files.
+"""A weight as it is stored: a matrix made of rectangles of bytes in files.
 
-Every weight is seen as a matrix: its first axis is the rows, the others together the columns; a vector is a
-matrix of one row.
+Every weight is treated as a matrix: dimension 0 is the rows, the product of the others the columns.  A vector
+is a matrix of one row.
 """
 
 from __future__ import annotations
@@ -17,72 +17,80 @@ from llama_convert.formats.tensors import Storage, StoredTensor
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor seen as a matrix."""
+    """Rows and columns of a tensor as a matrix."""
     return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
 @dataclass(frozen=True)
 class Slab:
-    """A matrix of elements in a storage; offset (from the start of the file) and strides in bytes."""
+    """A strided matrix of elements in a storage."""
 
     storage: Storage
     offset: int
+    """Bytes from the start of the file."""
     rows: int
     columns: int
     row_stride: int
+    """Bytes."""
     column_stride: int
+    """Bytes."""
 
     @property
     def file(self) -> Path:
-        """The file its bytes are in."""
+        """The file that contains it."""
         return self.storage.file
 
     @classmethod
     def of(cls, tensor: StoredTensor) -> Slab:
-        """A vector or matrix as it lies in its file, whatever its strides."""
+        """The slab of a whole vector or matrix.
+
+        Raises:
+            ValueError: the tensor has more dimensions.
+        """
         itemsize = tensor.dtype.itemsize
         rows, columns = matrix_shape(tensor.shape)
         strides = (0, *tensor.strides) if len(tensor.shape) < 2 else tensor.strides
         if len(strides) != 2:
-            raise ValueError(f"{tensor.name} has {len(tensor.shape)} axes")
+            raise ValueError(f"{tensor.name} has {len(tensor.shape)} dimensions")
         return cls(tensor.storage, tensor.offset, rows, columns, strides[0] * itemsize, strides[1] * itemsize)
 
     def row_range(self, start: int, stop: int) -> Slab:
-        """Rows ``start`` to ``stop`` of it."""
+        """Rows ``start`` to before ``stop``."""
         offset = self.offset + start * self.row_stride
         return Slab(self.storage, offset, stop - start, self.columns, self.row_stride, self.column_stride)
 
     def column_range(self, start: int, stop: int) -> Slab:
-        """Columns ``start`` to ``stop`` of it."""
+        """Columns ``start`` to before ``stop``."""
         offset = self.offset + start * self.column_stride
         return Slab(self.storage, offset, self.rows, stop - start, self.row_stride, self.column_stride)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A rectangle of a weight: where in the weight it belongs, where its bytes are, and where they are again.
-
-    `replicas` hold the same bytes once more (a norm on every rank, a repeated KV head).
-    """
+    """A rectangle of a weight."""
 
     row: int
+    """First row in the weight."""
     column: int
+    """First column in the weight."""
     slab: Slab
+    """Its elements."""
     replicas: tuple[Slab, ...] = ()
+    """Copies of its elements: a norm on every rank, a replicated KV head."""
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One weight of a checkpoint; its pieces cover it without overlap."""
+    """A weight of a checkpoint; its pieces cover it without overlap."""
 
     name: str
-    """What the files call it."""
+    """Name in the files."""
     shape: tuple[int, ...]
     dtype: Dtype
     pieces: tuple[Piece, ...]
 
     def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> StoredWeight:
-        """A rectangle of it, from the first row and column to before the last, as a weight of its own."""
+        """A rectangle of rows and columns (start, stop) as a weight."""
         pieces = []
         for piece in self.pieces:
             top, bottom = max(rows[0], piece.row), min(rows[1], piece.row + piece.slab.rows)
@@ -102,13 +110,13 @@ class StoredWeight:
 
     @property
     def slabs(self) -> Iterator[Slab]:
-        """Where its bytes are, copies and all."""
+        """The slabs of all pieces, including replicas."""
         for piece in self.pieces:
             yield piece.slab
             yield from piece.replicas
 
     def file_of(self, row: int, column: int) -> Path:
-        """The file that an element lies in."""
+        """The file that contains an element."""
         for piece in self.pieces:
             slab = piece.slab
             if 0 <= row - piece.row < slab.rows and 0 <= column - piece.column < slab.columns:
@@ -122,7 +130,7 @@ class StoredWeight:
 
 
 def storages_without_crc(weights: Iterable[StoredWeight]) -> dict[Path, tuple[int, int]]:
-    """Of each file with storages that have no CRC-32: how many, and how many storages are read from it."""
+    """For each file with storages without a CRC-32: their number, and the number of all storages to read."""
     storages: dict[Path, set[Storage]] = defaultdict(set)
     for weight in weights:
         for slab in weight.slabs:

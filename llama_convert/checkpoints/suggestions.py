@@ -1,4 +1,4 @@
-"""What somebody may have meant who named a path that holds no checkpoint, or not the one that is wanted."""
+"""Errors for paths without the expected checkpoint, with a hint on what to pass or type instead."""
 
 from __future__ import annotations
 
@@ -7,161 +7,170 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from llama_convert.checkpoints.content import Content, content_of, content_of_file
-from llama_convert.checkpoints.folders import Holds, below, has_rank_files, is_either, is_huggingface
+from llama_convert.checkpoints.folders import (
+    FolderTest,
+    folders_below,
+    has_rank_files,
+    is_either,
+    is_huggingface,
+)
+from llama_convert.checkpoints.unsupported import Unsupported, unsupported_content, unsupported_file
 from llama_convert.errors import InputError
-from llama_convert.llama.rotary import CheckpointLayout
+from llama_convert.llama.weights import CheckpointFormat
 from llama_convert.redaction import redact_url
+from llama_convert.text import listed
 
 Otherwise = Callable[[Path], str]
-"""The command to type for a folder in the other layout."""
+"""Returns the command for a folder in the other format."""
 
-_OF_LAYOUT: dict[CheckpointLayout | None, tuple[Holds, str, str]] = {
-    "meta": (has_rank_files, "consolidated.*.pth", "params.json and consolidated.00.pth"),
-    "huggingface": (is_huggingface, "safetensors", "config.json and model.safetensors"),
+_FORMATS: dict[CheckpointFormat | None, tuple[FolderTest, str, str]] = {
+    "meta": (has_rank_files, "No consolidated.*.pth", "params.json and consolidated.00.pth"),
+    "huggingface": (is_huggingface, "No safetensors", "config.json and model.safetensors"),
     None: (
         is_either,
-        "checkpoint: neither consolidated.*.pth nor *.safetensors",
+        "No checkpoint (neither consolidated.*.pth nor *.safetensors)",
         "params.json and consolidated.00.pth, or config.json and model.safetensors",
     ),
 }
+"""Of each format: the test for folders, the message if it is missing, and files that it has."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class SuggestionError(InputError):
-    """Another path seems to have been meant.
+    """An error whose hint is another path, or for the command line, the command with this path.
 
     Args:
-        message: what is the matter with the one that was named.
-        file: the path that was named.
-        instead: words of the command, and what seems to have been meant by them.
-        several: whether there are several that may be meant.
+        message: what is wrong with the path.
+        file: the path that was passed.
+        instead: replacements for arguments of the command, that of the path among them.
+        several: whether the replacement is one of several possible paths.
     """
 
     def __init__(self, message: str, *, file: Path, instead: dict[str, str], several: bool = False) -> None:
         code = "INPUT_SEVERAL" if several else "INPUT_NOT_FOUND"
-        meant = instead[str(file)]
-        hint = f"name one of them: {meant}" if several else f"name this instead: {meant}"
+        replacement = instead[str(file)]
+        hint = f"Pass one of them, for example {replacement}." if several else f"Pass {replacement} instead."
         super().__init__(code, message, file=file, hint=hint)
         self.instead = instead
 
 
-def command(*words: object) -> str:
-    """A command to type; URLs are without their secrets."""
-    return shlex.join(["llama-convert", *(redact_url(str(word)) for word in words)])
+def command(*arguments: object) -> str:
+    """A llama-convert command to type; URLs are without secrets."""
+    return shlex.join(["llama-convert", *(redact_url(str(argument)) for argument in arguments)])
 
 
 def no_checkpoint_at(
     path: Path,
-    layout: CheckpointLayout | None,
+    expected: CheckpointFormat | None,
     *,
     output: Path | None = None,
     otherwise: Otherwise | None = None,
 ) -> InputError:
-    """Why a path is refused: what lies there, and what seems to have been meant.
+    """The error for a path that is not a checkpoint folder.
 
     Args:
-        path: what was named.
-        layout: the layout that is wanted; None for either.
-        output: the folder to write; if the checkpoint is there, the two were swapped.
-        otherwise: gives the command for a folder in the other layout.
+        path: the path that was passed.
+        expected: the format that the command reads; None for either.
+        output: the folder to write; if it is a checkpoint, the hint is to swap the two.
+        otherwise: returns the command for a folder in the other format.
     """
-    holds, _, _ = _OF_LAYOUT[layout]
+    test, _, _ = _FORMATS[expected]
     if not path.exists():
-        return _not_found(path, holds, output)
+        return _not_found(path, test, output)
     if not path.is_dir():
-        return _a_file(path, layout, otherwise)
-    if found := list(below(path, holds)) or list(below(path, holds, names=2)):
-        listed = ", ".join(str(folder.relative_to(path)) for folder in found[:8])
+        return _not_a_folder(path, expected, otherwise)
+    if found := list(folders_below(path, test)) or list(folders_below(path, test, levels=2)):
+        names = listed(str(folder.relative_to(path)) for folder in found)
         several = len(found) > 1
-        message = f"holds {len(found)} checkpoints: {listed}" if several else f"the checkpoint is in {listed}"
+        message = f"Contains {len(found)} checkpoints: {names}."
+        if not several:
+            message = f"The checkpoint is in {names}."
         return SuggestionError(message, file=path, instead={str(path): str(found[0])}, several=several)
-    other: CheckpointLayout = "huggingface" if layout == "meta" else "meta"
-    is_other, _, _ = _OF_LAYOUT[other]
-    if otherwise and (found := [path] if is_other(path) else list(below(path, is_other))):
+    other: CheckpointFormat = "huggingface" if expected == "meta" else "meta"
+    other_test, _, _ = _FORMATS[other]
+    if otherwise and (found := [path] if other_test(path) else list(folders_below(path, other_test))):
         where = "" if found[0] == path else f" in {found[0].relative_to(path)}"
-        message = f"holds no safetensors, but files of Meta's layout{where}"
-        if layout == "meta":
-            message = f"holds safetensors{where}: already in Hugging Face's layout"
-        return InputError("INPUT_NOT_FOUND", message, file=path, hint=otherwise(found[0]))
-    return _swapped(path, holds, output) or _other_content(path, layout)
+        message = f"No safetensors, but a checkpoint in Meta format{where}."
+        if expected == "meta":
+            message = f"The checkpoint{where} is already in Hugging Face format."
+        return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Run: {otherwise(found[0])}")
+    return _swapped(path, test, output) or _without_checkpoint(path, expected)
 
 
-def _not_found(path: Path, holds: Holds, output: Path | None) -> InputError:
-    likely = nearest(path)
-    if likely and likely.is_dir() and (holds(likely) or any(below(likely, holds))):
-        return SuggestionError("not found", file=path, instead={str(path): str(likely)})
-    if swapped := _swapped(path, holds, output):
+def _not_found(path: Path, test: FolderTest, output: Path | None) -> InputError:
+    similar = nearest(path)
+    if similar and similar.is_dir() and (test(similar) or any(folders_below(similar, test))):
+        return SuggestionError("Not found.", file=path, instead={str(path): str(similar)})
+    if swapped := _swapped(path, test, output):
         return swapped
     if _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
-        return SuggestionError("not found", file=path, instead={str(path): f"hf://{path}"})
-    return InputError("INPUT_NOT_FOUND", "not found", file=path)
+        return SuggestionError("Not found.", file=path, instead={str(path): f"hf://{path}"})
+    return InputError("INPUT_NOT_FOUND", "Not found.", file=path)
 
 
-def _swapped(path: Path, holds: Holds, output: Path | None) -> InputError | None:
-    if output is None or not output.is_dir() or not holds(output) or (path.exists() and any(path.iterdir())):
+def _swapped(path: Path, test: FolderTest, output: Path | None) -> InputError | None:
+    if output is None or not output.is_dir() or not test(output) or (path.exists() and any(path.iterdir())):
         return None
-    message = f"{'is empty' if path.exists() else 'not found'}, but {output} holds a checkpoint"
+    message = f"{'Empty' if path.exists() else 'Not found'}, but {output} is a checkpoint."
     return SuggestionError(message, file=path, instead={str(path): str(output), str(output): str(path)})
 
 
-def _a_file(path: Path, layout: CheckpointLayout | None, otherwise: Otherwise | None) -> InputError:
-    message, folder = "a file; expected the folder it lies in", path.parent
-    holds, _, _ = _OF_LAYOUT[layout]
-    if holds(folder):
+def _not_a_folder(path: Path, expected: CheckpointFormat | None, otherwise: Otherwise | None) -> InputError:
+    message, folder = "This is a file, not a checkpoint folder.", path.parent
+    test, _, _ = _FORMATS[expected]
+    if test(folder):
         return SuggestionError(message, file=path, instead={str(path): str(folder)})
     if otherwise and is_either(folder):
-        return InputError("INPUT_NOT_FOUND", message, file=path, hint=otherwise(folder))
-    if content := content_of_file(path):
-        message = f"is {content.what}; expected a folder with a checkpoint"
+        return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Run: {otherwise(folder)}")
+    if content := unsupported_file(path):
+        message = f"Not a checkpoint folder but {content.what}."
         return InputError("INPUT_NOT_FOUND", message, file=path, hint=content.hint)
-    return InputError("INPUT_NOT_FOUND", message, file=path, hint=_other_content(folder, layout).hint)
+    return InputError("INPUT_NOT_FOUND", message, file=path, hint=_without_checkpoint(folder, expected).hint)
 
 
-def _other_content(path: Path, layout: CheckpointLayout | None) -> InputError:
-    """What a folder holds that has no checkpoint."""
-    if content := content_of(path):
+def _without_checkpoint(path: Path, expected: CheckpointFormat | None) -> InputError:
+    """The error for a folder without any checkpoint."""
+    if content := unsupported_content(path):
         return no_checkpoint(path, content)
-    names = sorted(entry.name for entry in path.iterdir())
-    here = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    _, expected, files = _OF_LAYOUT[layout]
-    message = f"holds no {expected}; here is {here}" if names else "is empty"
-    return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"a checkpoint has {files}")
+    names = [entry.name for entry in path.iterdir()]
+    _, missing, files = _FORMATS[expected]
+    message = f"{missing}; found {listed(names)}." if names else "The folder is empty."
+    return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Pass a folder with {files}.")
 
 
-def no_checkpoint(path: Path, content: Content) -> InputError:
-    """Why a folder is refused that holds something else."""
-    return InputError("INPUT_NOT_FOUND", f"holds {content.what}", file=path, hint=content.hint)
+def no_checkpoint(path: Path, content: Unsupported) -> InputError:
+    """The error for a folder with unsupported content."""
+    return InputError("INPUT_NOT_FOUND", f"Contains {content.what}.", file=path, hint=content.hint)
 
 
 def tokenizer_named(path: Path) -> Path:
-    """The ``tokenizer.model`` that a path names, or a folder that holds one.
+    """The ``tokenizer.model`` at a path or in a folder.
 
     Raises:
-        InputError: it does not exist, but another does that is called much the same.
+        InputError: the path does not exist, but a file with a similar name does.
     """
     path = path.expanduser()
-    likely = None if path.exists() else nearest(path)
-    if likely and likely.is_file():
-        raise SuggestionError("not found", file=path, instead={str(path): str(likely)})
+    similar = None if path.exists() else nearest(path)
+    if similar and similar.is_file():
+        raise SuggestionError("Not found.", file=path, instead={str(path): str(similar)})
     return path / "tokenizer.model" if path.is_dir() else path
 
 
 def nearest(path: Path) -> Path | None:
-    """The path whose names are most like those of one that does not exist."""
-    from difflib import get_close_matches  # only for who has mistyped
+    """The existing path most similar to a path that does not exist; None if none is similar."""
+    from difflib import get_close_matches  # imported only for mistyped paths
 
-    likely = Path(path.anchor)
+    similar = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts:
-        if (likely / part).exists():
-            likely /= part
+        if (similar / part).exists():
+            similar /= part
             continue
         try:
-            names = {entry.name.lower(): entry.name for entry in likely.iterdir()}
+            names = {entry.name.lower(): entry.name for entry in similar.iterdir()}
         except OSError:
             return None
         close = get_close_matches(part.lower(), names, n=1, cutoff=0.7)
         if not close:
             return None
-        likely /= names[close[0]]
-    return likely
+        similar /= names[close[0]]
+    return similar

@@ -1,6 +1,7 @@
-"""The bits of numbers read as magnitudes: what is not finite, or zero, shows without any arithmetic.
+"""Scan of weights for NaN, infinity and zeros by their bits, without floating-point arithmetic.
 
-Of IEEE 754's numbers without their sign, the larger has the larger bits; beyond infinity's are those of NaN.
+Without the sign bit, IEEE 754 numbers are ordered like their bits as unsigned integers, with NaN above
+infinity.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 Bytes = npt.NDArray[np.uint8]
 
 INFINITY = {FLOAT16: 0x7C00, BFLOAT16: 0x7F80, FLOAT32: 0x7F800000}
-"""The bits of infinity."""
+"""Bits of infinity."""
 _UNSIGNED = {2: np.uint16, 4: np.uint32}
 _SIGNED = {2: np.int16, 4: np.int32}
 
 
-def magnitudes(block: Bytes, dtype: Dtype) -> npt.NDArray[Any]:
-    """The bits of each number of a contiguous block, without its sign."""
+def abs_bits(block: Bytes, dtype: Dtype) -> npt.NDArray[Any]:
+    """Bits of the absolute values of a contiguous block, as uint16 or uint32."""
     code = _UNSIGNED[dtype.itemsize]
     mask = code((1 << (8 * dtype.itemsize - 1)) - 1)
     bits: npt.NDArray[Any] = np.bitwise_and(block.view(code), mask)
@@ -30,15 +31,16 @@ def magnitudes(block: Bytes, dtype: Dtype) -> npt.NDArray[Any]:
 
 
 def count_nonzero(block: Bytes, dtype: Dtype) -> int:
-    """Numbers of a contiguous block that are neither zero; twice its bits leave the sign out."""
+    """Number of nonzero values of a contiguous block."""
     bits: npt.NDArray[Any] = block.view(_UNSIGNED[dtype.itemsize])
-    return int(np.count_nonzero(bits + bits))
+    return int(np.count_nonzero(bits + bits))  # doubling shifts the sign bit out
 
 
-def largest(block: Bytes, dtype: Dtype) -> int:
-    """The largest of the `magnitudes`, in two passes that write nothing.
+def max_abs_bits(block: Bytes, dtype: Dtype) -> int:
+    """Maximum of `abs_bits`, without allocating an array.
 
-    As signed numbers the positive ones are the largest, as unsigned ones the negative.
+    The maximum as signed integers is that of the positive values, the maximum as unsigned integers that of
+    the negative values.
     """
     sign = 1 << (8 * dtype.itemsize - 1)
     positive = int(block.view(_SIGNED[dtype.itemsize]).max())
@@ -48,14 +50,14 @@ def largest(block: Bytes, dtype: Dtype) -> int:
 
 @dataclass(frozen=True)
 class ValueScan:
-    """What no trained weight has."""
+    """Nonfinite values and zeros of a weight."""
 
     nonfinite: int = 0
-    """Values that are NaN or infinite."""
+    """Number of values that are NaN or infinite."""
     first: tuple[int, int] | None = None
-    """Row and column of the first of them."""
+    """Row and column of the first nonfinite value."""
     is_zero: bool = True
-    """Whether all of it is zero."""
+    """Whether all values are zero."""
 
     def __add__(self, other: ValueScan) -> ValueScan:
         places = [place for place in (self.first, other.first) if place]
@@ -63,15 +65,21 @@ class ValueScan:
             self.nonfinite + other.nonfinite, min(places, default=None), self.is_zero and other.is_zero
         )
 
-    def moved(self, rows: int, columns: int) -> ValueScan:
-        """The same of a part that begins at a row and a column."""
+    def shifted(self, rows: int, columns: int) -> ValueScan:
+        """The scan of a part of a weight that begins at this row and column, in coordinates of the weight."""
         return replace(self, first=self.first and (self.first[0] + rows, self.first[1] + columns))
 
-    def and_of(self, block: Bytes, dtype: Dtype, row: int) -> ValueScan:
-        """With what is odd about the rows from ``row`` on; nearly free where nothing is."""
-        most = largest(block, dtype)
-        if most < INFINITY[dtype]:
-            return replace(self, is_zero=False) if most and self.is_zero else self
-        places = np.argwhere(magnitudes(block, dtype) >= INFINITY[dtype])
+    def with_block(self, block: Bytes, dtype: Dtype, row: int) -> ValueScan:
+        """The scan after another block of rows.
+
+        Args:
+            block: bytes [rows, columns * itemsize], contiguous.
+            dtype: of the values.
+            row: number of the first row of the block.
+        """
+        maximum = max_abs_bits(block, dtype)
+        if maximum < INFINITY[dtype]:
+            return replace(self, is_zero=False) if maximum and self.is_zero else self
+        places = np.argwhere(abs_bits(block, dtype) >= INFINITY[dtype])
         first = self.first or (row + int(places[0][0]), int(places[0][1]))
         return ValueScan(self.nonfinite + len(places), first, is_zero=False)

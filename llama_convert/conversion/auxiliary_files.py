@@ -9,23 +9,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all
-from llama_convert.checkpoints.locate import MetaFolder
 from llama_convert.checkpoints.manifest import MANIFEST
+from llama_convert.checkpoints.meta_folder import MetaFolder
 from llama_convert.conversion.job import MAX_AUXILIARY_SIZE
 from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.model_card import is_generated, is_license_file
 from llama_convert.conversion.options import ConvertOptions
 from llama_convert.conversion.staging import Staging
 from llama_convert.errors import InputError
-from llama_convert.formats.files import (
-    MAX_TOKENIZER,
-    MAX_TOKENIZER_JSON,
-    is_file_name,
-    quoted,
-    read_small,
-    same_file,
-)
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.formats.files import MAX_TOKENIZER, MAX_TOKENIZER_JSON, is_file_name, read_small, same_file
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.text import quoted
 from llama_convert.tokenizers import (
     RECORDS,
     Tokenizer,
@@ -181,7 +175,7 @@ def meta_tokenizer(files: list[Path], source: Path, rows: int, messages: Message
     (file,) = files
     if file.name == "tokenizer.json":
         try:
-            content = parse_json(read_small(file, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+            content = parse_json(read_small(file, MAX_TOKENIZER_JSON), max_lists=MAX_LISTS_OF_TOKENIZER)
             model = ranks_of_tokenizer_json(content)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise InputError("TOKENIZER_JSON", "Not a tokenizer.json.", file=file) from None
@@ -219,7 +213,7 @@ def _lost_tokens(source: Path, tokenizer: Tokenizer, messages: Messages) -> list
                 numbers.setdefault(name, set()).add(number)
         except InputError as error:
             messages.warn(f"{error} Added tokens in it are not checked.")
-    lost = [(n, name) for name, each in numbers.items() for n in each if not tokenizer.holds(name, n)]
+    lost = [(n, name) for name, each in numbers.items() for n in each if not tokenizer.has_token(name, n)]
     lost.sort(key=lambda token: (token[0] is None, token[0] or 0))
     return list(dict.fromkeys(name for _, name in lost))
 

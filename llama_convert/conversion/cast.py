@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, largest
+from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, max_abs_bits
 from llama_convert.dtypes import Dtype
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastC
     result = values.to(torch.float32).to(_torch_dtype(target))
     cast = result.view(torch.uint8).numpy()
     overflowed, max_overflowed = 0, 0.0
-    if largest(cast, target) >= INFINITY[target]:
+    if max_abs_bits(cast, target) >= INFINITY[target]:
         became_infinite = torch.isinf(result) & torch.isfinite(values)
         overflowed = int(became_infinite.sum())
         max_overflowed = float(values[became_infinite].abs().max()) if overflowed else 0.0

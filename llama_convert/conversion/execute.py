@@ -97,7 +97,7 @@ def execute(
             finally:
                 stop.set()
                 _shut_down(pool, active_threads)
-        files.check_the_rest(block_size)
+        files.check_partly_read(block_size)
     return sum(reused)
 
 
@@ -199,7 +199,7 @@ class _TaskWriter:
                 return False
         self._rows, self._rounded = entry.rows, entry.rounded
         self._cast, self._value_scan = entry.cast, entry.value_scan
-        self._read = Checksums.of(self._storages, entry.read)
+        self._read = Checksums.from_ranges(self._storages, entry.read)
         return True
 
     def write(self) -> Iterator[Entry]:
@@ -208,12 +208,12 @@ class _TaskWriter:
         Yields:
             A journal entry after every `JOURNAL_INTERVAL` bytes, and at the end or when interrupted.
         """
-        task, files, unrecorded = self._task, self._files.counting(self._read), 0
+        task, files, unrecorded = self._task, self._files.with_checksums(self._read), 0
         for start, end in row_blocks(task.source, self._block_size, task.permuted_rows, self._rows):
             if self._stop.is_set():
                 break
             block = rows_of(files, task.source, start, end)
-            self._value_scan = self._value_scan.and_of(block, task.source.dtype, start)
+            self._value_scan = self._value_scan.with_block(block, task.source.dtype, start)
             block, counts = _permuted_and_cast(task, block)
             self._cast += counts
             for place in self._places:
@@ -236,7 +236,7 @@ class _TaskWriter:
             cast=self._cast,
             value_scan=self._value_scan,
             rounded=self._rounded or self._files.rounded.get(self._task.source.name),
-            read=tuple(self._read.known(self._storages)),
+            read=tuple(self._read.read_ranges(self._storages)),
         )
 
     def finish(self) -> None:
@@ -245,7 +245,7 @@ class _TaskWriter:
         Raises:
             InputError: a storage that several weights share is now read completely, and is damaged.
         """
-        self._files.include(self._read, self._task.source.name)
+        self._files.add_checksums(self._read, self._task.source.name)
         for place in self._places:
             place.output.tensor_done(place.place.name, place.crc32)
 

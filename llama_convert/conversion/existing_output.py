@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest, recorded_files
 from llama_convert.conversion.execute import execute
 from llama_convert.conversion.job import OutputIdentity
 from llama_convert.conversion.journal import Record
@@ -52,7 +52,7 @@ def find_existing_output(
         destination: the output folder.
         plan: what is written of the weights.
         identity: identifies the output.
-        sources: `describe_file` of each source file, with its name.
+        sources: `file_record` of each source file, with its name.
         options: how to read, and whether warnings count as errors.
         messages: receives the findings.
         only: the files whose weights are compared; None for all.
@@ -105,7 +105,7 @@ def _source_key(source: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _file_difference(destination: Path, manifest: Mapping[str, Any]) -> str | None:
     """Return the first file that differs from the manifest; of files with weights, only headers are read."""
-    for name, entry in promised_files(manifest).items():
+    for name, entry in recorded_files(manifest).items():
         try:
             if not file_matches(destination / name, entry):
                 return name

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.shards import INDEX_FILE, index_json, split_into_shards
 from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
 from llama_convert.formats.safetensors import lay_out
-from llama_convert.llama.rotary import reordering
+from llama_convert.llama.rope import rope_permutation
 from llama_convert.llama.weights import huggingface_weights
 
 
@@ -22,7 +22,7 @@ def plan_huggingface(checkpoint: Checkpoint, dtype: Dtype | None, max_shard_size
         dtype: dtype of the output; None keeps the dtype of each weight.
         max_shard_size: maximum bytes of tensors per file.
     """
-    permutation = reordering(checkpoint.layout, "huggingface", checkpoint.config.head_dim)
+    permutation = rope_permutation(checkpoint.format, "huggingface", checkpoint.config.head_dim)
     weights = {weight.huggingface_name: weight for weight in huggingface_weights(checkpoint.config)}
     sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
     dtypes = {name: dtype or source.dtype for name, source in sources.items()}
@@ -37,7 +37,7 @@ def plan_huggingface(checkpoint: Checkpoint, dtype: Dtype | None, max_shard_size
         for name, offset in layout.offsets.items():
             rows, columns = matrix_shape(sources[name].shape)
             place = Place(file, name, offset, (0, rows), (0, columns))
-            rotary = weights[name].kind.rotary
+            rotary = weights[name].kind.permuted
             tasks.append(Task(name, sources[name], dtypes[name], (place,), permutation if rotary else None))
     index = {INDEX_FILE: index_json(shards, sum(sizes.values()))} if len(shards) > 1 else {}
     return Plan(layouts, tuple(tasks), index)

@@ -46,7 +46,7 @@ class Entry:
     rounded: str | None = None
     """A source file whose copy of the weight differs by rounding."""
     read: tuple[tuple[int, int, int, int], ...] = ()
-    """`Checksums.known` of what was read of the source's storages."""
+    """`Checksums.read_ranges` of what was read of the source's storages."""
 
     def __post_init__(self) -> None:
         if not all(0 <= crc32 < 1 << 32 for crc32 in self.crc32s):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.dtypes import Dtype
 from llama_convert.errors import RefusedError
-from llama_convert.llama.releases import Identity, Release
+from llama_convert.llama.releases import DetectedRelease, Release
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
 from llama_convert.units import format_part
@@ -53,7 +53,12 @@ class Messages:
 
 
 def report_detection(
-    identity: Identity, n_shards: int, dtype: Dtype, messages: Messages, *, instruct: bool | None = None
+    identity: DetectedRelease,
+    n_shards: int,
+    dtype: Dtype,
+    messages: Messages,
+    *,
+    instruct: bool | None = None,
 ) -> None:
     """Report what checkpoint was detected in one line; the evidence is a detail.
 
@@ -80,7 +85,7 @@ def _instruct_name(release: Release) -> str:
     return "Chat" if release.version == "2" else "Instruct"
 
 
-def report_alternatives(identity: Identity, messages: Messages) -> None:
+def report_alternatives(identity: DetectedRelease, messages: Messages) -> None:
     """Report other releases that the files allow, with the flag that selects each."""
     if identity.alternatives:
         titles = _any_of([release.title for release in identity.alternatives])
@@ -96,7 +101,7 @@ def _any_of(names: list[str]) -> str:
 
 def warn_of_missing_head(checkpoint: MetaCheckpoint, messages: Messages) -> None:
     """Warn of shards without an output head, unless the release ties its head to the embedding."""
-    if Weight(HEAD) not in checkpoint.weights and not checkpoint.identity.release.tied:
+    if Weight(HEAD) not in checkpoint.weights and not checkpoint.detected.release.tied:
         messages.warn(
             f"{checkpoint.folder.path}: No shard has output.weight. "
             "The embedding is used as the output head (tied)."

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
 from llama_convert.errors import UsageError
 from llama_convert.formats.torch_writer import lay_out_torch
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.rotary import reordering
+from llama_convert.llama.rope import rope_permutation
 from llama_convert.llama.weights import EMBEDDING, HEAD, Weight, model_weights
 
 
@@ -61,7 +61,7 @@ class RankSplit:
 
     def axis(self, weight: Weight) -> int | None:
         """Return the dim along which the weight is split; None if each rank holds all of it."""
-        return self.embedding_axis if weight.kind == EMBEDDING else next(iter(weight.kind.cut), None)
+        return self.embedding_axis if weight.kind == EMBEDDING else next(iter(weight.kind.sharded_dims), None)
 
     def rectangle(self, weight: Weight, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the rows and columns that a rank holds, of the weight seen as a matrix."""
@@ -69,7 +69,7 @@ class RankSplit:
         axis = self.axis(weight)
         if axis is None:
             return (0, rows), (0, columns)
-        repeats = self.kv_repeats if "kv" in weight.kind.axes else 1
+        repeats = self.kv_repeats if "kv" in weight.kind.dims else 1
         part, parts = rank // repeats, self.n_ranks // repeats
         extent = (rows, columns)[axis] // parts
         window = (part * extent, (part + 1) * extent)
@@ -78,7 +78,7 @@ class RankSplit:
     def shape(self, weight: Weight, rank: int) -> tuple[int, ...]:
         """Return the shape of the weight in a rank's file."""
         (top, bottom), (left, right) = self.rectangle(weight, rank)
-        return (right - left,) if len(weight.kind.axes) == 1 else (bottom - top, right - left)
+        return (right - left,) if len(weight.kind.dims) == 1 else (bottom - top, right - left)
 
 
 def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, split: RankSplit) -> Plan:
@@ -90,7 +90,7 @@ def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, split: RankSplit) -> 
         split: how ranks split the weights.
     """
     config = split.config
-    permutation = reordering(checkpoint.layout, "meta", config.head_dim)
+    permutation = rope_permutation(checkpoint.format, "meta", config.head_dim)
     sources = checkpoint.weights
     if config.tied:  # Meta's files always hold the LM head
         sources = sources | {Weight(HEAD): sources[Weight(EMBEDDING)]}
@@ -118,7 +118,7 @@ def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, split: RankSplit) -> 
             sources[weight],
             dtypes[weight],
             tuple(places(weight)),
-            permutation if weight.kind.rotary else None,
+            permutation if weight.kind.permuted else None,
         )
         for weight in dtypes
         if weight.meta_name not in shared

@@ -11,8 +11,8 @@ from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
-from llama_convert.llama.releases import Identity
-from llama_convert.llama.rotary import CheckpointLayout as CheckpointFormat
+from llama_convert.llama.releases import DetectedRelease
+from llama_convert.llama.weights import CheckpointFormat as CheckpointFormat
 from llama_convert.redaction import redact_url
 
 
@@ -108,7 +108,7 @@ class ConvertResult:
     def of(
         cls,
         destination: Path,
-        identity: Identity,
+        identity: DetectedRelease,
         sizes: Mapping[str, int],
         *,
         dtype: str | None,

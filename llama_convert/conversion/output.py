@@ -21,7 +21,7 @@ from llama_convert.conversion.disk import (
     sync_descriptor,
 )
 from llama_convert.conversion.plan import Plan
-from llama_convert.formats.layout import Layout
+from llama_convert.formats.tensors import FileLayout
 
 _READ_BLOCK = 1 << 20
 _MAX_UNFLUSHED_FILES = 16
@@ -31,7 +31,7 @@ _MAX_UNFLUSHED_FILES = 16
 class Output(Protocol):
     """A file that `execute` writes."""
 
-    layout: Layout
+    layout: FileLayout
 
     def reserve(self) -> None:
         """Create the file and reserve its space."""
@@ -81,7 +81,7 @@ class LocalOutput:
         write_back: flushes the file to disk.
     """
 
-    def __init__(self, path: Path, layout: Layout, n_tensors: int, write_back: WriteBack) -> None:
+    def __init__(self, path: Path, layout: FileLayout, n_tensors: int, write_back: WriteBack) -> None:
         self.path = path
         self.layout = layout
         self._write_back = write_back
@@ -230,7 +230,7 @@ class WriteBack:
 class NullOutput:
     """A file that is not written: used to compute the hashes of what would be."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: FileLayout) -> None:
         self.layout = layout
 
     def reserve(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert import __version__
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_file, write_manifest
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, file_record, manifest_json
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.job import Job, OutputIdentity
 from llama_convert.conversion.messages import Messages
@@ -49,7 +49,7 @@ class OutputManifest:
         entries = []
         for file in self._job.source_files:
             md5 = self._source_md5s.get(file)
-            entries.append({"name": file.name, **describe_file(file), **({"md5": md5} if md5 else {})})
+            entries.append({"name": file.name, **file_record(file), **({"md5": md5} if md5 else {})})
         return entries
 
     def stage(self, staging: Staging, report: WriteReport) -> None:
@@ -61,8 +61,8 @@ class OutputManifest:
         if is_user_edited(self._destination / CARD):
             self._messages.note(f"{self._destination / CARD}: Kept, because it was edited.")
             staging.remove(CARD)
-        files = {file.name: describe_file(file) for file in staging.files}
-        staging.write(MANIFEST, write_manifest(content | {"files": files}))
+        files = {file.name: file_record(file) for file in staging.files}
+        staging.write(MANIFEST, manifest_json(content | {"files": files}))
 
     def estimated_sizes(self, plan: Plan) -> dict[str, int]:
         """Return the bytes of the files that `stage` writes, for a run without overflows."""
@@ -74,7 +74,7 @@ class OutputManifest:
         content = self._content(WriteReport(casts, hashes))
         texts = {name: len(text) for name, text in self._card_and_notice(content, list(known)).items()}
         files = {name: {"bytes": size, "xxh3_128": placeholder} for name, size in {**known, **texts}.items()}
-        return texts | {MANIFEST: len(write_manifest(content | {"files": files}))}
+        return texts | {MANIFEST: len(manifest_json(content | {"files": files}))}
 
     def _card_and_notice(self, content: Mapping[str, Any], names: Sequence[str]) -> dict[str, bytes]:
         """Return the model card and the license's notice, unless the output has such files."""

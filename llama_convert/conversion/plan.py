@@ -14,8 +14,8 @@ from pathlib import Path
 
 from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
 from llama_convert.dtypes import Dtype
-from llama_convert.formats.layout import Layout
-from llama_convert.reorder import RowTranspose
+from llama_convert.formats.tensors import FileLayout
+from llama_convert.llama.rope import RowTranspose
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Task:
 class Plan:
     """Everything that a conversion writes of the weights."""
 
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FileLayout]
     """Byte layout of each output file, by name."""
     tasks: tuple[Task, ...]
     """In the byte order of the files."""

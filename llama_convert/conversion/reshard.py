@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.folders import is_huggingface, is_meta
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.huggingface_config import with_tied
-from llama_convert.checkpoints.locate import locate
 from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.open import Checkpoint
+from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.params import with_kv_heads
 from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
 from llama_convert.conversion.auxiliary_files import auxiliary_files, copy_files
@@ -22,7 +22,7 @@ from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.staging import Staging
 from llama_convert.errors import UsageError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
-from llama_convert.llama.releases import Identity
+from llama_convert.llama.releases import DetectedRelease
 from llama_convert.tokenizers import open_tokenizer
 from llama_convert.units import parse_size
 
@@ -41,7 +41,7 @@ def meta_reshard_job(source: Path, destination: Path, options: ConvertOptions, m
     if is_huggingface(source):
         message = f"--mp only applies to Meta checkpoints. {source} is in Hugging Face format."
         raise UsageError("BAD_USAGE", message, hint=f"Run: {convert_command(source)}")
-    folder = locate(source, options.model_size, output=destination, otherwise=convert_command)
+    folder = find_meta_folder(source, options.model_size, output=destination, otherwise=convert_command)
     if folder.path != source:
         messages.detail(f"Found the checkpoint in {folder.path}.")
     tokenizer = options.tokenizer or folder.tokenizer
@@ -50,13 +50,13 @@ def meta_reshard_job(source: Path, destination: Path, options: ConvertOptions, m
     messages.warn_each(checkpoint.warnings)
     axis = options.embedding_axis
     if axis is None:
-        axis = checkpoint.embedding_cut
+        axis = checkpoint.embedding_dim
     if axis is None:
-        axis = 0 if checkpoint.identity.release.tokenizer == "tiktoken" else 1
+        axis = 0 if checkpoint.detected.release.tokenizer == "tiktoken" else 1
     warn_of_missing_head(checkpoint, messages)
     split = RankSplit(checkpoint.config, options.mp, axis)
     plan = plan_meta(checkpoint, None, split)
-    report_detection(checkpoint.identity, len(folder.rank_files), checkpoint.dtype, messages)
+    report_detection(checkpoint.detected, len(folder.rank_files), checkpoint.dtype, messages)
     messages.detail(f"Writing {split.n_ranks} shards, with the embedding split along dim {axis}.")
     if split.kv_repeats > 1:
         messages.detail(f"Each KV head is stored {split.kv_repeats} times.")
@@ -74,7 +74,7 @@ def meta_reshard_job(source: Path, destination: Path, options: ConvertOptions, m
     return Job(
         source,
         plan,
-        _result(destination, checkpoint, checkpoint.identity, plan),
+        _result(destination, checkpoint, checkpoint.detected, plan),
         [*folder.rank_files, checkpoint.params.file],
         [*copied, *([tokenizer] if tokenizer else [])],
         write_small_files,
@@ -111,7 +111,7 @@ def huggingface_reshard_job(
     checkpoint = open_huggingface(source)
     messages.warn_each(checkpoint.warnings)
     plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
-    identity = checkpoint.identified(options.llama_version)
+    identity = checkpoint.detect(options.llama_version)
     report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
     messages.detail(f"Writing {len(plan.layouts)} shards.")
     settings, tied = checkpoint.settings, checkpoint.config.tied
@@ -131,5 +131,7 @@ def huggingface_reshard_job(
     )
 
 
-def _result(destination: Path, checkpoint: Checkpoint, identity: Identity, plan: Plan) -> ConvertResult:
+def _result(
+    destination: Path, checkpoint: Checkpoint, identity: DetectedRelease, plan: Plan
+) -> ConvertResult:
     return ConvertResult.of(destination, identity, plan.sizes, dtype=checkpoint.dtype.name)

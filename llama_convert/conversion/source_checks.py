@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
 from llama_convert.checkpoints.manifest import MANIFEST, read_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_digests
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest, sample_checksums
 from llama_convert.conversion.job import Job
 from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.plan import Plan
@@ -126,22 +126,22 @@ def compare_with_checklist(folder: Path, workers: int, messages: Messages) -> No
     if checklist is None:
         hint = "Leave out --compare-checklist."
         raise InputError("INPUT_CHECKLIST", "Not found.", file=file, hint=hint)
-    if checklist.absent:
+    if checklist.missing:
         message = f"Missing file, listed in {CHECKLIST}."
-        raise InputError("INPUT_CHECKLIST", message, file=folder / checklist.absent[0])
-    if not checklist.said:
+        raise InputError("INPUT_CHECKLIST", message, file=folder / checklist.missing[0])
+    if not checklist.md5s:
         raise InputError("INPUT_CHECKLIST", "Not a list of MD5 checksums.", file=file)
     for line in checklist.malformed:
         messages.warn(f"{file}: {line}")
-    files = list(checklist.said)
+    files = list(checklist.md5s)
     messages.observer.start(sum(file.stat().st_size for file in files), f"compared with {CHECKLIST}")
     try:
         checksums = md5_of_all(files, workers=workers, progress=messages.observer.advance)
     finally:
         messages.observer.finish()
-    for (file, expected), found in zip(checklist.said.items(), checksums, strict=True):
+    for (file, expected), found in zip(checklist.md5s.items(), checksums, strict=True):
         if found != expected:
-            other = checklist.named(found)
+            other = checklist.file_with(found)
             raise InputError(
                 "INPUT_CHECKLIST",
                 f"MD5 does not match {CHECKLIST}" + (f"; it is that of {other}." if other else "."),
@@ -159,7 +159,7 @@ def checklist_md5s(folder: Path) -> Mapping[Path, str]:
         checklist = read_checklist(folder)
     except LlamaConvertError:
         return {}
-    return checklist.said if checklist else {}
+    return checklist.md5s if checklist else {}
 
 
 def read_source_hashes(job: Job, messages: Messages) -> dict[str, str]:
@@ -181,7 +181,7 @@ def read_source_hashes(job: Job, messages: Messages) -> dict[str, str]:
         return {}
     if manifest is None:
         return {}
-    found = agreement(job.folder, manifest, sample_digests(task.source for task in job.plan.tasks))
+    found = match_manifest(job.folder, manifest, sample_checksums(task.source for task in job.plan.tasks))
     if found.is_stale:
         messages.warn(f"{job.folder / MANIFEST}: {STALE} Neither is used.")
     elif found.differing:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
-from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
 from llama_convert.checkpoints.params import read_params
 from llama_convert.checkpoints.suggestions import command
 from llama_convert.conversion.auxiliary_files import copy_files, license_files
@@ -26,7 +26,7 @@ from llama_convert.conversion.staging import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError, UsageError
 from llama_convert.formats.files import read_small
-from llama_convert.llama.releases import Identity, Traits, identify, parse_version
+from llama_convert.llama.releases import DetectedRelease, ReleaseTraits, detect_release, parse_version
 from llama_convert.tokenizers import (
     Tokenizer,
     TokenizerOptions,
@@ -73,7 +73,7 @@ class _Conversion:
         max_shard_size = parse_size(options.max_shard_size)
         if options.model_size == TOKENIZER_ONLY:
             return self._tokenizer_only()
-        folder = locate(
+        folder = find_meta_folder(
             self.source,
             options.model_size,
             output=self.destination,
@@ -86,7 +86,7 @@ class _Conversion:
         self.messages.warn_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
-        instruct, assumption = self._instruct(checkpoint.identity, folder)
+        instruct, assumption = self._instruct(checkpoint.detected, folder)
         plan = plan_huggingface(checkpoint, dtype, max_shard_size)
         self._report(checkpoint, instruct, assumption)
         warn_of_missing_head(checkpoint, self.messages)
@@ -96,13 +96,13 @@ class _Conversion:
             copy_files(licenses, staging)
             report = None
             if tokenizer:
-                report = self._write_tokenizer(staging, tokenizer, checkpoint.identity, instruct)
+                report = self._write_tokenizer(staging, tokenizer, checkpoint.detected, instruct)
             self._write_configs(staging, checkpoint, report, instruct)
 
         return Job(
             self.source,
             plan,
-            self._result(checkpoint.identity, instruct, (dtype or checkpoint.dtype).name, plan),
+            self._result(checkpoint.detected, instruct, (dtype or checkpoint.dtype).name, plan),
             [*folder.rank_files, checkpoint.params.file],
             [*licenses, *([tokenizer.path] if tokenizer else [])],
             write_small_files,
@@ -146,10 +146,10 @@ class _Conversion:
             self._refuse_tokenizer_options(reason, "special_tokens")
         elif self.options.special_tokens:
             special_tokens("llama3.1", self.options.special_tokens)  # refuses invalid names
-        if tokenizer.differing is not None:
+        if tokenizer.differing_text is not None:
             self.warn(
                 f"{path}: tokenizer.json does not give the same ids as {tokenizer.kind} for all texts, for "
-                f"example {tokenizer.differing!r}. For exact ids, load the output with LlamaTokenizer of "
+                f"example {tokenizer.differing_text!r}. For exact ids, load the output with LlamaTokenizer of "
                 "transformers 4, which reads tokenizer.model."
             )
         return tokenizer
@@ -175,14 +175,14 @@ class _Conversion:
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
         """Warn of flags that contradict the files; the files decide."""
-        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.identity.size
+        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.detected.size
         model_size, num_shards = self.options.model_size, self.options.num_shards
         if num_shards is not None and num_shards != n_ranks:
             self.warn(f"--num-shards {num_shards} is ignored: the source has {n_ranks} shards.")
         if model_size is not None:
             label = re.sub(r"f$|-MP\d+$", "", model_size, flags=re.IGNORECASE)
             if size is None or label.upper() != size.label:
-                self.warn(f"--model-size {model_size} is ignored: detected {checkpoint.identity.title}.")
+                self.warn(f"--model-size {model_size} is ignored: detected {checkpoint.detected.title}.")
 
     def _check_vocabulary(self, checkpoint: MetaCheckpoint, tokenizer: Tokenizer | None) -> None:
         if tokenizer is None:
@@ -199,7 +199,7 @@ class _Conversion:
         if tokens < rows:
             self.warn(f"{tokenizer.path}: {message} The other rows are unused.")
 
-    def _instruct(self, identity: Identity, folder: MetaFolder) -> tuple[bool, str | None]:
+    def _instruct(self, identity: DetectedRelease, folder: MetaFolder) -> tuple[bool, str | None]:
         """Return whether it is an instruct model, and the note to print if that is a guess.
 
         The flag decides, then the release, then the names of the folders.
@@ -218,10 +218,10 @@ class _Conversion:
 
     def _report(self, checkpoint: MetaCheckpoint, instruct: bool, assumption: str | None) -> None:
         """Report what was detected, then what was assumed."""
-        identity, n_ranks, messages = checkpoint.identity, len(checkpoint.folder.rank_files), self.messages
+        identity, n_ranks, messages = checkpoint.detected, len(checkpoint.folder.rank_files), self.messages
         report_detection(identity, n_ranks, checkpoint.dtype, messages, instruct=instruct)
         if n_ranks > 1:
-            messages.detail(f"The embedding is split along dim {checkpoint.embedding_cut}.")
+            messages.detail(f"The embedding is split along dim {checkpoint.embedding_dim}.")
         if checkpoint.kv_repeats > 1:
             heads = checkpoint.config.n_kv_heads
             messages.detail(
@@ -233,17 +233,17 @@ class _Conversion:
             report_alternatives(identity, messages)
 
     def _result(
-        self, identity: Identity, instruct: bool, dtype: str | None, plan: Plan | None
+        self, identity: DetectedRelease, instruct: bool, dtype: str | None, plan: Plan | None
     ) -> ConvertResult:
         sizes = plan.sizes if plan else {}
         return ConvertResult.of(self.destination, identity, sizes, dtype=dtype, instruct=instruct)
 
     def _write_tokenizer(
-        self, staging: Staging, tokenizer: Tokenizer, identity: Identity, instruct: bool
+        self, staging: Staging, tokenizer: Tokenizer, identity: DetectedRelease, instruct: bool
     ) -> TokenizerReport:
         release = identity.release
         options = TokenizerOptions(
-            naming=release.special_tokens,
+            special_names=release.special_tokens,
             special_tokens=self.options.special_tokens,
             instruct=instruct,
             chat_template=self._chat_template(identity, instruct),
@@ -254,7 +254,7 @@ class _Conversion:
         except OSError as error:
             raise output_error("Cannot write the file", error, staging.path / "tokenizer.json") from error
 
-    def _chat_template(self, identity: Identity, instruct: bool) -> str | None:
+    def _chat_template(self, identity: DetectedRelease, instruct: bool) -> str | None:
         if self.custom_template is not None:
             return self.custom_template
         release = identity.release
@@ -271,7 +271,7 @@ class _Conversion:
         tokenizer: TokenizerReport | None,
         instruct: bool,
     ) -> None:
-        release, config = checkpoint.identity.release, checkpoint.config
+        release, config = checkpoint.detected.release, checkpoint.config
         dtype = parse_weight_dtype(self.options.dtype) or checkpoint.dtype
         if tokenizer:
             bos, eos = tokenizer.bos_id, tokenizer.eos_id
@@ -293,14 +293,14 @@ def _read_template(file: Path | None) -> str | None:
         raise UsageError("BAD_TEMPLATE", "Not UTF-8 text.", file=file) from None
 
 
-def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> Identity:
+def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | None) -> DetectedRelease:
     """Return the release by its tokenizer, for its special tokens only: there may be no weights."""
     version = parse_version(version).version if version else None
     params_file = folder / "params.json"
     names = folder.resolve().name.lower()
     scaled = version not in ("3", "Guard-2") and not re.search(r"llama[-_ ]?3(?!\.\d)|guard[-_ ]?2", names)
     params = read_params(params_file) if params_file.exists() else None
-    traits = Traits(
+    traits = ReleaseTraits(
         shape=(0, 0, 0, 0, 0),
         vocab_size=tokenizer.vocab_size,
         norm_eps=params.norm_eps if params else 1e-5,
@@ -312,4 +312,4 @@ def _identify_by_tokenizer(folder: Path, tokenizer: Tokenizer, version: str | No
         tokenizer=tokenizer.kind,
         names=names,
     )
-    return identify(traits, version)
+    return detect_release(traits, version)

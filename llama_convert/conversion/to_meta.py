@@ -23,7 +23,7 @@ from llama_convert.conversion.staging import Staging
 from llama_convert.dtypes import parse_weight_dtype
 from llama_convert.errors import InputError
 from llama_convert.llama.config import LlamaConfig, RopeScaling
-from llama_convert.llama.releases import Release, identify
+from llama_convert.llama.releases import Release, detect_release
 
 
 def meta_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
@@ -42,8 +42,8 @@ def meta_job(source: Path, destination: Path, options: ConvertOptions, messages:
         )
     checkpoint = open_huggingface(source)
     messages.warn_each(checkpoint.warnings)
-    identity, config = checkpoint.identified(options.llama_version), checkpoint.config
-    detected_by_readers = identify(checkpoint.traits(), options.llama_version).release
+    identity, config = checkpoint.detect(options.llama_version), checkpoint.config
+    detected_by_readers = detect_release(checkpoint.traits(), options.llama_version).release
     _check_representable(config, detected_by_readers, source / "config.json", messages)
     axis = options.embedding_axis
     if axis is None:

@@ -36,7 +36,7 @@ from llama_convert.conversion.work_units import collect_report
 from llama_convert.conversion.write_report import WriteReport
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small, remote_files
-from llama_convert.formats.layout import Layout
+from llama_convert.formats.tensors import FileLayout
 from llama_convert.stores.filesystem import is_web, open_filesystem, shown
 from llama_convert.stores.mount import put_placeholder
 from llama_convert.stores.retry import persistently
@@ -271,7 +271,7 @@ class _StoreOutput:
         url: the file's URL, for messages.
     """
 
-    def __init__(self, fs: Any, path: str, layout: Layout, url: str) -> None:
+    def __init__(self, fs: Any, path: str, layout: FileLayout, url: str) -> None:
         self.layout = layout
         self._fs = fs
         self._path = path

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.manifest import CARD, MANIFEST, describe_content, read_manifest, write_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement, sample_digests
-from llama_convert.checkpoints.open import open_checkpoint
+from llama_convert.checkpoints.checkpoint import read_checkpoint
+from llama_convert.checkpoints.manifest import CARD, MANIFEST, content_record, manifest_json, read_manifest
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest, sample_checksums
 from llama_convert.conversion.atomic_file import write_atomically
 from llama_convert.conversion.disk import output_error
 from llama_convert.conversion.model_card import is_complete, is_unedited, render
@@ -79,10 +79,10 @@ def _recordable_manifest(folder: Path) -> dict[str, Any]:
 
 def _is_stale(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
-        hashes = sample_digests(open_checkpoint(folder).weights.values())
+        hashes = sample_checksums(read_checkpoint(folder).weights.values())
     except InputError:  # the verification reports what is wrong with the weights
         return False
-    return agreement(folder, manifest, hashes).is_stale
+    return match_manifest(folder, manifest, hashes).is_stale
 
 
 def _new_contents(folder: Path, verification: Mapping[str, Any]) -> dict[str, bytes]:
@@ -93,8 +93,8 @@ def _new_contents(folder: Path, verification: Mapping[str, Any]) -> dict[str, by
     contents: dict[str, bytes] = {}
     if CARD in files and (folder / CARD).is_file() and is_unedited(folder / CARD):
         contents[CARD] = render(manifest, sorted(files))
-        files[CARD] = describe_content(contents[CARD])
-    return contents | {MANIFEST: write_manifest(manifest)}
+        files[CARD] = content_record(contents[CARD])
+    return contents | {MANIFEST: manifest_json(manifest)}
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:

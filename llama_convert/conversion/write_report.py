@@ -61,7 +61,7 @@ def report_of_units(plan: Plan, units: Mapping[str, Entries]) -> WriteReport:
         rectangles = {(place.rows, place.columns): place for place in reversed(task.places)}
         for place in sorted(rectangles.values(), key=lambda place: (place.rows, place.columns)):
             entry = units[place.file][task.name]
-            scan = entry.value_scan.moved(place.rows[0], place.columns[0])
+            scan = entry.value_scan.shifted(place.rows[0], place.columns[0])
             _add(report, task.name, scan, entry.rounded)
             if task.is_cast:
                 report.casts[task.name] = report.casts.get(task.name, CastCounts()) + entry.cast

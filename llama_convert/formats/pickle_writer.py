@@ -1,7 +1,7 @@
-"""Writes pickles in protocol 2, byte for byte as `pickle.Pickler` does, but of names instead of objects.
+"""Writer of pickles of protocol 2 with the same bytes as `pickle.Pickler`, but of names instead of objects.
 
-The pickler itself imports what it names: for a tensor, torch.
-Instructions: Python's ``pickletools``; when each is chosen: CPython's ``Modules/_pickle.c``.
+`pickle.Pickler` imports the classes that it names: torch for a tensor.
+Opcodes: ``pickletools`` of Python; their choice: ``Modules/_pickle.c`` of CPython.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 _TUPLES = {1: (b"", pickle.TUPLE1), 2: (b"", pickle.TUPLE2), 3: (b"", pickle.TUPLE3)}
 _INTEGERS = ((1 << 8, pickle.BININT1, "<B"), (1 << 16, pickle.BININT2, "<H"), (1 << 31, pickle.BININT, "<i"))
 _BATCH = 1000
-"""As many items of a dict as the pickler puts on the stack at once."""
+"""Items of a dict in one SETITEMS."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """A class or function, by its name."""
+    """The name of a class or function."""
 
     module: str
     name: str
@@ -27,14 +27,14 @@ class Global:
 
 @dataclass(frozen=True)
 class Persistent:
-    """An object kept outside the pickle, by what its reader finds it with."""
+    """Identifier of an object outside the pickle."""
 
     identifier: tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a function returns, with ``items`` set on it afterwards as on a dict."""
+    """Result of a function call, on which ``items`` are then set like those of a dict."""
 
     function: Global
     arguments: tuple[object, ...] = ()
@@ -42,12 +42,12 @@ class Call:
 
 
 def write_pickle(value: object) -> bytes:
-    """The pickle of a value made of the classes above, tuples, strings, False and integers from 0 on.
+    """The pickle of a value made of the classes above, tuples, strings, False and integers from 0.
 
-    Equal strings are taken to be one object.
+    Equal strings are pickled as one object.
 
     Raises:
-        TypeError: it is made of something else.
+        TypeError: the value contains something else.
     """
     return pickle.PROTO + b"\2" + b"".join(_Pickler().save(value)) + pickle.STOP
 

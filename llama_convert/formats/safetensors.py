@@ -1,7 +1,7 @@
-"""The safetensors container: its header read strictly, and laid out before a tensor is written.
+"""Safetensors files: strict reader of the header, and layout of files to write.
 
-The library's own writer needs all tensors in memory at once; its files are matched byte for byte instead.
-Format: safetensors' README; order of tensors and padding: ``safetensors/src/tensor.rs: prepare``.
+`safetensors.torch.save_file` needs all tensors in memory; files with this layout have the same bytes as its
+files.  Format: README of safetensors; order of tensors and padding: ``safetensors/src/tensor.rs: prepare``.
 """
 
 from __future__ import annotations
@@ -17,37 +17,45 @@ from typing import Any, ClassVar
 
 from llama_convert.dtypes import BY_SAFETENSORS, Dtype
 from llama_convert.errors import InputError
-from llama_convert.formats.files import HEAD_SIZE, SAFETENSORS, is_plain, kind_of, quoted, read_at, reading
+from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN, HEAD_SIZE, SAFETENSORS, kind_of
+from llama_convert.formats.files import read_at, reading
 from llama_convert.formats.tensors import Storage, StoredTensor, contiguous_strides
+from llama_convert.text import is_printable_name, quoted
 
 _MAX_HEADER = 2 << 20
-"""405B's 1,138 weights take 0.15 MB; the library's own limit, 100 MB, could ask for gigabytes of memory."""
-_MOST_BRACKETS = 100_000
-"""Three a tensor; each costs far more to parse than its byte."""
-_MAX_AXES = 8
+"""Bytes.  The 1,138 weights of 405B need 0.15 MB; the limit of safetensors, 100 MB, could need gigabytes of
+memory."""
+_MAX_BRACKETS = 100_000
+"""Three for each tensor; parsing one needs much more memory than its byte."""
+_MAX_DIMS = 8
 _MAX_NUMBER = 1 << 62
 
 
 @dataclass(frozen=True)
 class SafetensorsLayout:
-    """Where everything goes in one file: its first bytes, each tensor's offset, and its whole size."""
+    """Layout of a safetensors file; see `FileLayout`."""
 
     header: bytes
+    """Length and JSON: everything before the data."""
     offsets: dict[str, int]
-    """In the order of the bytes."""
+    """Bytes from the start of the file, in ascending order."""
     size: int
+    """Bytes of the file."""
     has_checksums: ClassVar[bool] = False
 
     def parts(self, crc32: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-        """The header; the format has no checksums."""
+        """The header.  ``crc32`` is not used: the format has no checksums."""
         yield 0, self.header
 
 
 def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> SafetensorsLayout:
-    """The layout `safetensors.torch.save_file` gives these tensors with ``metadata={"format": "pt"}``.
+    """Layout of `safetensors.torch.save_file` with ``metadata={"format": "pt"}``.
 
-    Tensors stand in order of element size, the largest first, and then of name; the header is padded with
-    spaces so that the data begins at a multiple of 8 bytes.
+    Tensors are sorted by descending element size, then by name.  The header is padded with spaces so that the
+    data begins at a multiple of 8 bytes.
+
+    Args:
+        tensors: names, dtypes and shapes.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
@@ -65,13 +73,13 @@ def lay_out(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> Safetensor
 
 
 def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name, in the order of their bytes; no weight is read.
+    """The tensors of a file by name, in the order of their offsets; reads only the header.
 
-    What the library's own reader refuses is refused: bytes that belong to no tensor or to two, lengths that
-    shapes do not give, offsets beyond the file.  A name that stands there twice is refused as well.
+    Refuses what the safetensors library refuses: gaps, overlaps, lengths that do not match shapes, offsets
+    beyond the file.  Also refuses duplicate names.
 
     Raises:
-        InputError: not a whole safetensors file.
+        InputError: not a valid and complete safetensors file.
     """
 
     def refuse(message: str, tensor: str | None = None) -> InputError:
@@ -82,40 +90,49 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) < len(items):
-            ((twice, _),) = Counter(name for name, _ in items).most_common(1)
-            raise refuse(f"the name {quoted(twice)} stands in the header twice")
+            ((duplicate, _),) = Counter(name for name, _ in items).most_common(1)
+            raise refuse(f"Duplicate name {quoted(duplicate)} in the header.")
         return result
 
-    if header.count(b"[") + header.count(b"{") > _MOST_BRACKETS:
-        raise refuse("its header is malformed: JSON of more lists than any Llama has tensors for")
+    if header.count(b"[") + header.count(b"{") > _MAX_BRACKETS:
+        raise refuse(f"Malformed header: more than {_MAX_BRACKETS:,} lists and objects.")
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=pairs)
     except (UnicodeDecodeError, RecursionError, ValueError):
-        raise refuse("its header is no JSON") from None
+        raise refuse("The header is not valid JSON.") from None
     if not isinstance(entries, dict):
-        raise refuse("its header is no JSON object")
+        raise refuse("The header is not a JSON object.")
     metadata = entries.pop("__metadata__", None)
-    if metadata is None:  # null, too, is what the library takes for none
+    if metadata is None:  # the library accepts null
         metadata = {}
     if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
-        raise refuse('"__metadata__" in its header must be an object of strings')
+        raise refuse('"__metadata__" in the header is not an object of strings.')
     tensors = []
     for name, entry in entries.items():
-        if not is_plain(name):
-            raise refuse(f"a tensor's name is {quoted(name)}")
+        if not is_printable_name(name):
+            raise refuse(f"Invalid name of a tensor: {quoted(name)}.")
         try:
             code, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = [*shape, start, end]
         except (TypeError, KeyError, ValueError):
-            raise refuse("its entry in the header is malformed", name) from None
-        if len(shape) > _MAX_AXES or any(type(n) is not int or not 0 <= n < _MAX_NUMBER for n in numbers):
-            raise refuse("its entry in the header is malformed", name)
+            raise refuse("Malformed entry in the header.", name) from None
+        if len(shape) > _MAX_DIMS or any(type(n) is not int or not 0 <= n < _MAX_NUMBER for n in numbers):
+            raise refuse("Malformed entry in the header.", name)
         dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
         if dtype is None:
-            raise InputError("TENSOR_DTYPE", f"is {quoted(str(code)[:20])}: unknown", file=file, tensor=name)
-        if end - start != math.prod(shape) * dtype.itemsize:
-            message = f"{list(shape)} of {dtype} takes {math.prod(shape) * dtype.itemsize:,} bytes"
-            raise refuse(f"{message}, the header gives it {end - start:,}", name)
+            message = f"Unknown dtype {quoted(str(code)[:20])}."
+            raise InputError("TENSOR_DTYPE", message, file=file, tensor=name)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if end - start != nbytes:
+            message = f"Number of bytes does not match shape {list(shape)} and dtype {dtype}."
+            raise InputError(
+                "INPUT_SAFETENSORS",
+                message,
+                file=file,
+                tensor=name,
+                expected=f"{nbytes:,} bytes",
+                found=f"{end - start:,}",
+            )
         offset = data_start + start
         storage = Storage(file, offset, end - start)
         tensors.append(StoredTensor(name, dtype, shape, contiguous_strides(shape), offset, storage))
@@ -123,25 +140,33 @@ def read_safetensors_file(file: Path) -> dict[str, StoredTensor]:
     position = data_start
     for tensor in tensors:
         if tensor.offset != position:
-            kind = "overlaps the tensor before it" if tensor.offset < position else "is preceded by a hole"
-            raise refuse(kind, tensor.name)
+            overlaps = tensor.offset < position
+            message = "Overlaps the previous tensor." if overlaps else "There is a gap before this tensor."
+            raise refuse(message, tensor.name)
         position += tensor.storage.size
     if position != size:
-        raise refuse(f"has {size:,} bytes, its header describes {position:,}: cut short or added to")
+        raise InputError(
+            "INPUT_SAFETENSORS",
+            f"The file is {'truncated' if size < position else 'longer than its header describes'}.",
+            file=file,
+            hint=DOWNLOAD_AGAIN,
+            expected=f"{position:,} bytes",
+            found=f"{size:,}",
+        )
     return {tensor.name: tensor for tensor in tensors}
 
 
 def _is_text(value: Any) -> bool:
-    """A string of whole characters: JSON's escapes can name halves of them."""
+    """Whether it is a string without surrogates, which escapes in JSON can produce."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def read_header(file: Path) -> tuple[bytes, int, int]:
-    """The header's JSON, where the data begins, and the size of the file.
+    """The JSON of the header, the offset of the data in bytes, and the size of the file in bytes.
 
     Raises:
         InputError: not a safetensors file.
-        OutputError: the machine cannot read it.
+        OutputError: a read error.
     """
 
     def refuse(message: str) -> InputError:
@@ -151,7 +176,8 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
         size = reader.size
         prefix = read_at(reader, 8, 0)
         if len(prefix) < 8:
-            raise refuse(f"has {size} bytes: {'no safetensors file' if size else 'it is empty'}")
+            message = f"Not a safetensors file: it has only {size} bytes." if size else "The file is empty."
+            raise refuse(message)
         length: int = struct.unpack("<Q", prefix)[0]
         if length <= min(_MAX_HEADER, size - 8):
             header = read_at(reader, length, 8)
@@ -159,8 +185,8 @@ def read_header(file: Path) -> tuple[bytes, int, int]:
                 return header, 8 + length, size
         kind = kind_of(read_at(reader, HEAD_SIZE, 0))
     if kind not in (None, SAFETENSORS):
-        message = f"{kind.name}; not a safetensors file"
+        message = f"Not a safetensors file but {kind.name}."
         raise InputError("INPUT_SAFETENSORS", message, file=file, hint=kind.hint)
     if length > min(_MAX_HEADER, size - 8):
-        raise refuse(f"damaged, or not a safetensors file: the header would have {length:,} bytes")
-    raise refuse("its header is no JSON object")
+        raise refuse(f"Damaged or not a safetensors file: the length of its header is {length:,} bytes.")
+    raise refuse("The header is not a JSON object.")

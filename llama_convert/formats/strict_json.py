@@ -1,7 +1,7 @@
-"""JSON from files that are not trusted: one reader, strict and bounded.
+"""Strict and bounded parser for JSON from untrusted files.
 
-Python's own reader accepts a name twice, fails with three kinds of exception, and can need a hundred times
-the memory of its text.  All JSON that the package reads goes through `parse_json`.
+Python's parser accepts duplicate names, fails with three kinds of exceptions, and can need 100 times the
+memory of the text.  The package reads all JSON with `parse_json`.
 """
 
 from __future__ import annotations
@@ -9,57 +9,63 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llama_convert.formats.files import other_kind, quoted
+from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN, JSON, kind_of
+from llama_convert.text import quoted
 
-MOST_LISTS = 20_000
-"""Lists and objects in settings, an index or a manifest; parsing one costs far more than its two bytes."""
-MOST_LISTS_OF_TOKENIZER = 1 << 20
-"""In a tokenizer.json, which may hold a list for each merge: Llama 3's has 280,147, Llama 4's 439,802."""
+MAX_LISTS = 20_000
+"""Lists and objects in settings, an index or a manifest; parsing one needs much more memory than its text."""
+MAX_LISTS_OF_TOKENIZER = 1 << 20
+"""Lists and objects in a tokenizer.json: one for each merge; Llama 3 has 280,147, Llama 4 439,802."""
 _MAX_DEPTH = 100
 _MAX_DIGITS = 40
-"""Of an integer: transformers writes 31 where a tokenizer has no limit of length.  A longer one is read as a
-float, possibly infinite: thousands of digits fail later, where they are printed or converted."""
+"""Digits of an integer; transformers writes 31 for "no length limit".  A longer one is read as a float,
+possibly infinity, because Python refuses to print or convert integers of thousands of digits."""
 
 
 class JsonError(ValueError):
-    """Why a text is not JSON, or not JSON that a checkpoint can need; ``hint`` says what to do."""
+    """Invalid JSON, or JSON beyond the limits.
+
+    Args:
+        message: what is wrong, as a sentence.
+        hint: what to do.
+    """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
 
 
-def parse_json(data: bytes, *, most_lists: int = MOST_LISTS) -> Any:
-    """The value that a JSON text holds.
+def parse_json(data: bytes, *, max_lists: int = MAX_LISTS) -> Any:
+    """The value of a JSON text.
 
     Args:
-        data: UTF-8 text, whose size is bounded already.
-        most_lists: lists and objects that it may hold.
+        data: UTF-8 text; the caller limits its size.
+        max_lists: limit for the number of lists and objects.
 
     Raises:
-        JsonError: not JSON; a name twice in an object; nested too deeply, or of too many lists.
+        JsonError: not JSON, a duplicate name in an object, nested too deeply, or too many lists.
     """
-    if other := other_kind(data[:100]):
-        raise JsonError(f"{other[0]}, not JSON", other[1])
-    if data.count(b"[") + data.count(b"{") > most_lists:
-        few = f"the {most_lists:,} that settings or a weight_map may have"
-        raise JsonError(f"JSON nested deeply, or of more lists than {few}")
+    kind = kind_of(data[:100])
+    if kind not in (None, JSON):
+        raise JsonError(f"Not JSON but {kind.name}.", kind.hint)
+    if data.count(b"[") + data.count(b"{") > max_lists:
+        raise JsonError(f"JSON is nested too deeply or has more than {max_lists:,} lists and objects.")
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
     except UnicodeDecodeError:
-        raise JsonError("not UTF-8 text") from None
+        raise JsonError("Not UTF-8 text.") from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise JsonError(f"not valid JSON at {where}: {error.msg}", "download it again") from None
+        message = f"Invalid JSON at line {error.lineno} column {error.colno} ({error.msg})."
+        raise JsonError(message, DOWNLOAD_AGAIN) from None
     except RecursionError:
-        raise JsonError("not valid JSON: nested too deeply") from None
-    if _nested_deeper(content, _MAX_DEPTH):
-        raise JsonError("not valid JSON: nested too deeply")
+        raise JsonError("JSON is nested too deeply.") from None
+    if _is_deeper_than(content, _MAX_DEPTH):
+        raise JsonError("JSON is nested too deeply.")
     return content
 
 
 def shown(value: Any) -> str:
-    """A JSON value for messages: a string or number cut short, or that it is a list or an object."""
+    """A JSON value for messages: a truncated string or number, "a list" or "an object"."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, list | dict):
@@ -74,7 +80,7 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, value in items:
             if key in seen:
                 both = f"({shown(seen[key])} and {shown(value)})"
-                raise JsonError(f"{json.dumps(key[:60])} appears twice {both}")
+                raise JsonError(f"Duplicate key {json.dumps(key[:60])} {both}.")
             seen[key] = value
     return result
 
@@ -83,10 +89,10 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
-def _nested_deeper(content: Any, most: int) -> bool:
-    """Whether lists and objects are nested more than ``most`` deep."""
+def _is_deeper_than(content: Any, depth: int) -> bool:
+    """Whether lists and objects are nested more than ``depth`` levels."""
     level = [content]
-    for _ in range(most):
-        within = [value for value in level if isinstance(value, list | dict)]
-        level = [v for value in within for v in (value.values() if isinstance(value, dict) else value)]
+    for _ in range(depth):
+        nested = [value for value in level if isinstance(value, list | dict)]
+        level = [v for value in nested for v in (value.values() if isinstance(value, dict) else value)]
     return bool(level)

@@ -1,10 +1,10 @@
-"""Torch's ``.pth``, laid out before a tensor is written and without torch.
+"""Layout of PyTorch ``.pth`` files to write, without torch.
 
-`torch.save` needs all tensors in memory at once; its files are matched byte for byte instead, except for
-the digits of ``.data/serialization_id``, which no reader depends on.
+`torch.save` needs all tensors in memory; files with this layout have the same bytes as its files, except for
+the digits of ``.data/serialization_id``, which no reader uses.
 
-Format: PKWARE's APPNOTE 4.3 to 4.5; the entries and their order: ``torch/serialization.py: _save``; padding
-and zip64: pytorch's ``caffe2/serialize/inline_container.cc`` and ``third_party/miniz: miniz.c``.
+Format: PKWARE APPNOTE 4.3 to 4.5.  Entries and their order: ``torch/serialization.py: _save``.  Padding and
+zip64: ``caffe2/serialize/inline_container.cc`` and ``third_party/miniz: miniz.c`` of PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llama_convert.formats.tensors import contiguous_strides
 
 _ALIGNMENT = 64
 _LIMIT32 = 0xFFFFFFFF
-"""Numbers from here on are kept in zip64 fields, and this in their place."""
+"""Numbers from here are stored in zip64 fields, and this value instead of them."""
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
 _DIRECTORY_HEADER = struct.Struct("<4s6H3I5H2I")  # 4.3.12
 _END64 = struct.Struct("<4sQ2H2I4Q")  # 4.3.14
@@ -36,31 +36,32 @@ _REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the archive: its ``size`` bytes are `content`, or else those of `tensor`."""
+    """One entry of the archive; its data is `content` or the bytes of `tensor`."""
 
     name: str
     start: int
-    """Where its local header begins."""
+    """Offset of its local header in bytes."""
     content: bytes
     size: int
+    """Bytes of its data."""
     tensor: str | None
 
     @property
     def flags(self) -> int:
-        """A CRC-32 known only later stands behind the bytes; torch leaves it out where there are none."""
+        """Flags of the entry: its descriptor follows its data; torch omits it if there is no data."""
         return _UTF8_NAME | (_DESCRIPTOR_FOLLOWS if self.size else 0)
 
     def zip64(self, packed_size: int) -> bytes:
-        """The extra field for what does not fit into 32 bits (APPNOTE 4.5.3)."""
+        """Extra field for numbers that do not fit into 32 bits (APPNOTE 4.5.3)."""
         sizes = [self.size, packed_size] if self.size >= _LIMIT32 else []
         large = [*sizes, self.start] if self.start >= _LIMIT32 else sizes
         return struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
 
     @property
     def header(self) -> bytes:
-        """The local header, padded by an extra field so that it ends at a multiple of 64 bytes.
+        """Local header, padded by an extra field so that it ends at a multiple of 64 bytes.
 
-        As in torch's, the CRC-32 and the packed size are zero, and left to the descriptor.
+        As in torch, its CRC-32 and packed size are zero; the descriptor has them.
         """
         name, zip64 = self.name.encode(), self.zip64(0)
         padding = -(self.start + _LOCAL_HEADER.size + len(name) + len(zip64) + 4) % _ALIGNMENT
@@ -70,21 +71,21 @@ class Entry:
 
     @property
     def offset(self) -> int:
-        """Where its bytes begin."""
+        """Offset of its data in bytes."""
         return self.start + len(self.header)
 
     @property
     def end(self) -> int:
-        """Where the next entry begins."""
+        """Offset of the next entry in bytes."""
         return self.offset + self.size + len(self.descriptor(0))
 
     def descriptor(self, crc32: int) -> bytes:
-        """What follows its bytes (APPNOTE 4.3.9)."""
+        """Data descriptor after the data (APPNOTE 4.3.9)."""
         layout = "<4sI2Q" if self.zip64(0) else "<4sI2I"
         return struct.pack(layout, b"PK\7\x08", crc32, self.size, self.size) if self.size else b""
 
     def directory_header(self, crc32: int) -> bytes:
-        """Its header in the central directory."""
+        """Header in the central directory."""
         name, zip64 = self.name.encode(), self.zip64(self.size)
         size, start = min(self.size, _LIMIT32), min(self.start, _LIMIT32)
         numbers = (0, 0, self.flags, 0, 0, 0, crc32, size, size, len(name), len(zip64), 0, 0, 0, 0, start)
@@ -93,22 +94,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class TorchLayout:
-    """Where everything goes in one file: its entries, each tensor's offset, and its whole size."""
+    """Layout of a ``.pth`` file; see `FileLayout`."""
 
     offsets: dict[str, int]
-    """Where each tensor's bytes begin; tensors that share a storage have one offset."""
+    """Bytes from the start of the file; tied tensors have the same offset."""
     size: int
+    """Bytes of the file."""
     entries: tuple[Entry, ...]
     has_checksums: ClassVar[bool] = True
 
     def parts(self, crc32: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-        """Everything in the file that is no tensor's, as offset and bytes: what lies between two storages.
+        """Everything between the storages, as offsets in bytes from the start of the file and content.
 
-        ``crc32`` gives the CRC-32 of each tensor's bytes by its name; of tensors that share a storage, only
-        the one whose storage it is said to be is asked for, and that only when what follows it is.
+        Args:
+            crc32: CRC-32 of the bytes of each tensor, by name; of tied tensors, only the first is needed.  A
+                value is looked up when the part after its tensor is generated.
 
         Raises:
-            KeyError: a tensor's CRC-32 is missing.
+            KeyError: the CRC-32 of a tensor is missing.
         """
         position, part, directory = 0, b"", b""
         sums: list[int] = []
@@ -137,10 +140,12 @@ def lay_out_torch(
     shared: Mapping[str, str] | None = None,
     name: str = "consolidated.00",
 ) -> TorchLayout:
-    """The layout `torch.save` gives an OrderedDict of these tensors, contiguous and of `WEIGHT_DTYPES`.
+    """Layout of `torch.save` for an OrderedDict of contiguous tensors.
 
-    ``shared`` says of a tensor whose storage is also its own: another's of the same dtype and shape.
-    ``name`` is the archive's root folder; torch takes the file's name without its extension.
+    Args:
+        tensors: names, dtypes (of `WEIGHT_DTYPES`) and shapes.
+        shared: for tied tensors, the name of the tensor of the same dtype and shape whose storage they use.
+        name: root folder of the archive; torch uses the name of the file without its extension.
     """
     tensors, shared = list(tensors), shared or {}
     owners = {tensor: shared.get(tensor, tensor) for tensor, _, _ in tensors}
@@ -171,18 +176,18 @@ def lay_out_torch(
 
 
 def _view(key: str, dtype: Dtype, shape: tuple[int, ...]) -> Call:
-    """A tensor that is all of a storage, as ``torch/_tensor.py: _reduce_ex_internal`` describes it."""
+    """Pickled tensor that is a view of a whole storage (``torch/_tensor.py: _reduce_ex_internal``)."""
     storage = Persistent(("storage", Global("torch", dtype.storage), key, "cpu", math.prod(shape)))
     return Call(_REBUILD, (storage, 0, shape, contiguous_strides(shape), False, Call(_ORDERED_DICT)))
 
 
 def _serialization_id(sums: list[int]) -> bytes:
-    """A fingerprint in 40 digits, as torch has it; torch's own is its C++ library's hash of the same."""
+    """Hash of the CRC-32s in 40 digits; torch uses a hash function of its C++ library."""
     return b"%040d" % zlib.crc32(struct.pack(f"<{len(sums)}I", *sums))
 
 
 def _end_records(count: int, size: int, start: int) -> bytes:
-    """What follows the directory of ``size`` bytes that begins at ``start``; torch always adds zip64's."""
+    """End records of a directory of ``size`` bytes at offset ``start``; torch always writes zip64 ones."""
     end64 = _END64.pack(b"PK\6\6", _END64.size - 12, 0x031E, 45, 0, 0, count, count, size, start)
     locator = _END64_LOCATOR.pack(b"PK\6\7", 0, start + size, 1)
     return end64 + locator + _END.pack(b"PK\5\6", 0, 0, count, count, size, min(start, _LIMIT32), 0)

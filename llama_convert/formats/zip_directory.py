@@ -1,7 +1,7 @@
-"""The directory of a stored (uncompressed) zip archive: where each entry's bytes lie, and their CRC-32.
+"""Directory of an uncompressed zip archive, as `torch.save` writes it: offset, size and CRC-32 of each entry.
 
-`torch.save` writes such archives; `torch.load` checks neither the CRCs nor, when it maps the file, the sizes
-(so a damaged file loads in silence).  Here every extent is checked against the file before it is believed.
+`torch.load` checks neither CRC-32s nor, with ``mmap``, sizes, and loads damaged files without an error.  This
+reader checks every range against the file.
 """
 
 from __future__ import annotations
@@ -12,50 +12,43 @@ import zipfile
 from dataclasses import dataclass
 
 from llama_convert.errors import InputError
-from llama_convert.formats.files import (
-    HEAD_SIZE,
-    LEGACY_TORCH,
-    TORCH,
-    ZIP,
-    Reader,
-    is_plain,
-    kind_of,
-    quoted,
-    read_at,
-)
+from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN, HEAD_SIZE, LEGACY_TORCH, TORCH, ZIP, kind_of
+from llama_convert.formats.files import Reader, read_at
 from llama_convert.formats.torch_writer import Entry
+from llama_convert.text import is_printable_name, listed, quoted
 
 _LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # PKWARE APPNOTE 4.3.7
 _END_RECORD = struct.Struct("<4s4H2IH")  # 4.3.16
-_ALLOWED_FLAGS = 0x0808  # names in UTF-8, sizes in a data descriptor: what torch.save sets
-_MAX_DIRECTORY = 4 << 20  # of 1,137 weights, as many as 405B has, it takes 0.1 MB
+_ALLOWED_FLAGS = 0x0808  # names in UTF-8, sizes in a data descriptor: those that torch.save sets
+_MAX_DIRECTORY = 4 << 20
+"""Bytes; the directory of the 1,137 weights of 405B has 0.1 MB."""
 
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """The bytes of one entry: ``file[offset : offset + size]``."""
+    """Data of one entry: ``file[offset : offset + size]``."""
 
     offset: int
     size: int
     crc32: int
-    """0 also where it was not computed."""
+    """0 if it was not computed."""
 
 
 @dataclass(frozen=True)
 class ZipDirectory:
-    """An archive's entries by name, below its single root folder."""
+    """Entries of an archive by name, without the root folder."""
 
     root: str
     entries: dict[str, ZipEntry]
 
 
 def read_directory(reader: Reader) -> ZipDirectory:
-    """The directory of an open archive; no entry's contents are read.
+    """The directory of an open archive; reads no entries.
 
     Raises:
         InputError: not a zip archive, truncated, or with entries that `torch.save` never writes: compressed,
-            encrypted, doubled, overlapping, out of the file, or under more than one root.
-        OutputError: the machine cannot read it.
+            encrypted, duplicate, overlapping, outside the file, or in several root folders.
+        OutputError: a read error.
     """
     file, size = reader.file, reader.size
     _refuse_other_kinds(reader)
@@ -72,9 +65,9 @@ def read_directory(reader: Reader) -> ZipDirectory:
     ) as error:
         raise InputError(
             "INPUT_TRUNCATED",
-            f"not a whole torch archive ({error}; size {size:,} bytes)",
+            f"Truncated or damaged PyTorch file of {size:,} bytes ({error}).",
             file=file,
-            hint="download it again, and compare it with checklist.chk",
+            hint="Download it again, and compare its MD5 with checklist.chk.",
         ) from None
 
     def refuse(code: str, message: str) -> InputError:
@@ -84,38 +77,39 @@ def read_directory(reader: Reader) -> ZipDirectory:
     roots: set[str] = set()
     end = 0
     if infos and min(info.header_offset for info in infos) != 0:
-        raise refuse("INPUT_ZIP", "the file does not begin with the archive's first entry")
+        raise refuse("INPUT_ZIP", "The file does not begin with the first entry of the archive.")
     ordered = sorted(infos, key=lambda info: info.header_offset)
     next_starts = [*(info.header_offset for info in ordered[1:]), directory_start]
     for info, next_start in zip(ordered, next_starts, strict=False):
         root, _, name = info.orig_filename.partition("/")
         roots.add(root)
-        if not is_plain(info.orig_filename):
-            raise refuse("INPUT_ZIP", f"an entry is called {quoted(info.orig_filename)}")
+        if not is_printable_name(info.orig_filename):
+            raise refuse("INPUT_ZIP", f"Invalid name of an entry: {quoted(info.orig_filename)}.")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise refuse("INPUT_COMPRESSED", f"{name} is compressed; torch.save never does that")
+            message = f"Entry {name} is compressed, which torch.save never does."
+            raise refuse("INPUT_COMPRESSED", message)
         if info.flag_bits & ~_ALLOWED_FLAGS:
-            raise refuse("INPUT_ZIP", f"{name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)")
+            message = f"Entry {name} has unexpected zip flags {info.flag_bits:#06x} (encrypted?)."
+            raise refuse("INPUT_ZIP", message)
         if name in entries:
-            raise refuse("INPUT_ZIP", f"two entries are called {name}")
-        offset = _torchs_offset(info, next_start) if reader.is_remote else None
+            raise refuse("INPUT_ZIP", f"Duplicate entry {name}.")
+        offset = _offset_by_torch(info, next_start) if reader.is_remote else None
         offset = offset or _data_offset(reader, info)
         if offset is None:
-            raise refuse("INPUT_ZIP", f"{name}: the entry's own header disagrees with the directory")
+            raise refuse("INPUT_ZIP", f"The local header of entry {name} does not match the directory.")
         if info.header_offset < end:
-            raise refuse("INPUT_ZIP", f"{name} overlaps the entry before it")
+            raise refuse("INPUT_ZIP", f"Entry {name} overlaps the previous entry.")
         end = offset + info.file_size
         if end > directory_start:
-            message = f"{name} reaches past the end of the entries ({end:,} > {directory_start:,})"
-            raise refuse("INPUT_ZIP", message)
+            raise refuse("INPUT_ZIP", f"Entry {name} overlaps the directory of the archive.")
         entries[name] = ZipEntry(offset, info.file_size, info.CRC)
     if len(roots) > 1:
-        raise refuse("INPUT_ZIP", f"entries lie under several roots: {', '.join(sorted(roots)[:3])}")
+        raise refuse("INPUT_ZIP", f"Entries are in several root folders: {listed(roots)}.")
     return ZipDirectory(next(iter(roots), ""), entries)
 
 
 class _Stream(io.RawIOBase):
-    """A file for zipfile, which reads the whole directory at once, however large the file says that is."""
+    """File object for zipfile that limits the size of the directory, which zipfile reads at once."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -138,31 +132,31 @@ class _Stream(io.RawIOBase):
         left = max(0, self._reader.size - self._position)
         size = left if size is None or size < 0 else min(size, left)
         if size > _MAX_DIRECTORY:
-            raise zipfile.BadZipFile(f"its directory is said to have {size:,} bytes")
+            raise zipfile.BadZipFile(f"directory of {size:,} bytes")
         content = read_at(self._reader, size, self._position)
         self._position += len(content)
         return content
 
 
 def _check_end(reader: Reader) -> None:
-    """Refuse anything behind the archive: a file can then be two archives at once."""
+    """Refuse data after the archive: such a file can be two archives at once."""
     record = read_at(reader, _END_RECORD.size, max(0, reader.size - _END_RECORD.size))
     if not record.startswith(b"PK\5\6") or not record.endswith(b"\0\0"):
-        raise zipfile.BadZipFile("it does not end with a zip directory")
+        raise zipfile.BadZipFile("no zip directory at its end")
 
 
-def _torchs_offset(info: zipfile.ZipInfo, next_start: int) -> int | None:
-    """Where the entry's bytes begin if torch wrote it, without asking for its own header; None if not.
+def _offset_by_torch(info: zipfile.ZipInfo, next_start: int) -> int | None:
+    """Offset of the data of an entry that torch wrote, computed without reading its local header.
 
-    Its place follows from its name and size; then what is left before the next entry is a descriptor.
+    None if the space before the next entry does not have the size of a descriptor.
     """
     entry = Entry(info.orig_filename, info.header_offset, b"", info.file_size, None)
     between = next_start - entry.offset - info.file_size
-    return entry.offset if between in (0, *map(len, (entry.descriptor(0), b"." * 16, b"." * 24))) else None
+    return entry.offset if between in (0, len(entry.descriptor(0)), 16, 24) else None
 
 
 def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
-    """Where the entry's bytes begin, which only its local header tells; None if that header is another's."""
+    """Offset of the data of an entry, from its local header; None if the header is of another entry."""
     if not 0 <= info.header_offset < 1 << 62:
         return None
     header = read_at(reader, _LOCAL_HEADER.size, info.header_offset)
@@ -181,15 +175,16 @@ def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
 
 
 def _refuse_other_kinds(reader: Reader) -> None:
-    """Name what lies here instead of an archive, when the first bytes tell."""
+    """Refuse other kinds of files by name."""
     file = reader.file
     if reader.size == 0:
-        raise InputError("INPUT_EMPTY", "the file is empty", file=file, hint="download it again")
+        raise InputError("INPUT_EMPTY", "The file is empty.", file=file, hint=DOWNLOAD_AGAIN)
     kind = kind_of(read_at(reader, HEAD_SIZE, 0))
     if kind in (TORCH, ZIP):
         return
     if kind is None:
-        raise InputError("INPUT_NOT_TORCH", "not a torch checkpoint (no zip archive)", file=file)
+        raise InputError("INPUT_NOT_TORCH", "Not a PyTorch file (no zip archive).", file=file)
     if kind == LEGACY_TORCH:
-        raise InputError("INPUT_LEGACY", kind.name, file=file, hint=kind.hint)
-    raise InputError("INPUT_NOT_TORCH", f"{kind.name}; not a torch checkpoint", file=file, hint=kind.hint)
+        message = "The PyTorch file is of a version before 1.6, which is not supported."
+        raise InputError("INPUT_LEGACY", message, file=file, hint=kind.hint)
+    raise InputError("INPUT_NOT_TORCH", f"Not a PyTorch file but {kind.name}.", file=file, hint=kind.hint)

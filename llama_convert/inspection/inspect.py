@@ -24,7 +24,7 @@ from llama_convert.inspection.opened import Entry, Opened, open_any
 from llama_convert.inspection.records import Conversion, Inspection, Release, Tensor, Tokenizer
 from llama_convert.inspection.summary import count_dtypes, count_parameters, group_weights, shared_storages
 from llama_convert.inspection.tokenizer_info import inspect_tokenizer
-from llama_convert.llama.releases import Identity
+from llama_convert.llama.releases import DetectedRelease
 from llama_convert.observer import Observer
 from llama_convert.stores.mount import mounted
 from llama_convert.units import parse_size
@@ -117,21 +117,21 @@ def _release(opened: Opened, tokenizer: Tokenizer | None) -> Release | None:
     if checkpoint is None:
         return None
     if isinstance(checkpoint, MetaCheckpoint):
-        return _release_record(checkpoint.identity)
+        return _release_record(checkpoint.detected)
     kind = tokenizer.kind if tokenizer and tokenizer.kind in ("sentencepiece", "tiktoken") else None
-    identity = checkpoint.identified(None, kind)  # type: ignore[arg-type]
+    identity = checkpoint.detect(None, kind)  # type: ignore[arg-type]
     try:
         manifest = current_manifest(opened.folder, checkpoint.weights.values(), GLANCE_BYTES) or {}
     except LlamaConvertError:
         manifest = {}
     title = str(manifest.get("release"))
-    recorded = next((row for row in identity.readings if title.startswith(f"{row.title} ")), None)
+    recorded = next((row for row in identity.candidates if title.startswith(f"{row.title} ")), None)
     if recorded:
-        identity = identity.proved(recorded, identity.readings, f"llama-convert.json records {title}")
+        identity = identity.narrowed_to(recorded, identity.candidates, f"llama-convert.json records {title}")
     return _release_record(identity)
 
 
-def _release_record(identity: Identity) -> Release:
+def _release_record(identity: DetectedRelease) -> Release:
     return Release(
         title=identity.title,
         version=identity.release.version,
@@ -154,7 +154,7 @@ def _config(opened: Opened) -> tuple[dict[str, Any] | None, dict[str, Any] | Non
             pass
     name = "config.json" if opened.format == "huggingface" else "params.json"
     try:
-        return None, read_json_object(opened.folder / name, "CONFIG", belongs="").content
+        return None, read_json_object(opened.folder / name, "CONFIG").content
     except LlamaConvertError:
         return None, None
 

@@ -14,7 +14,7 @@ from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor, contiguous_strides
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.llama.weights import LLAMA, RECOMPUTED, Weight, parse_huggingface_name, parse_meta_name
 from llama_convert.text import natural_key
 from llama_convert.verification.inputs import Input, open_input
@@ -62,7 +62,7 @@ class Entry:
     @property
     def numel(self) -> int:
         """Number of elements; replicated slices count once."""
-        distinct = self.slices if self.weight and self.weight.kind.cut else 1
+        distinct = self.slices if self.weight and self.weight.kind.sharded_dims else 1
         return math.prod(self.shape) * distinct
 
 

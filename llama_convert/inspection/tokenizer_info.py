@@ -9,7 +9,7 @@ from llama_convert.checkpoints.json_object import read_json_object
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.findings import Finding, severity_of
 from llama_convert.formats.files import MAX_TOKENIZER_JSON
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER
 from llama_convert.inspection.opened import Opened
 from llama_convert.inspection.records import Tokenizer
 from llama_convert.tokenizers import Tokenizer as TokenizerModel
@@ -57,7 +57,7 @@ def _read_tokenizer(file: Path, model: TokenizerModel | None) -> Tokenizer:
 
 def _read_tokenizer_json(file: Path) -> Tokenizer:
     content = read_json_object(
-        file, "TOKENIZER_JSON", belongs="", max_bytes=MAX_TOKENIZER_JSON, most_lists=MOST_LISTS_OF_TOKENIZER
+        file, "TOKENIZER_JSON", max_bytes=MAX_TOKENIZER_JSON, max_lists=MAX_LISTS_OF_TOKENIZER
     ).content
     model, added = content.get("model"), content.get("added_tokens") or []
     model = model if isinstance(model, dict) else {}

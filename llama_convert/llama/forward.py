@@ -1,19 +1,22 @@
-"""Two small Llamas, written out: one reads Meta's tensors, the other Hugging Face's.
+"""Two forward passes of Llama: one for tensors in Meta format, one for tensors in Hugging Face format.
 
-They are evidence, so each follows its owner's definition and neither borrows from the other where the two
-differ: names, cuts over ranks, and the order of rows that RoPE turns.
+Verification compares their outputs, so each follows the definition of its format and they share no code where
+the formats differ: names, sharding, and the pairs that RoPE rotates.
 
-* `meta_forward` runs tensor-parallel ranks as they are stored.  Each rank computes its slice; slices that
-  were cut along the rows are joined, partial sums are added.  RoPE turns neighbouring pairs (2j, 2j + 1) as
-  complex numbers (meta-llama/llama, ``llama/model.py``; meta-llama/llama-models, ``models/llama3/model.py``).
-* `huggingface_forward` runs the merged model.  RoPE turns the pairs (j, j + head_dim / 2)
+* `meta_forward` runs tensor-parallel ranks as they are stored.  Outputs of weights sharded along dim 0 are
+  concatenated, those of weights sharded along dim 1 are partial sums.  RoPE rotates the pairs (2j, 2j + 1)
+  (meta-llama/llama, ``llama/model.py``; meta-llama/llama-models, ``models/llama3/model.py``).
+* `huggingface_forward` runs the whole model.  RoPE rotates the pairs (j, j + head_dim / 2)
   (huggingface/transformers, ``models/llama/modeling_llama.py``).
 
-Shapes are written [tokens, ...]: no batch, no KV cache.  `positions` is an integer tensor [tokens]; it may
-leave gaps.  `visible` is a bool tensor [tokens, tokens], true where the first token sees the second; several
-sequences stand one after the other, none seeing the others'.  Arithmetic is done in the dtype of `hidden`,
-whatever that of the weights; in bfloat16 the norms, RoPE and softmax are done in float32, as both owners do.
-Weights are asked for one layer at a time, by name.
+Shapes: there is no batch dimension and no KV cache.  `tokens` and `positions` are integer [tokens]; positions
+may have gaps.  `hidden` is [tokens, dim].  `visible` is bool [tokens, tokens]: ``visible[i, j]`` is true if
+token ``i`` attends to token ``j``; sequences are concatenated, and no sequence attends to another.
+
+Dtypes: weights have any floating-point dtype and are converted to the dtype of `hidden`, in which the results
+are.  In half precision, RMSNorm, RoPE and softmax are computed in float32, as in both implementations.
+
+Weights are read by name, one layer at a time.
 """
 
 from __future__ import annotations
@@ -27,27 +30,55 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.linear import linear
+
+ROWS = 128
+"""Rows of a weight that `linear` converts at a time: few enough for CPU caches, enough for all cores."""
 
 
 class Weights(Protocol):
-    """Tensors by name: a dict, or anything that reads them as they are asked for."""
+    """Mapping of names to tensors, for example a dict."""
 
     def __getitem__(self, name: str, /) -> Tensor:
-        """Return the tensor called `name`, in any floating-point dtype."""
+        """The tensor with this name, in any floating-point dtype."""
 
 
-# What both readings hold alike: nothing here knows a tensor's name or the order of its rows.
+# Shared by both formats: no names of tensors, no sharding, no order of rows.
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Matrix product ``x @ weight.T`` without converting the whole weight at once.
+
+    Args:
+        x: [tokens, in].
+        weight: [out, in], any floating-point dtype.
+
+    Returns:
+        [tokens, out] in the dtype of ``x``.
+    """
+    return _onednn_linear(x, weight) if _use_onednn(x, weight) else F.linear(x, weight.to(x.dtype))
+
+
+def _use_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would use the float32 product of MKL, which is 2 to 3 times slower on AMD CPUs."""
+    needs_grad = x.requires_grad or weight.requires_grad  # oneDNN tensors have no gradients
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return on_cpu and x.dtype == torch.float32 and not needs_grad
+
+
+def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.to_mkldnn()
+    products = [F.linear(x, rows.float().to_mkldnn()) for rows in torch.split(weight, ROWS)]
+    return torch.cat([product.to_dense() for product in products], dim=1)
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
-    """Angle by which RoPE turns each pair from one position to the next: float32 [head_dim / 2], radians.
+    """RoPE rotation of each pair per position: float32 [head_dim / 2], radians.
 
-    Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864, section 3.2.2).  Llama 3.1 divides
-    that by `factor` where the wavelength exceeds original_context_length / low_freq_factor tokens, keeps it
-    below original_context_length / high_freq_factor, and goes linearly between (llama-models,
-    ``models/llama3/model.py: apply_scaling``).  Both owners compute in float32, and so do we: far out, a
-    last digit of the frequency is a visible angle.
+    Pair i rotates by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864, section 3.2.2).  Llama 3.1 divides
+    the frequency by `factor` if the wavelength exceeds original_context_length / low_freq_factor tokens,
+    keeps it below original_context_length / high_freq_factor, and interpolates linearly between
+    (llama-models, ``models/llama3/model.py: apply_scaling``).  Computed in float32 like both implementations:
+    at large positions, rounding of the frequency changes the angle noticeably.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
@@ -55,46 +86,65 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     if scaling is None:
         return frequencies
     wavelengths = 2 * math.pi / frequencies
-    turns = scaling.original_context_length / wavelengths
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    rotations = scaling.original_context_length / wavelengths
+    smooth = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return smooth * frequencies + (1 - smooth) * frequencies / scaling.factor
 
 
 def rope_angles(config: LlamaConfig, positions: Tensor) -> Tensor:
-    """Angle of each pair at each position: float32 [tokens, head_dim / 2], radians."""
+    """RoPE angle of each pair at each position: float32 [tokens, head_dim / 2], radians."""
     return torch.outer(positions.float(), rope_frequencies(config).to(positions.device))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision to float32; leave float32 and float64 as they are."""
+    """Convert half precision to float32; return float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis: x / sqrt(mean(x²) + eps) * weight (arXiv:1910.07467, equation 4)."""
-    wide = at_least_float32(x)
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    """RMSNorm over the last dimension: x / sqrt(mean(x²) + eps) * weight (arXiv:1910.07467, equation 4).
+
+    Args:
+        x: [tokens, dim].
+        weight: [dim].
+        eps: `LlamaConfig.norm_eps`.
+
+    Returns:
+        [tokens, dim] in the dtype of ``x``.
+    """
+    x32 = at_least_float32(x)
+    normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight.to(x.dtype)
 
 
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """SwiGLU: down(silu(gate(x)) * up(x)), [tokens, dim] (arXiv:2002.05202, equation 6)."""
+    """Feed-forward block: down(silu(gate(x)) * up(x)) (SwiGLU, arXiv:2002.05202, equation 6).
+
+    Args:
+        x: [tokens, dim].
+        gate: [ffn_dim, dim]; on a rank, [ffn_dim / ranks, dim].
+        up: as ``gate``.
+        down: [dim, ffn_dim]; on a rank, [dim, ffn_dim / ranks].
+
+    Returns:
+        [tokens, dim]; on a rank, a partial sum.
+    """
     return linear(F.silu(linear(x, gate)) * linear(x, up), down)
 
 
 def causal(positions: Tensor) -> Tensor:
-    """Who sees whom in one sequence: each token the positions up to its own.  Bool [tokens, tokens]."""
+    """Causal mask of one sequence: each token attends to positions up to its own.  Bool [tokens, tokens]."""
     return positions[None, :] <= positions[:, None]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v over the tokens each one sees (arXiv:1706.03762).
+    """Attention softmax(q kᵀ / sqrt(head_dim)) v (arXiv:1706.03762, equation 1).
 
     Args:
-        q: [tokens, heads, head_dim], turned.
-        k: as q; a key for every query head.
-        v: as k, not turned.
+        q: [tokens, heads, head_dim], after RoPE.
+        k: as ``q``; grouped-query heads are already repeated.
+        v: as ``k``, without RoPE.
         visible: bool [tokens, tokens].
 
     Returns:
@@ -105,37 +155,45 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return torch.einsum("hqk,khd->qhd", probabilities.to(v.dtype), v).flatten(1)
 
 
-# The source, as Meta runs it.
+# Meta format.
 
 
 def meta_rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn x [tokens, heads, head_dim], whose neighbours (2j, 2j + 1) are one complex number, by angles."""
-    numbers = torch.view_as_complex(at_least_float32(x).reshape(*x.shape[:-1], -1, 2))
-    turned = numbers * torch.polar(torch.ones_like(angles), angles)[:, None, :]
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    """Apply RoPE: each pair (2j, 2j + 1) is a complex number, multiplied by exp(i * angle).
+
+    Args:
+        x: [tokens, heads, head_dim].
+        angles: float32 [tokens, head_dim / 2], radians.
+
+    Returns:
+        [tokens, heads, head_dim] in the dtype of ``x``.
+    """
+    pairs = torch.view_as_complex(at_least_float32(x).reshape(*x.shape[:-1], -1, 2))
+    rotated = pairs * torch.polar(torch.ones_like(angles), angles)[:, None, :]
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 def meta_embed(
     config: LlamaConfig, ranks: Sequence[Weights], tokens: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Hidden state before the first layer: [tokens, dim].
+    """Hidden state before the first layer: [tokens, dim] in ``dtype``.
 
-    A rank holds either all words and some features (ParallelEmbedding, up to Llama 2: join them) or some
-    words and all features (VocabParallelEmbedding, from Llama 3: a word is zero but on its own rank).
+    The embedding of a rank is [vocab_size, dim / ranks] up to Llama 2 (ParallelEmbedding: concatenate) or
+    [vocab_size / ranks, dim] from Llama 3 (VocabParallelEmbedding: tokens of other ranks are zero; add).
     """
     parts = []
-    first = 0
+    first_token = 0
     for rank in ranks:
         table = rank["tok_embeddings.weight"]
         if table.shape[1] < config.dim:
             parts.append(table[tokens].to(dtype))
         else:
-            row = tokens - first
-            absent = (row < 0) | (row >= len(table))
-            found = table[row.masked_fill(absent, 0)].to(dtype)
-            parts.append(found.masked_fill(absent[:, None], 0))
-            first += len(table)
-    return torch.stack(parts).sum(0) if first > 0 else torch.cat(parts, dim=1)
+            row = tokens - first_token
+            on_other_rank = (row < 0) | (row >= len(table))
+            embedded = table[row.masked_fill(on_other_rank, 0)].to(dtype)
+            parts.append(embedded.masked_fill(on_other_rank[:, None], 0))
+            first_token += len(table)
+    return torch.stack(parts).sum(0) if first_token > 0 else torch.cat(parts, dim=1)
 
 
 def meta_layer(
@@ -146,10 +204,21 @@ def meta_layer(
     positions: Tensor,
     visible: Tensor | None = None,
 ) -> Tensor:
-    """Hidden state after `layer` (counted from 0): [tokens, dim].  `visible` is causal if not given.
+    """Hidden state after a layer.
 
-    Every rank holds whole heads; their number is read off its rows.  wq, wk, wv, w1, w3 are cut along their
-    rows; wo, w2 along their columns, so that each rank yields a partial sum.
+    Each rank has whole heads; their number follows from the shapes.  wq, wk, wv, w1 and w3 are sharded along
+    dim 0; wo and w2 along dim 1, so the result of each rank is a partial sum.
+
+    Args:
+        config: hyper-parameters.
+        ranks: tensors of each rank.
+        layer: number of the layer, from 0.
+        hidden: [tokens, dim].
+        positions: integer [tokens].
+        visible: bool [tokens, tokens]; causal by default.
+
+    Returns:
+        [tokens, dim].
     """
     name = f"layers.{layer}."
     angles = rope_angles(config, positions)
@@ -180,7 +249,7 @@ def meta_layer(
 
 
 def meta_logits(config: LlamaConfig, ranks: Sequence[Weights], hidden: Tensor) -> Tensor:
-    """Logits of the next token: [tokens, vocab].  Each rank holds some words of the vocabulary."""
+    """Logits of the next token: [tokens, vocab_size].  Each rank has a part of the vocabulary."""
     return torch.cat(
         [
             linear(rms_norm(hidden, rank["norm.weight"], config.norm_eps), rank["output.weight"])
@@ -197,14 +266,17 @@ def meta_forward(
     positions: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Logits [tokens, vocab] of a checkpoint in Meta's layout.
+    """Logits of a checkpoint in Meta format.
 
     Args:
-        config: read from params.json.
-        ranks: the tensors of consolidated.00.pth, consolidated.01.pth, ..., in that order.
+        config: hyper-parameters.
+        ranks: tensors of consolidated.00.pth, consolidated.01.pth, ... in this order.
         tokens: token ids, integer [tokens].
-        positions: integer [tokens]; 0, 1, 2, ... if not given.
-        dtype: of the arithmetic and the answer.
+        positions: integer [tokens]; 0, 1, 2, ... by default.
+        dtype: of the computation and the result.
+
+    Returns:
+        [tokens, vocab_size].
     """
     if positions is None:
         positions = torch.arange(len(tokens), device=tokens.device)
@@ -214,11 +286,19 @@ def meta_forward(
     return meta_logits(config, ranks, hidden)
 
 
-# The output, as Hugging Face defines it.
+# Hugging Face format.
 
 
 def huggingface_rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn x [tokens, heads, head_dim], whose pairs are (j, j + head_dim / 2), by angles."""
+    """Apply RoPE to the pairs (j, j + head_dim / 2).
+
+    Args:
+        x: [tokens, heads, head_dim].
+        angles: float32 [tokens, head_dim / 2], radians.
+
+    Returns:
+        [tokens, heads, head_dim] in the dtype of ``x``.
+    """
     cos = torch.cat([angles.cos(), angles.cos()], dim=1)[:, None, :]
     sin = torch.cat([angles.sin(), angles.sin()], dim=1)[:, None, :]
     first_half, second_half = x.chunk(2, dim=-1)
@@ -226,7 +306,7 @@ def huggingface_rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def huggingface_embed(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Hidden state before the first layer: [tokens, dim]."""
+    """Hidden state before the first layer: [tokens, dim] in ``dtype``."""
     return weights["model.embed_tokens.weight"][tokens].to(dtype)
 
 
@@ -238,7 +318,19 @@ def huggingface_layer(
     positions: Tensor,
     visible: Tensor | None = None,
 ) -> Tensor:
-    """Hidden state after `layer` (counted from 0): [tokens, dim].  `visible` is causal if not given."""
+    """Hidden state after a layer.
+
+    Args:
+        config: hyper-parameters.
+        weights: tensors of the model.
+        layer: number of the layer, from 0.
+        hidden: [tokens, dim].
+        positions: integer [tokens].
+        visible: bool [tokens, tokens]; causal by default.
+
+    Returns:
+        [tokens, dim].
+    """
     name = f"model.layers.{layer}."
     angles = rope_angles(config, positions)
     visible = causal(positions) if visible is None else visible
@@ -264,7 +356,7 @@ def huggingface_layer(
 
 
 def huggingface_logits(config: LlamaConfig, weights: Weights, hidden: Tensor) -> Tensor:
-    """Logits of the next token: [tokens, vocab].  A tied model has no lm_head; its embedding serves."""
+    """Logits of the next token: [tokens, vocab_size].  A tied model uses its embedding as the LM head."""
     x = rms_norm(hidden, weights["model.norm.weight"], config.norm_eps)
     return linear(x, weights["model.embed_tokens.weight" if config.tied else "lm_head.weight"])
 
@@ -276,14 +368,17 @@ def huggingface_forward(
     positions: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Logits [tokens, vocab] of a checkpoint in Hugging Face's layout.
+    """Logits of a checkpoint in Hugging Face format.
 
     Args:
-        config: read from config.json.
-        weights: the tensors of all safetensors files together.
+        config: hyper-parameters.
+        weights: tensors of all safetensors files.
         tokens: token ids, integer [tokens].
-        positions: integer [tokens]; 0, 1, 2, ... if not given.
-        dtype: of the arithmetic and the answer.
+        positions: integer [tokens]; 0, 1, 2, ... by default.
+        dtype: of the computation and the result.
+
+    Returns:
+        [tokens, vocab_size].
     """
     if positions is None:
         positions = torch.arange(len(tokens), device=tokens.device)
@@ -293,20 +388,20 @@ def huggingface_forward(
     return huggingface_logits(config, weights, hidden)
 
 
-# Speech.
+# Generation.
 
 
 @torch.no_grad()
 def greedy(forward: Callable[[Tensor], Tensor], prompt_ids: Sequence[int], n: int) -> list[int]:
-    """Say the likeliest token n times, reading everything said so far anew each time.
+    """Greedy decoding without a KV cache.
 
     Args:
-        forward: token ids [tokens] to logits [tokens, vocab].
+        forward: maps token ids [tokens] to logits [tokens, vocab_size].
         prompt_ids: at least one token.
-        n: number of tokens to add.
+        n: number of tokens to generate.
 
     Returns:
-        The prompt and the n tokens after it.
+        The prompt followed by the ``n`` generated tokens.
     """
     ids = list(prompt_ids)
     for _ in range(n):

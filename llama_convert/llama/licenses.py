@@ -1,7 +1,7 @@
-"""What Meta's licence of each release asks of whoever passes its weights on.
+"""The license of each release, and what it requires of those who redistribute the weights.
 
-Sources: section 1.b of the community licences, as they lie beside the weights: of Llama 2, Meta Llama 3,
-Llama 3.1, 3.2 and 3.3.  Code Llama and Llama Guard came under the licence of the release they were made from.
+Sources: section 1.b of the community licenses of Llama 2, Meta Llama 3, Llama 3.1, 3.2 and 3.3, which are
+distributed with the weights.  Code Llama and Llama Guard have the license of the release they derive from.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class License:
-    """A licence of Meta's, and the words it asks for."""
+    """A license of Meta, and the texts that it requires."""
 
     name: str
     hub: str
-    """What the Hub's model cards call it."""
+    """Value of ``license`` in model cards on the Hub."""
     url: str | None = None
     notice: str | None = None
-    """To be kept in all copies, within a text file called "Notice"."""
+    """Text of the "Notice" file that all copies must contain."""
     display: str | None = None
-    """To be displayed prominently wherever the weights, or what was made of them, are made available."""
+    """Text to display prominently where the weights or derivatives are distributed."""
     prefix: str | None = None
-    """What the name of a model that was made from it is to begin with."""
+    """Required beginning of the names of derived models."""
     policy: str | None = None
-    """Where its acceptable use policy stands."""
+    """URL of the acceptable use policy."""
 
 
-def _community(word: str, *, hub: str, path: str, display: str, prefix: str) -> License:
+def _community_license(title: str, *, hub: str, path: str, display: str, prefix: str) -> License:
     return License(
-        name=f"{word} Community License",
+        name=f"{title} Community License",
         hub=hub,
         url=f"{path}/license/",
-        notice=f"{word} is licensed under the {word} Community License, "
+        notice=f"{title} is licensed under the {title} Community License, "
         "Copyright © Meta Platforms, Inc. All Rights Reserved.",
         display=display,
         prefix=prefix,
@@ -41,7 +41,7 @@ def _community(word: str, *, hub: str, path: str, display: str, prefix: str) -> 
 
 
 _SITE = "https://www.llama.com"
-LLAMA_1 = License("LLaMA's licence, for research that is not commercial", "other")
+LLAMA_1 = License("LLaMA license (non-commercial research)", "other")
 LLAMA_2 = License(
     "LLAMA 2 Community License",
     "llama2",
@@ -50,7 +50,7 @@ LLAMA_2 = License(
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
     policy="https://ai.meta.com/llama/use-policy/",
 )
-LLAMA_3 = _community(
+LLAMA_3 = _community_license(
     "Meta Llama 3",
     hub="llama3",
     path="https://llama.meta.com/llama3",
@@ -58,7 +58,7 @@ LLAMA_3 = _community(
     prefix="Llama 3",
 )
 LLAMA_3_1, LLAMA_3_2, LLAMA_3_3 = (
-    _community(
+    _community_license(
         f"Llama {version}",
         hub=f"llama{version}",
         path=f"{_SITE}/llama{version.replace('.', '_')}",
@@ -68,7 +68,7 @@ LLAMA_3_1, LLAMA_3_2, LLAMA_3_3 = (
     for version in ("3.1", "3.2", "3.3")
 )
 
-_LICENCES = {
+_LICENSES = {
     ("1", None): LLAMA_1,
     ("2", None): LLAMA_2,
     ("code", None): LLAMA_2,
@@ -82,15 +82,15 @@ _LICENCES = {
     ("3.3", None): LLAMA_3_3,
 }
 
-NOTICES = frozenset(licence.notice for licence in _LICENCES.values() if licence.notice)
-"""The notice of every license that has one."""
+NOTICES = frozenset(each.notice for each in _LICENSES.values() if each.notice)
+"""The notices of all licenses that require one."""
 
 
 def license_of(version: str, size: str | None) -> License:
-    """The licence of a release's weights, and of what is made from them.
+    """The license of the weights of a release.
 
     Args:
-        version: the release's, as ``--llama_version`` takes it.
-        size: such as ``8B``; None for a shape that Meta never released.
+        version: a value of ``--llama-version``.
+        size: for example ``8B``; None for a shape that Meta did not release.
     """
-    return _LICENCES.get((version, size)) or _LICENCES[version, None]
+    return _LICENSES.get((version, size)) or _LICENSES[version, None]

@@ -1,8 +1,8 @@
-"""The table of Meta's releases, and the art of telling them apart by their files.
+"""Table of Meta's Llama releases, and detection of the release of a checkpoint.
 
-Files rarely name their release, and some releases cannot be told apart at all.  `identify` collects every
-reading the files allow, picks one, and says why; a flag or a folder's name may choose among the readings but
-never beyond them.  Figures: the ``params.json`` files and Hugging Face configs Meta published.
+Files rarely name their release, and some releases have the same files.  `detect_release` lists all releases
+that match the files and chooses one; ``--llama-version`` and the folder's name choose only among these.
+Values: the ``params.json`` files and Hugging Face configs that Meta published.
 """
 
 from __future__ import annotations
@@ -19,51 +19,57 @@ TokenizerKind = Literal["sentencepiece", "tiktoken"]
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of one size, and what it is called on the command line."""
+    """Hyper-parameters of one size of a release."""
 
     label: str
+    """For example ``8B``, as in ``--model-size``."""
     dim: int
     n_layers: int
     n_heads: int
     n_kv_heads: int
     ffn_dim: int
     norm_eps: tuple[float, ...] = (1e-5,)
+    """Values that ``params.json`` may have."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """One of Meta's releases: what its files look like and what its Hugging Face folder says."""
+    """A release of Meta: properties of its files, and settings of its Hugging Face checkpoints."""
 
     version: str
-    """The word that ``--llama_version`` takes."""
+    """Value of ``--llama-version``."""
     title: str
+    """For example ``Llama 3.1``."""
     tokenizer: TokenizerKind
     sizes: tuple[Size, ...]
     context_length: int
+    """Tokens."""
     name_pattern: str
-    """Matches the names its folders go by, in lower case."""
+    """Regular expression for the names of its folders, in lower case."""
     rope_theta: float = 10000.0
-    """Used where ``params.json`` says nothing."""
+    """Default if ``params.json`` has no ``rope_theta``."""
     rope_factor: float | None = None
-    """The factor that ``use_scaled_rope`` stands for, which ``params.json`` does not hold."""
+    """RoPE scaling factor if ``use_scaled_rope`` is set; ``params.json`` does not contain it."""
     tied: bool = False
+    """The LM head is the embedding matrix."""
     grouped_query: bool = True
-    """Whether any of its sizes has fewer KV heads than heads."""
-    also_called: tuple[str, ...] = ()
-    """Further versions that the Hugging Face script's users give for it."""
+    """Whether any size has fewer KV heads than query heads."""
+    accepted_versions: tuple[str, ...] = ()
+    """Other values of ``--llama-version`` that select it, as users of the Hugging Face script pass them."""
     instruct: bool | None = None
-    """Whether it follows instructions; None: both kinds were released, and the files do not tell."""
+    """Whether it is a chat model; None if base and chat models were released with the same settings."""
     chat_template: str | None = None
+    """Name in `tokenizers.CHAT_TEMPLATES`."""
     nested: bool = False
-    """Its ``params.json`` keeps everything under a key ``model``."""
-    scaling_unsaid: bool = False
-    """Its ``params.json`` may leave ``use_scaled_rope`` out although the model has it."""
+    """All keys of its ``params.json`` are below a key ``model``."""
+    implies_scaling: bool = False
+    """The model has RoPE scaling even if ``params.json`` has no ``use_scaled_rope``."""
     special_tokens: Literal["llama3", "llama3.1"] = "llama3.1"
-    """Which naming of the 256 tiktoken special tokens."""
+    """Names of the 256 special tokens of a tiktoken vocabulary."""
     sampling: tuple[tuple[str, object], ...] = ()
-    """What generation_config.json says besides the bos and eos ids."""
+    """Keys of ``generation_config.json`` besides the BOS and EOS ids."""
     model_max_length: int | None = None
-    """What tokenizer_config.json says; None: no limit."""
+    """Tokens in ``tokenizer_config.json``; None for no limit."""
 
 
 _SAMPLING = (("do_sample", True), ("temperature", 0.6), ("top_p", 0.9))
@@ -78,7 +84,7 @@ RELEASES: tuple[Release, ...] = (
         version="2",
         title="Llama 2",
         tokenizer="sentencepiece",
-        # 1e-06 stood in the first upload of 7B-chat; Meta later named 1e-05 the right one.
+        # The first upload of 7B-chat had 1e-06; Meta later stated that 1e-05 is correct.
         sizes=(Size("7B", *_7B, (1e-5, 1e-6)), Size("13B", *_13B, (1e-5, 1e-6)), Size("70B", *_70B)),
         context_length=4096,
         name_pattern=r"llama[-_ ]?2",
@@ -113,7 +119,7 @@ RELEASES: tuple[Release, ...] = (
         context_length=16384,
         name_pattern=r"code[-_ ]?llama",
         rope_theta=1e6,
-        also_called=("1", "2"),
+        accepted_versions=("1", "2"),
         chat_template="llama2",
     ),
     Release(
@@ -123,7 +129,7 @@ RELEASES: tuple[Release, ...] = (
         sizes=(Size("7B", *_7B),),
         context_length=4096,
         name_pattern=r"guard(?![-_ ]?[234])",
-        also_called=("2",),
+        accepted_versions=("2",),
         grouped_query=False,
         instruct=False,
         nested=True,
@@ -150,7 +156,7 @@ RELEASES: tuple[Release, ...] = (
         rope_theta=500000.0,
         instruct=False,
         special_tokens="llama3",
-        also_called=("3",),
+        accepted_versions=("3",),
         sampling=(*_SAMPLING, ("max_length", 4096)),
     ),
     Release(
@@ -189,7 +195,7 @@ RELEASES: tuple[Release, ...] = (
         name_pattern=r"llama[-_ ]?3\.3",
         rope_theta=500000.0,
         rope_factor=8.0,
-        also_called=("3.1",),
+        accepted_versions=("3.1",),
         instruct=True,  # no base model was released
         chat_template="llama3.1",
         sampling=_SAMPLING,
@@ -205,18 +211,18 @@ RELEASES: tuple[Release, ...] = (
         rope_theta=500000.0,
         rope_factor=8.0,
         instruct=True,
-        scaling_unsaid=True,
+        implies_scaling=True,
         sampling=_SAMPLING,
         model_max_length=131072,
     ),
 )
-"""In order of preference where the files allow several and nothing else speaks."""
+"""In order of preference if several match and there is no other evidence."""
 
 VERSIONS = tuple(release.version for release in RELEASES)
 
 
 def released_kv_heads(dim: int, n_layers: int, n_heads: int, ffn_dim: int) -> int | None:
-    """How many KV heads the release of this shape has; None for a shape that Meta never released."""
+    """KV heads of the release with this shape; None for a shape that Meta did not release."""
     for release in RELEASES:
         for size in release.sizes:
             if (size.dim, size.n_layers, size.n_heads, size.ffn_dim) == (dim, n_layers, n_heads, ffn_dim):
@@ -225,111 +231,124 @@ def released_kv_heads(dim: int, n_layers: int, n_heads: int, ffn_dim: int) -> in
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What the files say that bears on the release."""
+class ReleaseTraits:
+    """Properties of a checkpoint that distinguish releases."""
 
     shape: tuple[int, int, int, int, int]
-    """dim, n_layers, n_heads, n_kv_heads (distinct ones), ffn_dim."""
+    """dim, n_layers, n_heads, n_kv_heads (distinct), ffn_dim."""
     vocab_size: int
     norm_eps: float
     rope_theta: float | None
+    """None if ``params.json`` has none."""
     use_scaled_rope: bool
     tied: bool
     nested: bool
-    """``params.json`` keeps everything under ``model``."""
+    """All keys of ``params.json`` are below a key ``model``."""
     dtype: str
     tokenizer: TokenizerKind | None
+    """None if there is no tokenizer."""
     names: str
-    """The folder's name and its parent's, in lower case."""
+    """Names of the folder and its parents that may name the release, in lower case."""
 
     @property
     def grouped_query(self) -> bool:
-        """Fewer KV heads than heads."""
+        """Whether there are fewer KV heads than query heads."""
         return self.shape[3] < self.shape[2]
 
 
 @dataclass(frozen=True)
-class Identity:
-    """The release a checkpoint was taken for, and why."""
+class DetectedRelease:
+    """The release detected for a checkpoint."""
 
     release: Release
     size: Size | None
-    """None: a shape that Meta never released."""
+    """None for a shape that Meta did not release."""
     evidence: tuple[str, ...]
+    """Why this release, for example ``128256 tokens``."""
     alternatives: tuple[Release, ...]
-    """Other readings that the files allow; ``--llama-version`` chooses."""
+    """Other releases that match the files; empty if ``--llama-version`` was given."""
 
     @property
     def title(self) -> str:
-        """For example ``Llama 3.1 8B``; of a size that Meta never released, the architecture alone."""
+        """For example ``Llama 3.1 8B``; for other shapes ``Llama 3.1 architecture (custom size)``."""
         return f"{self.release.title} {self.size.label if self.size else 'architecture (custom size)'}"
 
     @property
-    def readings(self) -> tuple[Release, ...]:
-        """Every release that the files allow, the chosen one first."""
+    def candidates(self) -> tuple[Release, ...]:
+        """All releases that match the files, the detected one first."""
         return self.release, *self.alternatives
 
-    def proved(self, release: Release, readings: Iterable[Release], *signs: str) -> Identity:
-        """The identity once ``signs``, stronger than a guess or a name, speak for one of ``readings``."""
-        proof = [sign for sign in self.evidence if sign not in _GUESSES and "with norm_eps" not in sign]
-        others = tuple(row for row in readings if row is not release)
-        return replace(self, release=release, evidence=(*proof, *signs), alternatives=others)
+    def narrowed_to(self, release: Release, candidates: Iterable[Release], *evidence: str) -> DetectedRelease:
+        """The result after stronger evidence than a guess.
+
+        Args:
+            release: the release that the evidence selects.
+            candidates: all releases that still match, ``release`` among them.
+            evidence: added to that of this result, from which guesses are removed.
+        """
+        kept = [each for each in self.evidence if each not in _GUESSES and _DTYPE_GUESS not in each]
+        others = tuple(each for each in candidates if each is not release)
+        return replace(self, release=release, evidence=(*kept, *evidence), alternatives=others)
 
 
-_GUESSES = ("the most common of the possible releases", "the folder's name says so")
+_FOLDER_NAME = "name of the folder"
+_MOST_COMMON = "most common of the matching releases"
+_GUESSES = (_FOLDER_NAME, _MOST_COMMON)
+_DTYPE_GUESS = "with norm_eps"
 
 
-def _family(traits: Traits) -> tuple[TokenizerKind, str]:
-    """Which kind of tokenizer the checkpoint was trained with, and how that shows."""
+def _tokenizer_kind(traits: ReleaseTraits) -> tuple[TokenizerKind, str]:
+    """Kind of tokenizer of the release, and the evidence for it."""
     if traits.tokenizer:
-        return traits.tokenizer, f"the tokenizer is {traits.tokenizer}'s"
+        return traits.tokenizer, f"{traits.tokenizer} tokenizer"
     if traits.vocab_size in (32000, 32016):
-        return "sentencepiece", f"{traits.vocab_size} words"
+        return "sentencepiece", f"{traits.vocab_size} tokens"
     if traits.vocab_size == 128256:
-        return "tiktoken", "128256 words"
+        return "tiktoken", "128256 tokens"
     if traits.use_scaled_rope or traits.rope_theta == 500000.0:
-        return "tiktoken", "rotary settings of Llama 3 or later"
-    return "sentencepiece", "nothing of Llama 3 or later"
+        return "tiktoken", "RoPE settings of Llama 3 or later"
+    return "sentencepiece", "no settings of Llama 3 or later"
 
 
-def _contradiction(release: Release, traits: Traits) -> str | None:
-    """Why these files cannot be that release's, sizes aside; None when they can."""
-    family, sign = _family(traits)
+def _contradiction(release: Release, traits: ReleaseTraits) -> str | None:
+    """Why the files cannot be of a release, regardless of its sizes; None if they can."""
+    kind, evidence = _tokenizer_kind(traits)
     raised_theta = (traits.rope_theta or 0) > 10000 or traits.vocab_size == 32016
-    if release.tokenizer != family:
-        return f"{release.title} has {release.tokenizer}'s tokenizer; here {sign}"
+    if release.tokenizer != kind:
+        return f"{release.title} has a {release.tokenizer} tokenizer, these files have {evidence}"
     if release.nested != traits.nested:
-        return f'only Llama Guard 1 keeps its params.json under a key "model"; {release.title} was asked for'
+        return 'only Llama Guard 1 has a key "model" in params.json'
     if traits.grouped_query and not release.grouped_query:
-        return f"{release.title} has no grouped-query attention; here n_kv_heads is {traits.shape[3]}"
+        return f"{release.title} has no grouped-query attention, but n_kv_heads is {traits.shape[3]}"
     if traits.use_scaled_rope and not release.rope_factor:
-        return f"{release.title} does not scale its rotary embedding; params.json says use_scaled_rope"
-    if release.rope_factor and not traits.use_scaled_rope and not release.scaling_unsaid:
-        return f"{release.title} scales its rotary embedding; params.json does not say use_scaled_rope"
-    if family == "sentencepiece" and raised_theta != (release.version == "code"):
-        found = f"rope_theta {traits.rope_theta or 10000.0:g} and {traits.vocab_size} words"
-        return f"rope_theta above 10000 or 32016 words are Code Llama's alone; here {found}"
+        return f"{release.title} has no RoPE scaling, but params.json has use_scaled_rope"
+    if release.rope_factor and not traits.use_scaled_rope and not release.implies_scaling:
+        return f"{release.title} has RoPE scaling, but params.json has no use_scaled_rope"
+    if kind == "sentencepiece" and raised_theta != (release.version == "code"):
+        found = f"rope_theta {traits.rope_theta or 10000.0:g} and {traits.vocab_size} tokens"
+        return f"only Code Llama has rope_theta above 10000 or 32016 tokens, these files have {found}"
     return None
 
 
-def _size(release: Release, traits: Traits, *, exact: bool = True) -> Size | None:
-    """The release's size that has this shape; if `exact`, with these settings too."""
+def _size(release: Release, traits: ReleaseTraits, *, exact: bool = True) -> Size | None:
+    """The size of a release with this shape and, if ``exact``, with these settings."""
     for size in release.sizes:
         if (size.dim, size.n_layers, size.n_heads, size.n_kv_heads, size.ffn_dim) == traits.shape:
-            settings_agree = traits.norm_eps in size.norm_eps and (release.tied or not traits.tied)
-            return size if settings_agree or not exact else None
+            settings_match = traits.norm_eps in size.norm_eps and (release.tied or not traits.tied)
+            return size if settings_match or not exact else None
     return None
 
 
-def _readings(traits: Traits) -> list[Release]:
-    """Every release these files can be, most likely first; at least one."""
+def _candidates(traits: ReleaseTraits) -> list[Release]:
+    """All releases that match the files, the most likely first; at least one."""
     possible = [release for release in RELEASES if _contradiction(release, traits) is None]
     for exact in (True, False):
         if of_this_size := [release for release in possible if _size(release, traits, exact=exact)]:
             possible = of_this_size
             break
     if not possible:
-        possible = [next(release for release in RELEASES if release.tokenizer == _family(traits)[0])]
+        kind, _ = _tokenizer_kind(traits)
+        possible = [next(release for release in RELEASES if release.tokenizer == kind)]
     llama1 = traits.dtype == "float16" and traits.norm_eps == 1e-6
 
     def unlikely(release: Release) -> tuple[bool, bool]:
@@ -339,79 +358,88 @@ def _readings(traits: Traits) -> list[Release]:
 
 
 def parse_version(text: str) -> Release:
-    """The release that a word such as ``3.1``, ``v3.1``, ``Llama-3.1`` or ``guard3`` means.
+    """The release named by, for example, ``3.1``, ``v3.1``, ``Llama-3.1`` or ``guard3``.
 
     Raises:
-        UsageError: it means none.
+        UsageError: no release has this name.
     """
 
-    def bare(name: str) -> str:
+    def normalized(name: str) -> str:
         return re.sub(r"[^a-z0-9.]", "", name.lower())
 
-    word = bare(text).removeprefix("meta").removeprefix("v").removesuffix(".0")
+    name = normalized(text).removeprefix("meta").removeprefix("v").removesuffix(".0")
     for release in RELEASES:
-        if word in (bare(release.version), bare(release.title)):
+        if name in (normalized(release.version), normalized(release.title)):
             return release
-    known = ", ".join(sorted(VERSIONS))
-    raise UsageError("BAD_VERSION", f"--llama-version {text}: choose one of {known}")
+    hint = f"Choose one of {', '.join(sorted(VERSIONS))}."
+    raise UsageError("BAD_VERSION", f"Unknown release: --llama-version {text}.", hint=hint)
 
 
-def _asked_for(version: str, readings: list[Release], traits: Traits) -> Release:
-    """The reading that ``--llama-version`` names."""
-    asked = parse_version(version)
-    if asked in readings:
-        return asked
-    for release in readings:
-        if asked.version in release.also_called:
+def _selected(version: str, candidates: list[Release], traits: ReleaseTraits) -> Release:
+    """The candidate that ``--llama-version`` names.
+
+    Raises:
+        UsageError: it names none of them.
+    """
+    named = parse_version(version)
+    if named in candidates:
+        return named
+    for release in candidates:
+        if named.version in release.accepted_versions:
             return release
-    reason = _contradiction(asked, traits) or f"{asked.title} was not released in this shape and settings"
-    found = " or ".join(_title(release, traits) for release in readings)
+    reason = _contradiction(named, traits)
+    reason = reason or f"{named.title} was not released with this shape and these settings"
+    found = " or ".join(_title(release, traits) for release in candidates)
     raise UsageError(
         "VERSION_CONTRADICTED",
-        f"--llama-version {version} ({asked.title}) cannot be true of these files, "
-        f"which are {found}: {reason}",
-        hint="leave the flag out; the release is read from the files",
+        f"--llama-version {version} ({named.title}) does not match the files ({found}): {reason}.",
+        hint="Omit --llama-version. The release is detected from the files.",
     )
 
 
-def _title(release: Release, traits: Traits) -> str:
+def _title(release: Release, traits: ReleaseTraits) -> str:
     size = _size(release, traits, exact=False)
     return f"{release.title} {size.label}" if size else release.title
 
 
-def identify(traits: Traits, version: str | None = None) -> Identity:
-    """The release that ``traits`` are those of; ``version`` chooses where they allow several.
+def detect_release(traits: ReleaseTraits, version: str | None = None) -> DetectedRelease:
+    """The release of a checkpoint with these traits.
+
+    Args:
+        traits: properties of the checkpoint.
+        version: ``--llama-version``, which selects one of the matching releases and leaves no alternatives.
 
     Raises:
-        UsageError: ``version`` is unknown, or cannot be true of the files.
+        UsageError: ``version`` is unknown or does not match the traits.
     """
-    readings = _readings(traits)
-    _, sign = _family(traits)
-    named = [release for release in readings if re.search(release.name_pattern, traits.names)]
-    evidence = [sign]
+    candidates = _candidates(traits)
+    _, tokenizer_evidence = _tokenizer_kind(traits)
+    named = [release for release in candidates if re.search(release.name_pattern, traits.names)]
+    evidence = [tokenizer_evidence]
     evidence += [f"rope_theta {traits.rope_theta:g}"] if traits.rope_theta else []
     evidence += ["use_scaled_rope"] if traits.use_scaled_rope else []
-    evidence += ["LM head tied to the embedding"] if traits.tied else []
-    chosen = readings[0]
+    evidence += ["tied LM head"] if traits.tied else []
+    chosen = candidates[0]
     if version is not None:
-        chosen = _asked_for(version, readings, traits)
+        chosen = _selected(version, candidates, traits)
+        candidates = [chosen]
         evidence.append(f"--llama-version {version}")
-    elif len(readings) > 1 and named:
+    elif len(candidates) > 1 and named:
         chosen = named[0]
-        evidence.append("the folder's name says so")
-    elif len(readings) > 1:
+        evidence.append(_FOLDER_NAME)
+    elif len(candidates) > 1:
         evidence.append(_preference(chosen, traits))
     size = _size(chosen, traits, exact=False)
     if size:
-        evidence.append(f"the shape of {size.label}")
-    alternatives = tuple(release for release in readings if release is not chosen)
-    return Identity(chosen, size, tuple(evidence), alternatives)
+        evidence.append(f"shape of {size.label}")
+    alternatives = tuple(release for release in candidates if release is not chosen)
+    return DetectedRelease(chosen, size, tuple(evidence), alternatives)
 
 
-def _preference(chosen: Release, traits: Traits) -> str:
-    """Why the first of several readings was taken."""
+def _preference(chosen: Release, traits: ReleaseTraits) -> str:
+    """Why the first candidate was chosen."""
     if chosen.version in ("1", "2"):
-        return f"{traits.dtype} weights with norm_eps {traits.norm_eps:g}"
+        return f"{traits.dtype} weights {_DTYPE_GUESS} {traits.norm_eps:g}"
     if chosen.version == "Guard-3" and not traits.tied:
-        return "Llama 3.2 1B is tied to its embedding, Guard 3 1B is not"
-    return "the most common of the possible releases"
+        return "LM head not tied, unlike Llama 3.2 1B"
+    return _MOST_COMMON

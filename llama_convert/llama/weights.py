@@ -1,8 +1,8 @@
-"""The one table of a Llama's weights: what each is called, its shape, its cut over ranks, its rotary rows.
+"""Table of the weights of a dense text Llama: names, shapes, sharded dimensions, permuted rows.
 
-Converting, re-sharding, inspecting and verifying all read this table and no other.  Sources: Meta's names and
-cuts, llama-models ``models/llama3/model.py`` and ``models/checkpoint.py``; Hugging Face's names, transformers
-``models/llama/modeling_llama.py``.  A further family (Vision, Llama 4) is a further table.
+Conversion, resharding, inspection and verification all use this table.  Sources: Meta names and sharding,
+llama-models ``models/llama3/model.py`` and ``models/checkpoint.py``; Hugging Face names, transformers
+``models/llama/modeling_llama.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from llama_convert.llama.config import LlamaConfig
+
+CheckpointFormat = Literal["meta", "huggingface"]
 
 WIDTHS = {
     "vocab": lambda c: c.vocab_size,
@@ -21,36 +24,39 @@ WIDTHS = {
     "kv": lambda c: c.n_kv_heads * c.head_dim,
     "ffn": lambda c: c.ffn_dim,
 }
+"""Size of each kind of dimension, from a `LlamaConfig`."""
 
 
 @dataclass(frozen=True)
 class WeightKind:
-    """One row of the table; ``{layer}`` in its names stands for the layer's number."""
+    """One row of the table: a weight of the model, or one weight of each layer."""
 
     meta: str
+    """Name in Meta format; ``{layer}`` stands for the number of the layer."""
     huggingface: str
-    axes: tuple[str, ...]
-    """Its shape, as keys of `WIDTHS`."""
-    cut: tuple[int, ...] = ()
-    """Axes on which ranks may cut it (shapes tell which); none: every rank holds all of it."""
-    rotary: bool = False
-    """Its rows are rotated in pairs, which the layouts order differently (see `rotary`)."""
+    """Name in Hugging Face format; ``{layer}`` as in `meta`."""
+    dims: tuple[str, ...]
+    """Shape, as keys of `WIDTHS`: for example ``("q", "dim")`` is [n_heads * head_dim, dim]."""
+    sharded_dims: tuple[int, ...] = ()
+    """Dimensions along which ranks may split it (the shapes decide); empty: every rank has a full copy."""
+    permuted: bool = False
+    """RoPE rotates its rows in pairs, so their order depends on the format (see `rope`)."""
     dropped_when_tied: bool = False
-    """Hugging Face leaves it out when the LM head is the embedding matrix."""
+    """Hugging Face format omits it if the LM head is the embedding matrix."""
 
     @property
     def per_layer(self) -> bool:
-        """Whether each decoder layer has one."""
+        """Whether each layer has one."""
         return "{layer}" in self.meta
 
     @cached_property
     def meta_pattern(self) -> re.Pattern[str]:
-        """Matches its names in a Meta checkpoint."""
+        """Matches its names in Meta format."""
         return _pattern(self.meta)
 
     @cached_property
     def huggingface_pattern(self) -> re.Pattern[str]:
-        """Matches its names in a Hugging Face checkpoint."""
+        """Matches its names in Hugging Face format."""
         return _pattern(self.huggingface)
 
 
@@ -59,30 +65,33 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _layer(
-    meta: str, huggingface: str, *axes: str, cut: int | None = None, rotary: bool = False
+    meta: str, huggingface: str, *dims: str, sharded: int | None = None, permuted: bool = False
 ) -> WeightKind:
-    cuts = () if cut is None else (cut,)
     return WeightKind(
-        f"layers.{{layer}}.{meta}.weight", f"model.layers.{{layer}}.{huggingface}.weight", axes, cuts, rotary
+        f"layers.{{layer}}.{meta}.weight",
+        f"model.layers.{{layer}}.{huggingface}.weight",
+        dims,
+        () if sharded is None else (sharded,),
+        permuted,
     )
 
 
 LLAMA: tuple[WeightKind, ...] = (
-    # Llama 1 and 2 cut the embedding on dim 1, Llama 3 and later on dim 0.
-    WeightKind("tok_embeddings.weight", "model.embed_tokens.weight", ("vocab", "dim"), cut=(0, 1)),
-    _layer("attention.wq", "self_attn.q_proj", "q", "dim", cut=0, rotary=True),
-    _layer("attention.wk", "self_attn.k_proj", "kv", "dim", cut=0, rotary=True),
-    _layer("attention.wv", "self_attn.v_proj", "kv", "dim", cut=0),
-    _layer("attention.wo", "self_attn.o_proj", "dim", "q", cut=1),
-    _layer("feed_forward.w1", "mlp.gate_proj", "ffn", "dim", cut=0),
-    _layer("feed_forward.w3", "mlp.up_proj", "ffn", "dim", cut=0),
-    _layer("feed_forward.w2", "mlp.down_proj", "dim", "ffn", cut=1),
+    # Llama 1 and 2 shard the embedding along dim 1, Llama 3 and later along dim 0.
+    WeightKind("tok_embeddings.weight", "model.embed_tokens.weight", ("vocab", "dim"), sharded_dims=(0, 1)),
+    _layer("attention.wq", "self_attn.q_proj", "q", "dim", sharded=0, permuted=True),
+    _layer("attention.wk", "self_attn.k_proj", "kv", "dim", sharded=0, permuted=True),
+    _layer("attention.wv", "self_attn.v_proj", "kv", "dim", sharded=0),
+    _layer("attention.wo", "self_attn.o_proj", "dim", "q", sharded=1),
+    _layer("feed_forward.w1", "mlp.gate_proj", "ffn", "dim", sharded=0),
+    _layer("feed_forward.w3", "mlp.up_proj", "ffn", "dim", sharded=0),
+    _layer("feed_forward.w2", "mlp.down_proj", "dim", "ffn", sharded=1),
     _layer("attention_norm", "input_layernorm", "dim"),
     _layer("ffn_norm", "post_attention_layernorm", "dim"),
     WeightKind("norm.weight", "model.norm.weight", ("dim",)),
-    WeightKind("output.weight", "lm_head.weight", ("vocab", "dim"), cut=(0,), dropped_when_tied=True),
+    WeightKind("output.weight", "lm_head.weight", ("vocab", "dim"), (0,), dropped_when_tied=True),
 )
-"""Dense text Llamas, in the order of both Meta's and Hugging Face's modules."""
+"""In the order of the modules of both implementations."""
 
 EMBEDDING, HEAD = LLAMA[0], LLAMA[-1]
 
@@ -91,33 +100,34 @@ RECOMPUTED = re.compile(
     r"|layers\.\d+\.attention\.inner_attention\.rope\.freqs"  # LLaMA 1's first files
     r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # transformers until 4.31
 )
-"""Entries of files that hold constants, not weights; every reader computes them anew."""
+"""Tensors that are constants of RoPE, not weights; every implementation recomputes them."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of one model: a kind, and the layer it belongs to (None outside the layers)."""
+    """One weight of a model."""
 
     kind: WeightKind
     layer: int | None = None
+    """Number of the layer from 0; None outside the layers."""
 
     @property
     def meta_name(self) -> str:
-        """Its name in ``consolidated.NN.pth``."""
+        """Name in ``consolidated.NN.pth``."""
         return self.kind.meta.format(layer=self.layer)
 
     @property
     def huggingface_name(self) -> str:
-        """Its name in ``model.safetensors``."""
+        """Name in ``model.safetensors``."""
         return self.kind.huggingface.format(layer=self.layer)
 
     def shape(self, config: LlamaConfig) -> tuple[int, ...]:
-        """Its whole shape, all ranks joined and repeated KV heads counted once."""
-        return tuple(WIDTHS[axis](config) for axis in self.kind.axes)
+        """Shape of the whole weight: all ranks joined, replicated KV heads counted once."""
+        return tuple(WIDTHS[dim](config) for dim in self.kind.dims)
 
 
 def model_weights(config: LlamaConfig) -> Iterator[Weight]:
-    """Every weight of the model, in the order of its modules.  A tied LM head is among them."""
+    """Every weight of a model in the order of its modules, including a tied LM head."""
     layers = [kind for kind in LLAMA if kind.per_layer]
     yield from (Weight(kind) for kind in LLAMA[:1])
     for layer in range(config.n_layers):
@@ -126,17 +136,17 @@ def model_weights(config: LlamaConfig) -> Iterator[Weight]:
 
 
 def huggingface_weights(config: LlamaConfig) -> list[Weight]:
-    """The weights a Hugging Face folder holds, in the order of its modules; a tied LM head is left out."""
+    """The weights of a Hugging Face checkpoint in the order of its modules, without a tied LM head."""
     return [w for w in model_weights(config) if not (config.tied and w.kind.dropped_when_tied)]
 
 
 def parse_meta_name(name: str) -> Weight | None:
-    """The weight that Meta's files call ``name``; None for a name that is no weight's."""
+    """The weight with this name in Meta format; None if no weight has this name."""
     return _parse(name, [kind.meta_pattern for kind in LLAMA])
 
 
 def parse_huggingface_name(name: str) -> Weight | None:
-    """The weight that Hugging Face's files call ``name``; None for a name that is no weight's."""
+    """The weight with this name in Hugging Face format; None if no weight has this name."""
     return _parse(name, [kind.huggingface_pattern for kind in LLAMA])
 
 

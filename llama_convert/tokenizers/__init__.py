@@ -1,17 +1,16 @@
-"""Meta's `tokenizer.model` files as the tokenizer files of Hugging Face: the same ids for the same text."""
+"""Conversion of Meta's `tokenizer.model` to the tokenizer files of Hugging Face, with the same ids."""
 
 from llama_convert.tokenizers.added_tokens import RECORDS, added_tokens
-from llama_convert.tokenizers.chat import CHAT_TEMPLATES, chat_template
+from llama_convert.tokenizers.chat_templates import CHAT_TEMPLATES, chat_template
 from llama_convert.tokenizers.convert import TokenizerReport, convert_tokenizer, open_tokenizer
-from llama_convert.tokenizers.options import TokenizerOptions
-from llama_convert.tokenizers.pipeline import Tokenizer
-from llama_convert.tokenizers.special import SpecialNaming, special_tokens
+from llama_convert.tokenizers.special_tokens import SpecialTokenNames, special_tokens
 from llama_convert.tokenizers.tiktoken_ranks import ranks_of_tokenizer_json, read_tiktoken
+from llama_convert.tokenizers.tokenizer import Tokenizer, TokenizerOptions
 
 __all__ = [
     "CHAT_TEMPLATES",
     "RECORDS",
-    "SpecialNaming",
+    "SpecialTokenNames",
     "Tokenizer",
     "TokenizerOptions",
     "TokenizerReport",

@@ -1,4 +1,4 @@
-"""Byte pair encoding: adjacent symbols of a text are joined, one pair at a time."""
+"""Byte pair encoding: merges adjacent symbols of a text, one pair at a time."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from llama_convert.units import format_size
 Text = TypeVar("Text", str, bytes)
 Pair = tuple[str, str]
 Priority = Callable[[str, str], Any]
-"""The order in which two adjacent symbols are joined, the lowest first; None: never."""
+"""Order in which two adjacent symbols are merged, ascending; None: never."""
 
 
 MAX_MERGES = 16 << 20
-"""Characters of all merges in a tokenizer.json.  Llama 3's, the most of any Llama, have 6 million."""
-_QUOTED = 12
-"""Characters that a merge takes besides its own."""
+"""Characters of all merges in a tokenizer.json; Llama 3 has 6 million, more than other releases."""
+_OVERHEAD = 12
+"""Characters of quotes, comma and indentation of a merge."""
 
 
 def splits(pieces: Mapping[Text, Any], whole: Text) -> Iterator[tuple[Text, Text]]:
-    """Every way to split a piece into two others."""
-    for cut in range(1, len(whole)):
-        left, right = whole[:cut], whole[cut:]
+    """All ways to split a piece into two pieces."""
+    for place in range(1, len(whole)):
+        left, right = whole[:place], whole[place:]
         if left in pieces and right in pieces:
             yield left, right
 
 
 def too_many_merges(pieces: Mapping[Text, Any]) -> str | None:
-    """What is wrong if the merges of all pieces would make tokenizer.json too large; they are not kept."""
-    size = sum((len(whole) - 1) * (len(whole) + _QUOTED) for whole in pieces)
+    """A sentence if the merges of all pieces exceed `MAX_MERGES`, else None.  Keeps no merges in memory."""
+    size = sum((len(whole) - 1) * (len(whole) + _OVERHEAD) for whole in pieces)
     if size <= MAX_MERGES:
         return None
     size = 0
     for whole in pieces:
-        size += sum(1 for _ in splits(pieces, whole)) * (len(whole) + _QUOTED)
+        size += sum(1 for _ in splits(pieces, whole)) * (len(whole) + _OVERHEAD)
         if size > MAX_MERGES:
-            return f"its merges would take more than {format_size(MAX_MERGES)} in tokenizer.json"
+            return f"The merges would need more than {format_size(MAX_MERGES)} in tokenizer.json."
     return None
 
 
-def join(text: str, priority: Priority) -> tuple[list[Pair], list[str]]:
-    """The pairs that are joined in a text, in turn, and the symbols that remain.
+def merge(text: str, priority: Priority) -> tuple[list[Pair], list[str]]:
+    """The pairs that are merged in a text, in order, and the resulting symbols.
 
-    The pair with the lowest priority is joined first; of equal ones, the leftmost.
+    Merges the pair with the lowest priority first; of equal ones, the leftmost.
     """
     symbols, end = list(text), len(text)
     after, before = list(range(1, end + 1)), list(range(-1, end - 1))
     queue: list[tuple[Any, int, str, str]] = []
-    joined = []
+    merged = []
 
     def consider(place: int) -> None:
         if place >= 0 and after[place] < end:
@@ -64,12 +64,12 @@ def join(text: str, priority: Priority) -> tuple[list[Pair], list[str]]:
         _, place, left, right = heapq.heappop(queue)
         other = after[place]
         if symbols[place] != left or other == end or symbols[other] != right:
-            continue  # one of the two has been joined with another symbol
-        joined.append((left, right))
+            continue  # one of the two was merged with another symbol
+        merged.append((left, right))
         symbols[place], symbols[other] = left + right, ""
         after[place] = after[other]
         if after[place] < end:
             before[after[place]] = place
         consider(before[place])
         consider(place)
-    return joined, [symbol for symbol in symbols if symbol]
+    return merged, [symbol for symbol in symbols if symbol]

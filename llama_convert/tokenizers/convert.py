@@ -1,4 +1,4 @@
-"""From a `tokenizer.model` to the tokenizer files of a Hugging Face folder."""
+"""Conversion of a `tokenizer.model` to the tokenizer files of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER, read_small
-from llama_convert.tokenizers.options import TokenizerOptions
-from llama_convert.tokenizers.pipeline import Json, Pipeline, Tokenizer
 from llama_convert.tokenizers.sentencepiece_model import read_sentencepiece
 from llama_convert.tokenizers.tiktoken_ranks import read_tiktoken
-from llama_convert.tokenizers.tokenizer_json import write_tokenizer_json
+from llama_convert.tokenizers.tokenizer import Tokenizer, TokenizerOptions
+from llama_convert.tokenizers.tokenizer_json import Json, TokenizerJson, write_tokenizer_json
 
 NO_LENGTH_LIMIT = int(1e30)
-"""What transformers writes as `model_max_length` where there is no limit."""
+"""`model_max_length` in files of transformers if there is no limit."""
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What was written, for the other files of the folder to agree with."""
+    """Ids and files that were written."""
 
     bos_id: int
     eos_id: int
@@ -31,56 +30,67 @@ class TokenizerReport:
     files: tuple[Path, ...]
 
 
-# What often lies in place of a tokenizer.model: code, how it begins, what it is, what to do.
-_IMPOSTORS = (
-    ("TOKENIZER_EMPTY", rb"\s*\Z", "the file is empty", "Download it again."),
-    ("TOKENIZER_POINTER", rb"version https://git-lfs", "only a git-lfs pointer", "Run `git lfs pull`."),
-    ("TOKENIZER_HTML", rb"\s*<(!doctype|html|\?xml)", "a web page, not a tokenizer", "Download it again."),
-    ("TOKENIZER_JSON", rb"\s*\{", "a JSON file, not Meta's tokenizer.model", "It may be converted already."),
+# Other files under the name tokenizer.model: error code, beginning, message, hint.
+_OTHER_FILES = (
+    ("TOKENIZER_EMPTY", rb"\s*\Z", "The file is empty.", "Download it again."),
+    ("TOKENIZER_POINTER", rb"version https://git-lfs", "Only a git-lfs pointer.", "Run: git lfs pull"),
+    (
+        "TOKENIZER_HTML",
+        rb"\s*<(!doctype|html|\?xml)",
+        "Not a tokenizer but an HTML page.",
+        "Download it again.",
+    ),
+    (
+        "TOKENIZER_JSON",
+        rb"\s*\{",
+        "Not a tokenizer.model but a JSON file (already converted?).",
+        "Pass the tokenizer.model of the release.",
+    ),
 )
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.model`; its content says which kind it is.
+    """Read a `tokenizer.model`; detects its kind by its content.
 
     Raises:
-        InputError: the file is missing, damaged, or the tokenizer of no Llama.
+        InputError: the file is missing, damaged, or not a tokenizer of Llama.
     """
     try:
         data = read_small(path, MAX_TOKENIZER)
     except InputError as error:
-        raise InputError("TOKENIZER_MISSING", f"cannot be read: {error.message}", file=path) from None
-    for code, beginning, message, hint in _IMPOSTORS:
+        raise InputError("TOKENIZER_MISSING", error.message, file=path, hint=error.hint) from None
+    for code, beginning, message, hint in _OTHER_FILES:
         if re.match(beginning, data, re.IGNORECASE):
             raise InputError(code, message, file=path, hint=hint)
-    # A protocol buffer begins with the tag of its first piece; no line of base64 does.
+    # The tag of the first piece in a protocol buffer, which is not base64.
     if data.startswith(b"\n"):
         return read_sentencepiece(path, data)
     if re.match(rb"[\x20-\x7e]+\r?(\n|\Z)", data):
         return read_tiktoken(path, data)
-    raise InputError("TOKENIZER_FORMAT", "neither a sentencepiece model nor tiktoken ranks", file=path)
+    message = "Neither a sentencepiece model nor a tiktoken vocabulary."
+    raise InputError("TOKENIZER_FORMAT", message, file=path)
 
 
 def convert_tokenizer(
     tokenizer: Tokenizer, folder: Path, options: TokenizerOptions | None = None
 ) -> TokenizerReport:
-    """Write the tokenizer files into `folder`, which exists; files of the same names are replaced.
+    """Write the tokenizer files to an existing folder, replacing files with the same names.
 
-    Beside the JSON files goes a copy of a sentencepiece model, as on the Hub; other programs read it.
+    A sentencepiece model is also copied, as on the Hub, because other programs read it.
 
     Raises:
-        UsageError: the special tokens of `options` cannot be used.
-        OSError: the folder cannot be written.
+        UsageError: the special tokens in `options` are invalid.
+        OSError: a file cannot be written.
     """
     options = options or TokenizerOptions()
-    pipeline = tokenizer.pipeline(options)
+    content = tokenizer.tokenizer_json(options)
     path = folder / "tokenizer.json"
     with path.open("w", encoding="utf-8", newline="\n") as stream:
-        write_tokenizer_json(pipeline, stream)
+        write_tokenizer_json(content, stream)
     written = [path]
     for name, value in (
-        ("tokenizer_config.json", _config(pipeline, options)),
-        ("special_tokens_map.json", _roles(pipeline, _described)),
+        ("tokenizer_config.json", _config(content, options)),
+        ("special_tokens_map.json", _roles(content, _token_object)),
     ):
         path = folder / name
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -91,37 +101,37 @@ def convert_tokenizer(
         path.write_bytes(read_small(tokenizer.path, MAX_TOKENIZER))
         written.append(path)
     return TokenizerReport(
-        bos_id=pipeline.special[pipeline.bos],
-        eos_id=pipeline.special[pipeline.eos],
+        bos_id=content.special[content.bos],
+        eos_id=content.special[content.eos],
         vocab_size=tokenizer.vocab_size,
         files=tuple(written),
     )
 
 
-def _config(pipeline: Pipeline, options: TokenizerOptions) -> Json:
-    """`tokenizer_config.json` in the form that transformers 4 and 5 both read right.
+def _config(content: TokenizerJson, options: TokenizerOptions) -> Json:
+    """`tokenizer_config.json` for transformers 4 and 5.
 
-    The class is the one that takes tokenizer.json as it is.  `add_prefix_space` and `add_bos_token` are left
-    out: where they are present, versions of transformers rebuild parts of the tokenizer by them.  The
-    clean-up of spaces is off because it makes decoding lossy ("a , b" becomes "a, b").
+    `PreTrainedTokenizerFast` uses tokenizer.json unchanged.  `add_prefix_space` and `add_bos_token` are
+    omitted: with them, some versions rebuild parts of the tokenizer.  `clean_up_tokenization_spaces` is off
+    because it makes decoding lossy ("a , b" becomes "a, b").
     """
     return {
         "added_tokens_decoder": {
-            str(number): _described(text) | {"special": True} for text, number in pipeline.special.items()
+            str(number): _token_object(text) | {"special": True} for text, number in content.special.items()
         },
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": options.model_max_length or NO_LENGTH_LIMIT,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **_roles(pipeline, str),
+        **_roles(content, str),
         **({"chat_template": options.chat_template} if options.chat_template else {}),
     }
 
 
-def _roles(pipeline: Pipeline, form: Callable[[str], Any]) -> Json:
-    roles = {"bos_token": pipeline.bos, "eos_token": pipeline.eos, "unk_token": pipeline.unk}
+def _roles(content: TokenizerJson, form: Callable[[str], Any]) -> Json:
+    roles = {"bos_token": content.bos, "eos_token": content.eos, "unk_token": content.unk}
     return {role: form(text) for role, text in roles.items() if text is not None}
 
 
-def _described(text: str) -> Json:
+def _token_object(text: str) -> Json:
     return {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}

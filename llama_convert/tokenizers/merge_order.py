@@ -1,14 +1,15 @@
-"""The order of merges with which the library `tokenizers` gives the ids of sentencepiece.
+"""Order of merges for which the library `tokenizers` produces the same ids as sentencepiece.
 
-Both libraries join one pair of adjacent symbols at a time.  sentencepiece joins the pair whose whole has the
-highest score; of equal scores, the leftmost.  `tokenizers` joins the pair that comes first in its list of
-merges, and the leftmost only among occurrences of the same pair.  Where all scores are distinct, a list by
-falling score gives the same ids.  Where pieces share a score, sentencepiece works from left to right: a merge
-must come before another one if it would take away or change what is on the left of the other.  A list that
-meets all these constraints gives the same ids for every text.  Where they form a cycle, there may be none.
+Both libraries merge one pair of adjacent symbols at a time.  sentencepiece merges the pair whose result has
+the highest score; of equal scores, the leftmost.  `tokenizers` merges the pair that is first in its list of
+merges, and the leftmost only among occurrences of the same pair.  If all scores are distinct, merges sorted
+by descending score produce the same ids.  Among pieces with equal scores, sentencepiece proceeds from left to
+right: a merge must precede another one if it would remove or change the symbol on the left of the other.  A
+list that satisfies all these constraints produces the same ids for every text.  If they form a cycle, there
+may be no such list.
 
-What sentencepiece joins within a piece does not depend on the text around it.  So of the ways to split a
-piece in two, sentencepiece only ever uses one; the others can be left out.
+The merges of sentencepiece within a piece do not depend on the text around it.  So of the ways to split a
+piece in two, sentencepiece uses only one; the others can be omitted.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from functools import cached_property
 from itertools import chain, islice
 from math import copysign
 
-from llama_convert.tokenizers.bpe import Pair, Priority, join, splits
+from llama_convert.tokenizers.bpe import Pair, Priority, merge, splits
 
 SPACE = "▁"
-"""U+2581, which stands for a space within pieces."""
+"""U+2581, which represents a space in pieces."""
 
 _MAX_TEXTS = 5000
-"""Texts on which an order of merges is tried."""
-_MAX_LONGER = 3
-"""Symbols that are put at either end of each such text."""
+"""Texts to compare the libraries with."""
+_MAX_EXTENSIONS = 3
+"""Symbols to add at each end of such a text."""
 _MAX_RUN = 100
 """Characters of a run of spaces."""
 _MAX_CONSTRAINTS = 5_000_000
-"""Constraints on the order of pieces with one score; the largest known vocabulary has 200,000."""
+"""Constraints on the order of pieces with equal scores; no known vocabulary has more than 200,000."""
 
 Symbols = tuple[str, ...]
 
@@ -42,8 +43,8 @@ _TINY = 5e-324
 """Less than any positive float32.  The first merge of a trained model has the score -0.0, which sentencepiece
 (0.2.3, `bpe_model.cc: SymbolPairComparator`) sorts below 0.0."""
 
-Ways = Mapping[str, Sequence[Pair]]
-"""The merges that make each piece; pieces and merges in the order of making."""
+MergesOfPieces = Mapping[str, Sequence[Pair]]
+"""The merges that result in each piece; pieces and merges in order."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,20 @@ class MergeOrder:
     """The merges of a tokenizer.json."""
 
     merges: list[Pair]
-    """The pairs to join, best first."""
-    differing: str | None
-    """A text to which `tokenizers` gives other ids than sentencepiece; None: no such text was found."""
+    """In descending priority."""
+    differing_text: str | None
+    """A text for which `tokenizers` has other ids than sentencepiece; None if none was found."""
 
 
 def order_merges(scores: Mapping[str, float], user_defined: Sequence[str] = ()) -> MergeOrder:
     """Order the merges of a sentencepiece BPE model.
 
-    The default order is that of the published files: by falling score, then by the ids of the whole, the left
-    part and the right part.  Pieces that share a score are only reordered where that order is wrong.
+    The default order is that of the published files: by descending score, then by the ids of the result, the
+    left and the right part.  The order of pieces with equal scores is changed only if the default is wrong.
 
     Args:
-        scores: of the normal pieces, in the order of their ids.
-        user_defined: the pieces that are never split or joined.
+        scores: scores of the normal pieces, in the order of their ids.
+        user_defined: pieces that are never split or merged.
     """
     scores = {piece: score or copysign(_TINY, score) for piece, score in scores.items()}
     model = _Model(scores, user_defined)
@@ -81,52 +82,53 @@ def order_merges(scores: Mapping[str, float], user_defined: Sequence[str] = ()) 
         ties = _Ties(model, score, wholes)
         if ties.is_right(model.splits):
             continue
-        ways = ties.order()
-        if any(True for _ in ties.violated(ways)):
-            # No order is right.  After a wrong merge, other ways to make a piece help.
-            ways = {
-                whole: list(dict.fromkeys([*pairs, *model.splits[whole]])) for whole, pairs in ways.items()
+        merges_of = ties.order()
+        if any(True for _ in ties.violated(merges_of)):
+            # No order is right.  After a wrong merge, other merges that result in a piece help.
+            merges_of = {
+                whole: list(dict.fromkeys([*pairs, *model.splits[whole]]))
+                for whole, pairs in merges_of.items()
             }
-            suspects.append(text for symbols in ties.violated(ways) for text in model.longer(symbols))
-        model.set_merges(score, ways)
+            suspects.append(text for symbols in ties.violated(merges_of) for text in model.extended(symbols))
+        model.set_merges(score, merges_of)
     texts = chain.from_iterable(islice(each, _MAX_TEXTS) for each in suspects)
     differing = model.first_difference(texts)
     merges = list(chain.from_iterable(model.merges.values()))
-    return MergeOrder(merges, None if differing is None else model.typed(differing))
+    return MergeOrder(merges, None if differing is None else model.as_input(differing))
 
 
 class _Model:
-    """A vocabulary, and the pieces that either library splits a text into."""
+    """A vocabulary, and the pieces of a text in both libraries."""
 
     def __init__(self, scores: Mapping[str, float], user_defined: Sequence[str]) -> None:
         ids = {piece: number for number, piece in enumerate(scores)}
         self.scores = scores
-        self.splits: Ways = {
+        self.splits: MergesOfPieces = {
             whole: sorted(splits(scores, whole), key=lambda pair: (ids[pair[0]], ids[pair[1]]))
             for whole in scores
         }
         self.merges: dict[float, dict[Pair, int]] = {}
-        """Of the pieces with each score: the merges and their ranks."""
+        """Merges and their ranks, by the score of their results."""
         self.last: dict[str, Pair] = {}
-        """The merge that makes each piece in sentencepiece; no piece that it never makes."""
+        """The merge of sentencepiece that results in each piece, for pieces that it can produce."""
         self.tied: dict[str, tuple[Pair, ...]] = {}
-        """All merges that lead to a piece in sentencepiece and have the score of another."""
-        self.unlike: list[str] = []
-        """Pieces that sentencepiece never makes, or makes of symbols that are no pieces."""
-        self._survey()
+        """Merges of sentencepiece within each piece whose score is not unique."""
+        self.irregular: list[str] = []
+        """Pieces that sentencepiece cannot produce, or produces from symbols that are not pieces."""
+        self._find_merges()
         self._user_defined = sorted(user_defined, key=len, reverse=True)
-        self._cut = re.compile(
+        self._user_defined_pattern = re.compile(
             f"({'|'.join(map(re.escape, self._user_defined))})" if user_defined else r"(?!)"
         )
 
     @cached_property
     def left_of(self) -> dict[str, list[str]]:
-        """The left parts of pieces, by the right part."""
+        """Left parts of pieces by their right part."""
         return self._parts(1)
 
     @cached_property
     def right_of(self) -> dict[str, list[str]]:
-        """The right parts of pieces, by the left part."""
+        """Right parts of pieces by their left part."""
         return self._parts(0)
 
     def _parts(self, known: int) -> dict[str, list[str]]:
@@ -135,18 +137,18 @@ class _Model:
             found.setdefault(pair[known], []).append(pair[1 - known])
         return found
 
-    def set_merges(self, score: float, ways: Ways) -> None:
+    def set_merges(self, score: float, merges_of: MergesOfPieces) -> None:
         """Rank the merges of all pieces with this score."""
-        pairs = chain.from_iterable(ways.values())
+        pairs = chain.from_iterable(merges_of.values())
         self.merges[score] = {pair: rank for rank, pair in enumerate(pairs)}
 
-    def _survey(self) -> None:
-        """Find out what sentencepiece joins to make each piece."""
+    def _find_merges(self) -> None:
+        """Compute the merges of sentencepiece within each piece."""
         scores = Counter(self.scores[whole] for whole in self.splits if len(whole) > 1)
         for whole in self.scores:
-            pairs, symbols = join(whole, self._by_score)
+            pairs, symbols = merge(whole, self._by_score)
             if len(symbols) > 1 or any(pair not in self.splits["".join(pair)] for pair in pairs):
-                self.unlike.append(whole)
+                self.irregular.append(whole)
             if len(symbols) == 1 and pairs:
                 self.last[whole] = pairs[-1]
                 tied = tuple(pair for pair in pairs if scores[self.score_of(pair)] > 1)
@@ -155,7 +157,7 @@ class _Model:
 
     @cached_property
     def late(self) -> dict[float, list[tuple[str, str, Pair]]]:
-        """Merges whose right part needs a tied merge with a lower score: left, right, and that merge."""
+        """Merges whose right part has a tied merge with a lower score, by it: left, right, tied merge."""
         found: dict[float, list[tuple[str, str, Pair]]] = {}
         for left, right in chain.from_iterable(self.splits.values()):
             for pair in self.tied.get(right, ()):
@@ -164,21 +166,21 @@ class _Model:
         return found
 
     def score_of(self, pair: Pair) -> float:
-        """The score of the piece that a merge makes."""
+        """Score of the result of a merge."""
         return self.scores[pair[0] + pair[1]]
 
     def sentencepiece(self, text: str) -> list[str]:
-        """The pieces that sentencepiece splits a text into, in which U+2581 stands for a space."""
+        """Pieces of a text in sentencepiece; spaces are written as U+2581."""
         return self._pieces(text, self._by_score, ())
 
     def tokenizers(self, text: str) -> list[str]:
-        """The pieces that `tokenizers` splits a text into; user-defined pieces bring `ignore_merges`."""
+        """Pieces of a text in `tokenizers`; with user-defined pieces, `ignore_merges` is set."""
         return self._pieces(text, self._by_rank, self.scores if self._user_defined else ())
 
     def _pieces(self, text: str, priority: Priority, kept: Collection[str]) -> list[str]:
         pieces: list[str] = []
-        for number, part in enumerate(self._cut.split(text)):  # every other part is user-defined
-            pieces += [part] if number % 2 or part in kept else join(part, priority)[1]
+        for number, part in enumerate(self._user_defined_pattern.split(text)):  # odd: user-defined
+            pieces += [part] if number % 2 or part in kept else merge(part, priority)[1]
         return pieces
 
     def _by_score(self, left: str, right: str) -> float | None:
@@ -191,25 +193,25 @@ class _Model:
         return None if score is None or rank is None else (-score, rank)
 
     def first_difference(self, texts: Iterable[str]) -> str | None:
-        """The first text that the libraries split differently."""
+        """The first text with different pieces in the two libraries."""
         return next((text for text in texts if self.sentencepiece(text) != self.tokenizers(text)), None)
 
-    def longer(self, symbols: Sequence[str]) -> Iterator[str]:
-        """The text of some symbols, with and without others that can join those at its ends."""
+    def extended(self, symbols: Sequence[str]) -> Iterator[str]:
+        """The text of some symbols, alone and with symbols that can be merged with those at its ends."""
         text = "".join(symbols)
         yield text
         for end in (symbols[-1], "".join(symbols[-2:])):
-            yield from (text + right for right in self.right_of.get(end, ())[:_MAX_LONGER])
+            yield from (text + right for right in self.right_of.get(end, ())[:_MAX_EXTENSIONS])
         for end in (symbols[0], "".join(symbols[:2])):
-            yield from (left + text for left in self.left_of.get(end, ())[:_MAX_LONGER])
+            yield from (left + text for left in self.left_of.get(end, ())[:_MAX_EXTENSIONS])
 
     def suspects(self) -> Iterator[str]:
-        """Texts of the pieces that perhaps only one of the libraries makes."""
+        """Texts of pieces that perhaps only one of the libraries can produce."""
         border = next(iter(self._user_defined), "")
-        return (border + piece + border for piece in self.unlike)
+        return (border + piece + border for piece in self.irregular)
 
-    def typed(self, symbols: str) -> str:
-        """A text with these symbols that still differs after the space that is put in front of every text."""
+    def as_input(self, symbols: str) -> str:
+        """An input text with these symbols whose pieces also differ with the initial space."""
         known = set(chain.from_iterable([*self.scores, *self._user_defined]))
         border = next(chr(code) for code in range(ord("\n"), 0x110000) if chr(code) not in known)
         texts = (symbols.removeprefix(SPACE), symbols, border + symbols)
@@ -219,38 +221,39 @@ class _Model:
 
 
 class _Ties:
-    """Pieces that share a score, and the constraints on the order of their merges."""
+    """Pieces with equal scores, and constraints on the order of their merges."""
 
     def __init__(self, model: _Model, score: float, wholes: Sequence[str]) -> None:
         self.model, self.score, self.wholes = model, score, wholes
 
-    def order(self) -> Ways:
-        """For each piece the one merge that sentencepiece makes, in the best order."""
+    def order(self) -> MergesOfPieces:
+        """The merge of sentencepiece for each piece, in the order that satisfies the most constraints."""
         model = self.model
-        made = {
+        used = {
             whole: [pair for pair in model.splits[whole] if model.last.get(whole) == pair]
             for whole in self.wholes
         }
-        ways = {whole: pairs for whole, pairs in made.items() if pairs}
-        after: dict[str, set[str]] = {whole: set() for whole in ways}
-        for first, second, _ in self._constraints(ways):
+        merges_of = {whole: pairs for whole, pairs in used.items() if pairs}
+        after: dict[str, set[str]] = {whole: set() for whole in merges_of}
+        for first, second, _ in self._constraints(merges_of):
             if "".join(first) in after:
                 after["".join(first)].add("".join(second))
-        return {whole: ways[whole] for whole in arrange(after)}
+        return {whole: merges_of[whole] for whole in topological_order(after)}
 
-    def violated(self, ways: Ways) -> Iterator[Symbols]:
-        """Symbols that show each constraint that an order does not meet."""
-        rank = {whole: number for number, whole in enumerate(ways)}
+    def violated(self, merges_of: MergesOfPieces) -> Iterator[Symbols]:
+        """Adjacent symbols for each constraint that an order violates."""
+        rank = {whole: number for number, whole in enumerate(merges_of)}
         return (
             symbols
-            for first, second, symbols in self._constraints(ways)
+            for first, second, symbols in self._constraints(merges_of)
             if rank.get("".join(first), -1) >= rank["".join(second)]
         )
 
-    def is_right(self, splits: Ways) -> bool:
-        """Whether the default order meets all constraints, or is right all the same.
+    def is_right(self, splits: MergesOfPieces) -> bool:
+        """Whether the default order produces the same ids.
 
-        The latter is only known of runs of one character, such as the runs of spaces of Llama 2.
+        It does if it satisfies all constraints, or if those that it violates are of runs of one character
+        (the runs of spaces of Llama 2) and such runs have the same pieces in both libraries.
         """
         violated = self.violated({whole: splits[whole] for whole in self.wholes})
         runs = ["".join(symbols) for symbols in islice(violated, _MAX_TEXTS + 1)]
@@ -261,14 +264,14 @@ class _Ties:
         texts = (character * length for character in characters for length in range(1, longest))
         return self.model.first_difference(texts) is None
 
-    def _constraints(self, ways: Ways) -> Iterator[tuple[Pair, Pair, Symbols]]:
-        """The merge to make first, the merge to make later, adjacent symbols with which that matters."""
-        return islice(chain(self._left_symbols(ways), self._left_neighbors(ways)), _MAX_CONSTRAINTS)
+    def _constraints(self, merges_of: MergesOfPieces) -> Iterator[tuple[Pair, Pair, Symbols]]:
+        """Constraints: the first merge, the merge after it, and adjacent symbols for which this matters."""
+        return islice(chain(self._left_symbols(merges_of), self._left_neighbors(merges_of)), _MAX_CONSTRAINTS)
 
-    def _left_symbols(self, ways: Ways) -> Iterator[tuple[Pair, Pair, Symbols]]:
-        """A merge that leads to one that takes the left symbol of another comes before the other."""
+    def _left_symbols(self, merges_of: MergesOfPieces) -> Iterator[tuple[Pair, Pair, Symbols]]:
+        """Constraints for merges that lead to a merge of the left symbol of another merge."""
         seconds: dict[str, list[Pair]] = {}
-        for second in chain.from_iterable(ways.values()):
+        for second in chain.from_iterable(merges_of.values()):
             seconds.setdefault(second[0], []).append(second)
         for symbol, merges in seconds.items():
             for first, left in self._taking(symbol).items():
@@ -276,15 +279,15 @@ class _Ties:
                     if first != second:
                         yield first, second, (left, *second)
 
-    def _left_neighbors(self, ways: Ways) -> Iterator[tuple[Pair, Pair, Symbols]]:
-        """A merge that changes a symbol comes before one that makes what can join the symbol on its right."""
+    def _left_neighbors(self, merges_of: MergesOfPieces) -> Iterator[tuple[Pair, Pair, Symbols]]:
+        """Constraints for merges that change a symbol, before merges of what can be merged with it."""
         for left, right, second in self.model.late.get(self.score, ()):
             for first, symbols in self._changing(left).items():
-                if first != second and "".join(second) in ways:
+                if first != second and "".join(second) in merges_of:
                     yield first, second, (*symbols, right)
 
     def _taking(self, symbol: str) -> dict[Pair, str]:
-        """The merges that lead to one that joins a symbol with the symbol on its left, which is the value."""
+        """Merges that lead to a merge of a symbol with the symbol on its left, which is the value."""
         model = self.model
         found: dict[Pair, str] = {}
         for left in model.left_of.get(symbol, ()):
@@ -296,16 +299,16 @@ class _Ties:
         return found
 
     def _changing(self, symbol: str) -> dict[Pair, Symbols]:
-        """The merges that lead to a symbol, or to its joining with the one on its left."""
+        """Merges that lead to a symbol, or to its merge with the symbol on its left."""
         own = [pair for pair in self.model.tied.get(symbol, ()) if self.model.score_of(pair) == self.score]
         taking = {first: (left, symbol) for first, left in self._taking(symbol).items()}
         return taking | dict.fromkeys(own, (symbol,))
 
 
-def arrange(after: Mapping[str, Collection[str]]) -> list[str]:
-    """The keys in an order in which each comes before those in its value, as far as there is one.
+def topological_order(after: Mapping[str, Collection[str]]) -> list[str]:
+    """Keys in an order in which each precedes those in its value, if there is one.
 
-    In a cycle, the next key is the one with the most keys still after it, less those still before it (Eades,
+    In a cycle, the next key is the one with the maximum number of keys after it minus keys before it (Eades,
     Lin and Smyth, "A fast and effective heuristic for the feedback arc set problem", 1993).
     """
     before: dict[str, list[str]] = {key: [] for key in after}

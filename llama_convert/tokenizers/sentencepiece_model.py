@@ -1,7 +1,6 @@
-"""The `tokenizer.model` of LLaMA 1, Llama 2 and Code Llama: a sentencepiece `ModelProto`.
+"""Reader of the `tokenizer.model` of LLaMA 1, Llama 2 and Code Llama: a `ModelProto` of sentencepiece.
 
-A protocol buffer of four record shapes is read here in a few lines; the library `sentencepiece` is what the
-tests hold the result against.
+It parses the protocol buffer itself; tests compare the result with the library `sentencepiece`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from typing import Any
 from llama_convert.errors import InputError
 from llama_convert.tokenizers.bpe import too_many_merges
 from llama_convert.tokenizers.merge_order import SPACE, MergeOrder, order_merges
-from llama_convert.tokenizers.options import TokenizerOptions
-from llama_convert.tokenizers.pipeline import Json, Pipeline, Tokenizer, bos_template, bpe, sequence
+from llama_convert.tokenizers.tokenizer import Tokenizer, TokenizerOptions
+from llama_convert.tokenizers.tokenizer_json import Json, TokenizerJson, bos_template, bpe, sequence
 
-# Code Llama's infilling pieces (Meta's `codellama: llama/tokenizer.py`).  Typed as text they are made by
-# ordinary merges; as special tokens they can also be left out when ids are decoded.
+# Infilling pieces of Code Llama (Meta's `codellama: llama/tokenizer.py`).  In text they result from merges;
+# as special tokens, they can also be skipped in decoding.
 INFILL = (f"{SPACE}<PRE>", f"{SPACE}<SUF>", f"{SPACE}<MID>", f"{SPACE}<EOT>")
 STEP = "<step>"
-"""Ends a turn of Code Llama 70B; Meta adds it by id, a chat template writes it as text."""
+"""End of a turn of Code Llama 70B; Meta's code adds it by id, a chat template as text."""
 
 # Field numbers of sentencepiece_model.proto.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -35,18 +34,18 @@ _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, _WHITESPACE_SUFFIX, _BYTE_FALLBACK = 3, 24, 35
 _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
 
-_MOST_PIECES, _LONGEST_PIECE = 150_000, 1000
+_MAX_PIECES, _MAX_PIECE_LENGTH = 150_000, 1000
 _FIXED_SIZES = {1: 8, 5: 4}
-"""Wire type -> bytes."""
+"""Bytes of a field by wire type."""
 
 Fields = dict[int, Any]
-"""Field number -> number or bytes; the last one where a field is repeated."""
+"""Integer or bytes by field number; the last value of a repeated field."""
 
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
 class PieceType(IntEnum):
-    """What a piece is for (`ModelProto.SentencePiece.Type`)."""
+    """Type of a piece (`ModelProto.SentencePiece.Type`)."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -58,7 +57,7 @@ class PieceType(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A token; of two possible merges the one whose whole has the higher score is made first."""
+    """A token.  Merges whose result has a higher score come first."""
 
     text: str
     score: float
@@ -67,7 +66,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel(Tokenizer):
-    """Pieces by id."""
+    """A sentencepiece model: pieces by id."""
 
     kind = "sentencepiece"
     n_special = 0
@@ -78,12 +77,12 @@ class SentencePieceModel(Tokenizer):
 
     @property
     def n_base(self) -> int:
-        """The pieces, special ones and all."""
+        """All pieces, including special ones."""
         return len(self.pieces)
 
     @property
     def user_defined(self) -> list[str]:
-        """The pieces that sentencepiece neither splits nor joins, the longest first."""
+        """Pieces that sentencepiece neither splits nor merges, sorted by descending length."""
         texts = (piece.text for piece in self.pieces if piece.type is PieceType.USER_DEFINED)
         return sorted(texts, key=len, reverse=True)
 
@@ -94,43 +93,43 @@ class SentencePieceModel(Tokenizer):
         return order_merges(scores, self.user_defined)
 
     @property
-    def differing(self) -> str | None:
-        """A text to which tokenizer.json gives other ids than sentencepiece; None: no such text was found."""
-        return self.merge_order.differing
+    def differing_text(self) -> str | None:
+        """A text for which tokenizer.json has other ids than sentencepiece; None if none was found."""
+        return self.merge_order.differing_text
 
     @cached_property
     def ids(self) -> dict[str, int]:
         """The id of each piece."""
         return {piece.text: number for number, piece in enumerate(self.pieces)}
 
-    def holds(self, name: str, number: int | None) -> bool:
+    def has_token(self, name: str, number: int | None) -> bool:
         """Whether there is such a piece."""
         return name in self.ids and number in (None, self.ids[name])
 
-    def pipeline(self, options: TokenizerOptions) -> Pipeline:
-        """The same tokenizer for the Rust library.
+    def tokenizer_json(self, options: TokenizerOptions) -> TokenizerJson:
+        """The same tokenizer as a tokenizer.json.
 
-        Text without the names of special tokens has the same ids in both.  Where sentencepiece reads ``<s>``
-        as three letters, the library cuts the special token out, and puts the space that goes before a text
-        before each stretch between such tokens.
+        Text without names of special tokens has the same ids.  ``<s>`` in text is three characters for
+        sentencepiece; `tokenizers` splits it off as a special token, and inserts the initial space before
+        each part between such tokens.
         """
         names = [piece.text for piece in self.pieces]
         ids = self.ids
         control = [number for number, piece in enumerate(self.pieces) if piece.type is PieceType.CONTROL]
         marks = [ids[name] for name in (*INFILL, STEP) if name in ids]
-        # sentencepiece never cuts a user-defined piece; as a pre-token it is taken whole by `ignore_merges`.
-        whole = self.user_defined
+        # sentencepiece never splits a user-defined piece; `ignore_merges` keeps it as a pre-token.
+        unsplit = self.user_defined
         bos, eos = names[self.bos_id], names[self.eos_id]
-        return Pipeline(
+        return TokenizerJson(
             special={names[number]: number for number in sorted({self.unk_id, *control, *marks})},
-            model=bpe(unk=names[self.unk_id], fuse_unk=True, byte_fallback=True, ignore_merges=bool(whole)),
+            model=bpe(unk=names[self.unk_id], fuse_unk=True, byte_fallback=True, ignore_merges=bool(unsplit)),
             vocab=names,
             merges=self.merge_order.merges,
             bos=bos,
             eos=STEP if options.instruct and STEP in ids else eos,
             unk=names[self.unk_id],
             normalizer=sequence("normalizers", {"type": "Prepend", "prepend": SPACE}, _replace(" ", SPACE)),
-            pre_tokenizer=_isolate(whole) if whole else None,
+            pre_tokenizer=_isolate(unsplit) if unsplit else None,
             post_processor=bos_template(bos, self.bos_id),
             decoder=sequence(
                 "decoders",
@@ -143,21 +142,25 @@ class SentencePieceModel(Tokenizer):
 
 
 def read_sentencepiece(path: Path, data: bytes) -> SentencePieceModel:
-    """Read a model of the Llama form: BPE, byte fallback, text taken as it is but for one space before it.
+    """Read a model like that of Llama: BPE with byte fallback, and no normalization but an initial space.
+
+    Args:
+        path: its file, for errors.
+        data: its content.
 
     Raises:
-        InputError: the file is damaged or cut short, or the model is of another form.
+        InputError: the file is damaged or truncated, or the model has other settings.
     """
     try:
         pieces, trainer, normalizer = _read_proto(data)
     except ValueError as error:
         raise InputError(
             "TOKENIZER_DAMAGED",
-            f"not a whole sentencepiece model: {error}",
+            f"Truncated or damaged sentencepiece model ({error}).",
             file=path,
-            hint="The file is damaged or was cut short; download it again.",
+            hint="Download it again.",
         ) from None
-    _check_form(path, trainer, normalizer)
+    _check_settings(path, trainer, normalizer)
     ids = _check_pieces(path, pieces)
     unk = next(number for number, piece in enumerate(pieces) if piece.type is PieceType.UNKNOWN)
     return SentencePieceModel(path, pieces, unk_id=unk, bos_id=ids["<s>"], eos_id=ids["</s>"])
@@ -172,45 +175,49 @@ def _isolate(texts: Sequence[str]) -> Json:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _check_form(path: Path, trainer: Fields, normalizer: Fields) -> None:
+def _check_settings(path: Path, trainer: Fields, normalizer: Fields) -> None:
     model_type = trainer.get(_MODEL_TYPE, 1)
-    faults = (
-        (model_type != 2, f"it is a {_MODEL_TYPES.get(model_type, 'strange')} model, not BPE"),
-        (trainer.get(_BYTE_FALLBACK, 0) != 1, "it has no bytes to fall back on"),
-        (bool(normalizer.get(_CHARSMAP)), "it rewrites characters before it cuts the text"),
-        (normalizer.get(_DUMMY_PREFIX, 1) != 1, "it puts no space before the text"),
+    problems = (
+        (model_type != 2, f"it is a {_MODEL_TYPES.get(model_type, 'unknown')} model, not BPE"),
+        (trainer.get(_BYTE_FALLBACK, 0) != 1, "it has no byte fallback"),
+        (bool(normalizer.get(_CHARSMAP)), "it normalizes characters"),
+        (normalizer.get(_DUMMY_PREFIX, 1) != 1, "it adds no space before the text"),
         (normalizer.get(_REMOVE_SPACES, 1) != 0, "it removes extra spaces"),
-        (normalizer.get(_ESCAPE_SPACES, 1) != 1, f"it does not write spaces as {SPACE}"),
-        (trainer.get(_WHITESPACE_SUFFIX, 0) != 0, "it takes spaces to the word before"),
+        (normalizer.get(_ESCAPE_SPACES, 1) != 1, f"it does not escape spaces as {SPACE}"),
+        (trainer.get(_WHITESPACE_SUFFIX, 0) != 0, "it treats spaces as suffixes"),
     )
-    for found, fault in faults:
-        if found:
-            raise InputError("TOKENIZER_FORM", f"not a Llama's sentencepiece model: {fault}", file=path)
+    for is_present, problem in problems:
+        if is_present:
+            raise InputError("TOKENIZER_FORM", f"Not a sentencepiece model of Llama: {problem}.", file=path)
 
 
 def _check_pieces(path: Path, pieces: Sequence[Piece]) -> dict[str, int]:
-    """The id of each piece's text, if the pieces are those of a Llama."""
+    """The id of each piece.
+
+    Raises:
+        InputError: the pieces are not like those of Llama.
+    """
     ids = {piece.text: number for number, piece in enumerate(pieces)}
     types = Counter(piece.type for piece in pieces)
     control = {piece.text for piece in pieces if piece.type is PieceType.CONTROL}
-    twice = next((piece.text for number, piece in enumerate(pieces) if ids[piece.text] != number), None)
-    faults = (
-        (twice is not None, f"the piece {twice!r:.60} is there twice"),
+    duplicate = next((piece.text for number, piece in enumerate(pieces) if ids[piece.text] != number), None)
+    is_long = any(len(text) > _MAX_PIECE_LENGTH for text in ids)
+    problems = (
+        (duplicate is not None, f"duplicate piece {duplicate!r:.60}"),
         ("" in ids, "a piece is empty"),
-        (any(len(text) > _LONGEST_PIECE for text in ids), f"a piece is longer than {_LONGEST_PIECE} letters"),
-        (not all(math.isfinite(piece.score) for piece in pieces), "the score of a piece is no number"),
-        (types[PieceType.UNKNOWN] != 1, f"{types[PieceType.UNKNOWN]} unknown pieces, not one"),
-        (types[PieceType.BYTE] != 256, f"{types[PieceType.BYTE]} pieces for bytes, not 256"),
-        (not {f"<0x{byte:02X}>" for byte in range(256)} <= ids.keys(), "a byte has no piece of its name"),
-        (types[PieceType.UNUSED] != 0, f"{types[PieceType.UNUSED]} unused pieces, which no Llama has"),
-        (not {"<s>", "</s>"} <= control, "<s> and </s> are not both there"),
+        (is_long, f"a piece has more than {_MAX_PIECE_LENGTH} characters"),
+        (not all(math.isfinite(piece.score) for piece in pieces), "the score of a piece is not finite"),
+        (types[PieceType.UNKNOWN] != 1, f"{types[PieceType.UNKNOWN]} unknown pieces instead of 1"),
+        (types[PieceType.BYTE] != 256, f"{types[PieceType.BYTE]} byte pieces instead of 256"),
+        (not {f"<0x{byte:02X}>" for byte in range(256)} <= ids.keys(), "a byte piece is missing"),
+        (types[PieceType.UNUSED] != 0, f"{types[PieceType.UNUSED]} unused pieces"),
+        (not {"<s>", "</s>"} <= control, "<s> or </s> is missing"),
     )
-    for found, fault in faults:
-        if found:
-            raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {fault}", file=path)
-    large = too_many_merges(ids)
-    if large:
-        raise InputError("TOKENIZER_PIECES", f"not a Llama's sentencepiece model: {large}", file=path)
+    for is_present, problem in problems:
+        if is_present:
+            raise InputError("TOKENIZER_PIECES", f"Not a sentencepiece model of Llama: {problem}.", file=path)
+    if message := too_many_merges(ids):
+        raise InputError("TOKENIZER_PIECES", message, file=path)
     return ids
 
 
@@ -219,32 +226,32 @@ def _read_proto(data: bytes) -> tuple[tuple[Piece, ...], Fields, Fields]:
     specs: dict[int, Fields] = {}
     for number, value in _fields(data):
         if number == _PIECES:
-            if len(pieces) == _MOST_PIECES:
-                raise ValueError(f"more than {_MOST_PIECES:,} pieces")
+            if len(pieces) == _MAX_PIECES:
+                raise ValueError(f"more than {_MAX_PIECES:,} pieces")
             pieces.append(_piece(dict(_fields(value))))
         elif number in (_TRAINER, _NORMALIZER):
             specs[number] = dict(_fields(value))
     if len(specs) < 2:
-        raise ValueError(f"the settings that follow its {len(pieces)} pieces are missing")
+        raise ValueError(f"no settings after {len(pieces)} pieces")
     return tuple(pieces), specs[_TRAINER], specs[_NORMALIZER]
 
 
 def _piece(fields: Fields) -> Piece:
     text, score = fields.get(_PIECE, b""), fields.get(_SCORE, bytes(4))
     if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
-        raise ValueError("a piece is malformed")
+        raise ValueError("malformed piece")
     (number,) = struct.unpack("<f", score)
     return Piece(text.decode(), number, PieceType(fields.get(_TYPE, PieceType.NORMAL)))
 
 
 def _fields(message: Any) -> Iterator[tuple[int, Any]]:
-    """The fields of a protocol buffer message: a number for a varint, bytes for any other.
+    """Fields of a protocol buffer message: integers for varints, bytes for other wire types.
 
     Raises:
-        ValueError: `message` is not the bytes of a whole message.
+        ValueError: `message` is not a complete message.
     """
     if not isinstance(message, bytes):
-        raise ValueError("a number where a message is expected")
+        raise ValueError("a number instead of a message")
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -258,22 +265,22 @@ def _fields(message: Any) -> Iterator[tuple[int, Any]]:
         elif wire_type in _FIXED_SIZES:
             size = _FIXED_SIZES[wire_type]
         else:
-            raise ValueError(f"byte {position} is no field")
+            raise ValueError(f"no field at byte {position}")
         if position + size > len(message):
-            raise ValueError(f"a field of {size} bytes begins {len(message) - position} bytes before its end")
+            raise ValueError(f"field of {size} bytes {len(message) - position} bytes before the end")
         yield number, message[position : position + size]
         position += size
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """The number that begins at `position`, seven bits to a byte, and the place after it."""
+    """The varint at `position` (seven bits per byte), and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position == len(message):
-            raise ValueError("it ends within a number")
+            raise ValueError("end within a number")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ValueError(f"byte {position} is no number")
+    raise ValueError(f"no number at byte {position}")

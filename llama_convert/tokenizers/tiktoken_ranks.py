@@ -1,4 +1,4 @@
-"""Llama 3's `tokenizer.model`: a line for each token, its bytes in base64 and its rank."""
+"""Reader of the `tokenizer.model` of Llama 3: one line per token, with its bytes in base64 and its rank."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.errors import InputError
+from llama_convert.text import listed
 from llama_convert.tokenizers.bpe import splits, too_many_merges
-from llama_convert.tokenizers.options import TokenizerOptions
-from llama_convert.tokenizers.pipeline import Pipeline, Tokenizer, bos_template, bpe, sequence
-from llama_convert.tokenizers.special import (
+from llama_convert.tokenizers.special_tokens import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
     END_OF_TURN,
@@ -22,21 +21,23 @@ from llama_convert.tokenizers.special import (
     SPECIAL_NAMES,
     special_tokens,
 )
+from llama_convert.tokenizers.tokenizer import Tokenizer, TokenizerOptions
+from llama_convert.tokenizers.tokenizer_json import TokenizerJson, bos_template, bpe, sequence
 
-# How the text is cut before the merges (Meta's `llama3/tokenizer.py: pat_str`); part of the format.
+# Splits text into pre-tokens before the merges (Meta's `llama3/tokenizer.py: pat_str`).
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_MOST_TOKENS, _LONGEST_TOKEN = 300_000, 1000
-_LLAMA4_RANKS = 200_000
-"""Llama 4 cuts the text by another pattern, which its file does not tell."""
+_MAX_TOKENS, _MAX_TOKEN_BYTES = 300_000, 1000
+_LLAMA4_TOKENS = 200_000
+"""Llama 4 has another split pattern, which its file does not contain."""
 
 
 @dataclass(frozen=True)
 class TiktokenModel(Tokenizer):
-    """Byte strings by rank."""
+    """A tiktoken vocabulary: tokens by rank."""
 
     kind = "tiktoken"
     n_special = N_SPECIAL
@@ -44,22 +45,25 @@ class TiktokenModel(Tokenizer):
 
     @property
     def n_base(self) -> int:
-        """The ranks."""
+        """Tokens in the file, without special tokens."""
         return len(self.tokens)
 
-    def holds(self, name: str, number: int | None) -> bool:
-        """Whether there is such a rank, or Meta's code so names a special token."""
+    def has_token(self, name: str, number: int | None) -> bool:
+        """Whether there is such a token, or a special token with this name in Meta's code."""
         if number is None:
             return name in SPECIAL_NAMES or name in map(_printable, self.tokens)
         if number < self.n_base:
             return _printable(self.tokens[number]) == name
         return number < self.vocab_size and name in SPECIAL_NAMES
 
-    def pipeline(self, options: TokenizerOptions) -> Pipeline:
-        """With `ignore_merges` a pre-token that is a word is taken whole, as tiktoken takes it."""
-        names = special_tokens(options.naming, options.special_tokens)
+    def tokenizer_json(self, options: TokenizerOptions) -> TokenizerJson:
+        """The same tokenizer as a tokenizer.json.
+
+        With `ignore_merges`, a pre-token that is in the vocabulary is not split, as in tiktoken.
+        """
+        names = special_tokens(options.special_names, options.special_tokens)
         ids = {name: self.n_base + offset for offset, name in enumerate(names)}
-        return Pipeline(
+        return TokenizerJson(
             special=ids,
             model=bpe(unk=None, fuse_unk=False, byte_fallback=False, ignore_merges=True),
             vocab=map(_printable, self.tokens),
@@ -86,11 +90,15 @@ class TiktokenModel(Tokenizer):
 
 
 def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
-    """Read the lines of `data`, in whatever order they are.
+    """Read a vocabulary; its lines may be in any order.
+
+    Args:
+        path: its file, for errors.
+        data: its content.
 
     Raises:
-        InputError: a line that is none, a token or rank given twice, a rank left out, one of the 256 one-byte
-            tokens missing; or it is Llama 4's.
+        InputError: a malformed line, a duplicate token or rank, a missing rank or one-byte token, or the
+            vocabulary of Llama 4.
     """
     by_rank: dict[int, bytes] = {}
     for number, line in enumerate(data.splitlines(), start=1):
@@ -103,49 +111,44 @@ def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
             found = line[:40].decode("utf-8", "backslashreplace")
             raise InputError(
                 "TOKENIZER_LINE",
-                f"line {number} is {found!r}, not a token in base64, a space and its rank",
+                f"Malformed line {number}.",
                 file=path,
-                hint="The file is damaged or was cut short; download it again.",
+                hint="The file is damaged or truncated. Download it again.",
+                expected="a token in base64, a space and its rank",
+                found=repr(found),
             ) from None
-        if len(by_rank) == _MOST_TOKENS:
-            raise InputError("TOKENIZER_RANKS", f"more than {_MOST_TOKENS:,} tokens", file=path)
+        if len(by_rank) == _MAX_TOKENS:
+            raise InputError("TOKENIZER_RANKS", f"More than {_MAX_TOKENS:,} tokens.", file=path)
         if rank in by_rank:
-            raise InputError(
-                "TOKENIZER_RANKS", f"line {number} gives rank {rank!s:.20} a second time", file=path
-            )
+            message = f"Duplicate rank {rank!s:.20} in line {number}."
+            raise InputError("TOKENIZER_RANKS", message, file=path)
         by_rank[rank] = token
     tokens = tuple(by_rank[rank] for rank in range(len(by_rank)) if rank in by_rank)
     if len(tokens) < len(by_rank):
         gap = next(rank for rank in range(len(by_rank)) if rank not in by_rank)
-        raise InputError(
-            "TOKENIZER_RANKS",
-            f"rank {gap} is missing: {len(by_rank)} tokens need the ranks from 0 on",
-            file=path,
-        )
+        message = f"Missing rank {gap}: the ranks of {len(by_rank)} tokens are not consecutive from 0."
+        raise InputError("TOKENIZER_RANKS", message, file=path)
     _check_tokens(path, tokens)
     return TiktokenModel(path, tokens)
 
 
 def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
-    if len(tokens) == _LLAMA4_RANKS:
-        raise InputError("TOKENIZER_FORM", "the tokenizer of Llama 4, which is not supported", file=path)
+    if len(tokens) == _LLAMA4_TOKENS:
+        raise InputError("TOKENIZER_FORM", "The tokenizer of Llama 4 is not supported.", file=path)
     distinct = set(tokens)
     if len(distinct) < len(tokens):
-        ((twice, _),) = Counter(tokens).most_common(1)
-        raise InputError("TOKENIZER_RANKS", f"the token {twice!r:.60} has two ranks", file=path)
+        ((duplicate, _),) = Counter(tokens).most_common(1)
+        raise InputError("TOKENIZER_RANKS", f"The token {duplicate!r:.60} has two ranks.", file=path)
     if b"" in distinct:
-        raise InputError("TOKENIZER_LINE", "a token is empty", file=path)
-    if max(map(len, tokens), default=0) > _LONGEST_TOKEN:
-        raise InputError("TOKENIZER_LINE", f"a token has more than {_LONGEST_TOKEN} bytes", file=path)
+        raise InputError("TOKENIZER_LINE", "A token is empty.", file=path)
+    if max(map(len, tokens), default=0) > _MAX_TOKEN_BYTES:
+        raise InputError("TOKENIZER_LINE", f"A token has more than {_MAX_TOKEN_BYTES} bytes.", file=path)
     missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
     if missing:
-        raise InputError(
-            "TOKENIZER_BYTES",
-            f"{len(missing)} of the 256 one-byte tokens are missing, 0x{missing[0]:02X} first",
-            file=path,
-        )
-    if fault := too_many_merges(dict.fromkeys(tokens)):
-        raise InputError("TOKENIZER_RANKS", f"not a Llama's tokenizer: {fault}", file=path)
+        names = listed(f"0x{byte:02X}" for byte in missing)
+        raise InputError("TOKENIZER_BYTES", f"Missing one-byte tokens: {names}.", file=path)
+    if message := too_many_merges(dict.fromkeys(tokens)):
+        raise InputError("TOKENIZER_RANKS", message, file=path)
 
 
 def _byte_level(**options: bool) -> dict[str, str | bool]:
@@ -153,9 +156,9 @@ def _byte_level(**options: bool) -> dict[str, str | bool]:
 
 
 def _merges(tokens: Sequence[bytes]) -> Iterator[tuple[str, str]]:
-    """Every way to join two tokens into one, by the rank of the whole, then of its left and its right part.
+    """All merges of two tokens, sorted by the rank of the result, then of the left and the right token.
 
-    tiktoken knows no pairs: it joins the neighbours whose whole has the lowest rank.
+    tiktoken has no list of merges: it merges the adjacent tokens whose result has the lowest rank.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     for whole in tokens:
@@ -164,7 +167,7 @@ def _merges(tokens: Sequence[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's letters for bytes: Latin-1's visible characters are themselves, the rest follow from U+0100."""
+    """Characters of GPT-2 for bytes: visible ones of Latin-1 for themselves, from U+0100 for the others."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = sorted(set(range(256)) - visible)
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
@@ -178,26 +181,27 @@ def _printable(token: bytes) -> str:
 
 
 def ranks_of_tokenizer_json(content: Any) -> bytes | None:
-    """The `tokenizer.model` that a tokenizer.json was made of; None if it cannot be written in this form.
+    """Content of the `tokenizer.model` from which a tokenizer.json was converted; None if it is not tiktoken.
 
     Args:
-        content: what the file says.
+        content: the parsed tokenizer.json.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is no tokenizer.json.
+        KeyError, TypeError, AttributeError: it is not a tokenizer.json.
     """
     added = {token["content"] for token in content["added_tokens"]}
     vocab: dict[str, int] | list[Any] = content["model"]["vocab"]
     steps = (content.get("pre_tokenizer") or {}).get("pretokenizers", [])
     if isinstance(vocab, list) or not any(step.get("pattern") == {"Regex": SPLIT_PATTERN} for step in steps):
         return None
-    bytes_of = {letter: byte for byte, letter in _ALPHABET.items()}
-    words = sorted((rank, word) for word, rank in vocab.items() if word not in added)
-    if any(letter not in bytes_of for _, word in words for letter in word):
+    bytes_of = {character: byte for byte, character in _ALPHABET.items()}
+    tokens = sorted((rank, token) for token, rank in vocab.items() if token not in added)
+    if any(character not in bytes_of for _, token in tokens for character in token):
         return None
-    if [rank for rank, _ in words] != list(range(len(words))):
+    if [rank for rank, _ in tokens] != list(range(len(tokens))):
         return None
     lines = (
-        base64.b64encode(bytes(bytes_of[letter] for letter in word)) + b" %d\n" % rank for rank, word in words
+        base64.b64encode(bytes(bytes_of[character] for character in token)) + b" %d\n" % rank
+        for rank, token in tokens
     )
     return b"".join(lines)

@@ -251,7 +251,7 @@ def _block_sizes(pair: TensorPair) -> Iterator[tuple[str, int]]:
     ranks, sizes = {piece.row for piece in pieces}, {piece.slab.rows for piece in pieces}
     if len(ranks) > 1 and len(sizes) == 1:
         yield "Ranks", sizes.pop()
-    if pair.weight.kind.axes[0] in ("q", "kv"):
+    if pair.weight.kind.dims[0] in ("q", "kv"):
         yield "Heads", pair.head_dim
     for size in (rows // n for n in range(2, min(rows, 257)) if rows % n == 0):
         yield f"Blocks of {size} rows numbered", size
@@ -298,7 +298,7 @@ def _column_order(suspect: _Suspect) -> str | None:
     pair = suspect.pair
     columns = pair.expected.shape[1]
     ranks = len({piece.column for piece in pair.expected.stored.pieces})
-    heads = columns // pair.head_dim if pair.weight.kind.axes[-1] == "q" else 1
+    heads = columns // pair.head_dim if pair.weight.kind.dims[-1] == "q" else 1
     start, stop = _near(suspect)
     for what, count in (("Ranks", ranks), ("Heads", heads)):
         if count < 2 or columns % count:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llama_convert.checkpoints.folders import below, is_huggingface
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, survey
-from llama_convert.checkpoints.locate import MetaFolder, locate
+from llama_convert.checkpoints.folders import folders_below, is_huggingface
+from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, read_headers
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.manifest_check import recorded_version
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
+from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.llama.config import LlamaConfig
@@ -39,7 +39,7 @@ class Input:
     @property
     def release(self) -> str | None:
         """The detected release; None for Hugging Face format, whose files do not name it."""
-        return self.checkpoint.identity.title if isinstance(self.checkpoint, MetaCheckpoint) else None
+        return self.checkpoint.detected.title if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
 def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:
@@ -59,7 +59,7 @@ def open_input(path: Path, version: str | None = None, tokenizer: Path | None = 
     if is_huggingface(path):
         return _open_huggingface(path)
     try:
-        folder = locate(path)
+        folder = find_meta_folder(path)
     except InputError as error:
         if error.code not in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
             return Input(path, "meta", None, [error])
@@ -69,13 +69,13 @@ def open_input(path: Path, version: str | None = None, tokenizer: Path | None = 
         if error.file != path:
             raise
         raise no_checkpoint_at(path, None) from None
-    if folder.path != path and any(below(path, is_huggingface)):
+    if folder.path != path and any(folders_below(path, is_huggingface)):
         raise no_checkpoint_at(path, None)
     return _open_meta(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
 
 
 def _open_huggingface(path: Path) -> Input:
-    checkpoint, problems = survey(path)
+    checkpoint, problems = read_headers(path)
     tokenizer = path / "tokenizer.json"
     return Input(path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
 
@@ -124,19 +124,19 @@ def with_agreed_release(output: Input, source: Input) -> tuple[Input, Input, lis
 
 def _as_release(one: Input, other: Input, recorded: str | None) -> tuple[Input, str | None]:
     checkpoint = one.checkpoint
-    if not isinstance(checkpoint, MetaCheckpoint) or not checkpoint.identity.alternatives:
+    if not isinstance(checkpoint, MetaCheckpoint) or not checkpoint.detected.alternatives:
         return one, None
-    readings = checkpoint.identity.readings
+    readings = checkpoint.detected.candidates
     release = next((each for each in readings if each.version == recorded), None)
     reason = f"recorded in {MANIFEST}"
     if release is None and other.checkpoint is not None:
         release = _release_like(checkpoint, other.checkpoint)
         reason = f"matches {config_file(other.checkpoint)} of {other.folder}"
-    if release is None or release is checkpoint.identity.release:
+    if release is None or release is checkpoint.detected.release:
         return one, None
     read = checkpoint.as_release(release, reason)
     note = (
-        f"{one.folder}: Assuming {read.identity.title} ({reason}) instead of {checkpoint.identity.title}. "
+        f"{one.folder}: Assuming {read.detected.title} ({reason}) instead of {checkpoint.detected.title}. "
         "Use --llama-version to override."
     )
     return replace(one, checkpoint=read), note
@@ -145,7 +145,7 @@ def _as_release(one: Input, other: Input, recorded: str | None) -> tuple[Input, 
 def _release_like(checkpoint: MetaCheckpoint, other: Checkpoint) -> Release | None:
     """The possible release with the RoPE settings, and preferably the context length, of another one."""
     wanted = declared_config(other)
-    configs = {each: checkpoint.as_release(each, "").config for each in checkpoint.identity.readings}
+    configs = {each: checkpoint.as_release(each, "").config for each in checkpoint.detected.candidates}
     same_rope = [
         each
         for each, config in configs.items()

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.units import format_size
 
 _MEMORY, _MEMORY_PER_BYTE = 512 << 20, 40
@@ -77,7 +77,7 @@ def run_isolated(call: str, paths: Sequence[Path], *arguments: Any, **more_paths
         raise InputError("TOKENIZER_RESOURCES", reason, file=paths[0], hint=_HINT)
     if status:
         raise RuntimeError(output.decode(errors="replace"))
-    answer: dict[str, Any] = parse_json(output, most_lists=MOST_LISTS_OF_TOKENIZER)
+    answer: dict[str, Any] = parse_json(output, max_lists=MAX_LISTS_OF_TOKENIZER)
     if answer.get("out_of_memory"):
         raise InputError(
             "TOKENIZER_RESOURCES", f"The tokenizer needs more than {limit}.", file=paths[0], hint=_HINT

@@ -23,7 +23,7 @@ from llama_convert.checkpoints.row_reader import Bytes, read_rows, row_blocks
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
 from llama_convert.errors import UsageError
-from llama_convert.formats.torch_zip import read_torch_file
+from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.llama.forward import (
     causal,
     huggingface_embed,

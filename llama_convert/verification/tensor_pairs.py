@@ -162,7 +162,7 @@ def pairs_of(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list
         if origin is None and weight.kind == HEAD and source.config.tied:
             origin = source.weights.get(Weight(EMBEDDING))
         if origin is not None and origin.shape == stored.shape:
-            expected = TensorRows(files, origin, stored.dtype, order if weight.kind.rotary else None)
+            expected = TensorRows(files, origin, stored.dtype, order if weight.kind.permuted else None)
             found = TensorRows(files, stored, stored.dtype)
             result.append(TensorPair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
     return result

@@ -18,13 +18,13 @@ import numpy as np
 import xxhash
 
 from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_checklist
-from llama_convert.checkpoints.manifest import MANIFEST, file_matches, promised_files, read_manifest
-from llama_convert.checkpoints.manifest_check import STALE, agreement
+from llama_convert.checkpoints.manifest import MANIFEST, file_matches, read_manifest, recorded_files
+from llama_convert.checkpoints.manifest_check import STALE, match_manifest
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.row_reader import as_float32, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
-from llama_convert.checkpoints.value_scan import ValueScan, magnitudes
+from llama_convert.checkpoints.value_scan import ValueScan, abs_bits
 from llama_convert.dtypes import FLOAT16
 from llama_convert.errors import LlamaConvertError
 from llama_convert.findings import Finding
@@ -66,7 +66,7 @@ def check_values(context: Context) -> Outcome:
     with context.progress(total, "read"), SourceFiles() as files:
         scans, findings = scan_all(output.weights, files, context.observer.advance)
         if not findings:
-            files.check_the_rest(BLOCK_SIZE)
+            files.check_partly_read(BLOCK_SIZE)
         rounded = dict(files.rounded)
     findings += implausible(scans)
     if isinstance(output, MetaCheckpoint):
@@ -133,9 +133,9 @@ def _scan(
             break
         block = rows_of(files, stored, start, stop)
         digest.update(block.data)
-        values = values.and_of(block, stored.dtype, start)
-        maybe_zero = np.flatnonzero(magnitudes(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
-        zero_rows += int((~magnitudes(block[maybe_zero], stored.dtype).any(axis=1)).sum())
+        values = values.with_block(block, stored.dtype, start)
+        maybe_zero = np.flatnonzero(abs_bits(block[:, : stored.dtype.itemsize].copy(), stored.dtype) == 0)
+        zero_rows += int((~abs_bits(block[maybe_zero], stored.dtype).any(axis=1)).sum())
         step = max(1, len(block) // _SAMPLED_ROWS)
         sample = as_float32(np.ascontiguousarray(block[::step]), stored.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -213,7 +213,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     if manifest is None:
         return [], False
     found = {scan.stored.name: scan.digest for scan in scans}
-    if found and agreement(folder, manifest, found).is_stale:
+    if found and match_manifest(folder, manifest, found).is_stale:
         return [Finding("MANIFEST_STALE", STALE, MANIFEST, hint=_REMOVE)], True
     recorded: dict[str, str] = manifest["tensors"]
     findings = [
@@ -234,7 +234,7 @@ def check_manifest(folder: Path, scans: Sequence[Scan]) -> tuple[list[Finding], 
     for name in sorted(set(recorded) - set(found) | extra) if recorded else []:
         message = "Listed, but not in any file." if name in recorded else "In a file, but not listed."
         findings.append(Finding("MANIFEST_DIFFERS", message, MANIFEST, name, hint=_OTHER_FILES))
-    for name, entry in promised_files(manifest).items():
+    for name, entry in recorded_files(manifest).items():
         findings += _check_file(folder / name, entry)
     return findings, True
 
@@ -262,7 +262,7 @@ def check_checklist(folder: Path, context: Context) -> tuple[list[Finding], int]
         checklist = read_checklist(folder)
         if checklist is None:
             return [], 0
-        files = list(checklist.said)
+        files = list(checklist.md5s)
         with context.progress(sum(file.stat().st_size for file in files if file.exists()), "hashed"):
             digests = md5_of_all(files, workers=WORKERS, progress=context.observer.advance)
     except LlamaConvertError as error:
@@ -270,13 +270,13 @@ def check_checklist(folder: Path, context: Context) -> tuple[list[Finding], int]
     findings = [
         Finding("INPUT_CHECKLIST", line, CHECKLIST, severity="warning") for line in checklist.malformed
     ]
-    for name in checklist.absent:
+    for name in checklist.missing:
         findings.append(Finding("INPUT_CHECKLIST", f"Listed in {CHECKLIST}, but missing.", name))
     matching = 0
-    for (file, expected), found in zip(checklist.said.items(), digests, strict=True):
+    for (file, expected), found in zip(checklist.md5s.items(), digests, strict=True):
         matching += found == expected
         if found != expected:
-            other = checklist.named(found)
+            other = checklist.file_with(found)
             message = f"MD5 is that of {other}." if other else f"MD5 does not match {CHECKLIST}."
             hint = "Download the file again. Some of Meta's first checklists were wrong."
             findings.append(Finding("INPUT_CHECKLIST", message, file.name, None, expected, found, hint))

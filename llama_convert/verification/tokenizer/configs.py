@@ -15,7 +15,7 @@ from jinja2 import Environment, TemplateSyntaxError
 from llama_convert.errors import InputError
 from llama_convert.findings import Finding, severity_of
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, JsonError, parse_json
 from llama_convert.verification.tokenizer.grouping import Problem, group, listed, short
 from llama_convert.verification.tokenizer.tokenizer_json import Json
 from llama_convert.verification.tokenizer.tokenizer_model import Original
@@ -58,7 +58,7 @@ class Configs:
         if data is None:
             return {}
         try:
-            content = parse_json(data, most_lists=MOST_LISTS_OF_TOKENIZER)
+            content = parse_json(data, max_lists=MAX_LISTS_OF_TOKENIZER)
         except JsonError as error:
             self.unreadable.append(Finding("CONFIG_UNREADABLE", str(error), file=path.name, hint=error.hint))
             return {}

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from llama_convert.errors import InputError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, JsonError, parse_json
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, JsonError, parse_json
 from llama_convert.verification.tokenizer.tokenizer_model import original_in
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
         InputError: the file is missing or damaged, or is not a BPE tokenizer.
     """
     try:
-        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), max_lists=MAX_LISTS_OF_TOKENIZER)
     except InputError as error:
         if error.code != "INPUT_NOT_FOUND":
             raise InputError("TOKENIZER_UNREADABLE", error.message, file=path) from None

@@ -12,7 +12,7 @@ from typing import Any
 from llama_convert.errors import InputError
 from llama_convert.findings import Finding, severity_of
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small
-from llama_convert.formats.strict_json import MOST_LISTS_OF_TOKENIZER, parse_json
+from llama_convert.formats.strict_json import MAX_LISTS_OF_TOKENIZER, parse_json
 from llama_convert.verification.tokenizer.grouping import Problem, group, listed
 from llama_convert.verification.tokenizer.tokenizer_json import Json, TokenizerJson
 from llama_convert.verification.tokenizer.tokenizer_model import SPACE, Original
@@ -219,7 +219,7 @@ def _recorded(folder: Path) -> set[tuple[str, int | None]]:
 def _read(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if it is missing or damaged."""
     try:
-        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), most_lists=MOST_LISTS_OF_TOKENIZER)
+        content = parse_json(read_small(path, MAX_TOKENIZER_JSON), max_lists=MAX_LISTS_OF_TOKENIZER)
     except (InputError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

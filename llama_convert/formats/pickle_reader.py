@@ -1,11 +1,10 @@
-"""Reads the pickle inside a ``.pth`` without running it: a small machine that can build tensor records only.
+"""Restricted reader of the pickle in a ``.pth`` file: it builds only records of tensors and imports nothing.
 
-A pickle is a program.  This machine knows the instructions `torch.save` uses, answers every class name from
-the table below and imports nothing; what is not in the table is refused by name and never constructed.  It
-is written out here, instead of subclassing `pickle.Unpickler`, because that one allocates gigabytes for a
-memo index of the file's choosing and cannot say where in the file it stopped.
+A pickle is a program.  This reader implements the opcodes that `torch.save` uses and resolves class names
+only from an allow-list; any other class is refused and never constructed.  It does not subclass
+`pickle.Unpickler`, which allocates gigabytes for a large memo index and does not report the byte of an error.
 
-Instructions: Python's ``pickletools``; the tensor records: ``torch/_utils.py: _rebuild_tensor_v2`` and
+Opcodes: ``pickletools`` of Python.  Tensor records: ``torch/_utils.py: _rebuild_tensor_v2`` and
 ``torch/serialization.py: persistent_id``.
 """
 
@@ -17,13 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_convert.dtypes import BY_NAME, BY_STORAGE, Dtype
-from llama_convert.formats.files import quoted
+from llama_convert.text import quoted
 
-_MAX_DEPTH = 64  # open MARKs; torch.save nests five deep
+_MAX_DEPTH = 64
+"""Open MARKs; torch.save nests five."""
 
 
 class PickleRefusedError(Exception):
-    """The pickle asks for something a checkpoint of tensors has no use for.  Carries a stable `code`."""
+    """The pickle is damaged or contains something besides tensors.
+
+    Args:
+        code: error code, for example ``INPUT_PICKLE``.
+        message: what is wrong, as a sentence.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -32,16 +37,17 @@ class PickleRefusedError(Exception):
 
 @dataclass(frozen=True)
 class StorageRecord:
-    """A run of ``numel`` elements, kept in the archive entry ``data/<key>``."""
+    """A storage of ``numel`` elements, in the archive entry ``data/<key>``."""
 
     key: str
-    dtype: Dtype | None  # None: untyped bytes, each tensor says its own
+    dtype: Dtype | None
+    """None: untyped bytes; each tensor has its own dtype."""
     numel: int
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A strided view into a storage; offset, shape and strides count elements."""
+    """A strided view of a storage; offset, shape and strides are in elements."""
 
     storage: StorageRecord
     dtype: Dtype
@@ -52,7 +58,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class _Global:
-    """A class or function the pickle names, as the inert name itself."""
+    """The name of a class or function in the pickle, never resolved."""
 
     name: str
 
@@ -62,27 +68,28 @@ class _Mark:
 
 
 class Pairs(list[tuple[Any, Any]]):
-    """A dict as the pickle wrote it: pairs in order, doubled keys still visible."""
+    """A dict as pairs in the order of the pickle, so that duplicate keys can be detected."""
 
 
 def _integers(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(item) is int for item in value):
-        raise PickleRefusedError("INPUT_PICKLE", f"a tensor's {what} is not a tuple of integers")
+        raise PickleRefusedError("INPUT_PICKLE", f"The {what} of a tensor is not a tuple of integers.")
     if any(item < 0 for item in value):
-        raise PickleRefusedError("INPUT_VIEW", f"a tensor's {what} holds a negative number: {min(value)}")
+        raise PickleRefusedError("INPUT_VIEW", f"Negative number in the {what} of a tensor: {min(value)}.")
     if any(item >= 1 << 63 for item in value):
-        raise PickleRefusedError("INPUT_VIEW", f"a tensor's {what} holds a number of 64 bits or more")
+        raise PickleRefusedError("INPUT_VIEW", f"Number of 64 bits or more in the {what} of a tensor.")
     return value
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Dtype | None) -> TensorRecord:
     if not isinstance(storage, StorageRecord) or type(offset) is not int:
-        raise PickleRefusedError("INPUT_PICKLE", "a tensor is built from something that is not a storage")
+        raise PickleRefusedError("INPUT_PICKLE", "A tensor is not built from a storage.")
     if dtype is None:
-        raise PickleRefusedError("INPUT_PICKLE", "a tensor on an untyped storage does not say its dtype")
+        raise PickleRefusedError("INPUT_PICKLE", "A tensor of an untyped storage has no dtype.")
     shape, strides = _integers(shape, "shape"), _integers(strides, "strides")
     if len(shape) != len(strides):
-        raise PickleRefusedError("INPUT_VIEW", f"a tensor has {len(shape)} axes but {len(strides)} strides")
+        message = f"A tensor has {len(shape)} dimensions, but {len(strides)} strides."
+        raise PickleRefusedError("INPUT_VIEW", message)
     (offset,) = _integers((offset,), "offset")
     return TensorRecord(storage, dtype, offset, shape, strides)
 
@@ -100,12 +107,12 @@ def _rebuild_tensor_v3(
 
 def _rebuild_parameter(tensor: Any, *_rest: Any) -> TensorRecord:
     if not isinstance(tensor, TensorRecord):
-        raise PickleRefusedError("INPUT_PICKLE", "a Parameter wraps something that is not a tensor")
+        raise PickleRefusedError("INPUT_PICKLE", "A Parameter does not contain a tensor.")
     return tensor
 
 
 def _ordered_dict() -> Pairs:
-    """An empty one; that is how Python 3 begins it.  Copies of a list could be asked for without end."""
+    """An empty OrderedDict, as Python 3 creates it; copying a list is refused: it could be repeated."""
     return Pairs()
 
 
@@ -121,7 +128,7 @@ _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 _ALLOWED = {*_CALLABLES, *_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)}
 _OTHER_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
-    "torch._utils._rebuild_qtensor": "quantised",
+    "torch._utils._rebuild_qtensor": "quantized",
     "torch._utils._rebuild_meta_tensor_no_storage": "meta",
     "torch._utils._rebuild_nested_tensor": "nested",
 }
@@ -132,10 +139,11 @@ def _find_global(module: str, name: str) -> _Global:
     if qualified in _ALLOWED:
         return _Global(qualified)
     if kind := _OTHER_TENSORS.get(qualified):
-        raise PickleRefusedError("TENSOR_LAYOUT", f"holds a {kind} tensor; only dense tensors are converted")
+        message = f"Contains a {kind} tensor. Only dense tensors are supported."
+        raise PickleRefusedError("TENSOR_LAYOUT", message)
     raise PickleRefusedError(
         "INPUT_FOREIGN_OBJECT",
-        f"holds an object of {quoted(qualified)}; only tensors are read, and it was not constructed",
+        f"Contains an object of {quoted(qualified)}, which was not constructed. Only tensors are supported.",
     )
 
 
@@ -143,20 +151,20 @@ def _persistent_storage(reference: Any) -> StorageRecord:
     match reference:
         case ("storage", _Global(name), str(key), str(), int(numel)) if name in _STORAGES or name in _UNTYPED:
             if not key or not key.isascii() or not key.replace("_", "").isalnum():
-                raise PickleRefusedError("INPUT_PICKLE", f"storage key {quoted(key)} is not a plain name")
+                raise PickleRefusedError("INPUT_PICKLE", f"Invalid storage key {quoted(key)}.")
             if numel < 0:
-                raise PickleRefusedError("INPUT_VIEW", f"storage {quoted(key)} has {numel} elements")
+                raise PickleRefusedError("INPUT_VIEW", f"Storage {quoted(key)} has {numel} elements.")
             return StorageRecord(key, _STORAGES.get(name), numel)
-    raise PickleRefusedError("INPUT_PICKLE", "a reference is not one to a tensor's storage")
+    raise PickleRefusedError("INPUT_PICKLE", "A persistent reference is not a storage of a tensor.")
 
 
 def read_pickle(data: bytes) -> Any:
-    """What the pickle describes, made of tuples, lists, `Pairs`, scalars and `TensorRecord` only.
+    """The value of a pickle, made only of tuples, lists, `Pairs`, scalars and `TensorRecord`.
 
-    Time and memory are proportional to ``len(data)``, whatever it says.
+    Time and memory are proportional to ``len(data)``.
 
     Raises:
-        PickleRefusedError: it is damaged, or asks for anything outside the allow-list.
+        PickleRefusedError: the pickle is damaged, or contains something outside the allow-list.
     """
     machine = _Machine(data)
     try:
@@ -164,11 +172,11 @@ def read_pickle(data: bytes) -> Any:
     except PickleRefusedError:
         raise
     except RecursionError:
-        raise PickleRefusedError("INPUT_PICKLE", "nested too deeply") from None
+        raise PickleRefusedError("INPUT_PICKLE", "data.pkl is nested too deeply.") from None
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
-        reason = "ends" if machine.position >= len(data) else "is damaged"
+        reason = "is truncated" if machine.position >= len(data) else "is damaged"
         raise PickleRefusedError(
-            "INPUT_PICKLE", f"data.pkl {reason} at byte {machine.position} ({type(error).__name__})"
+            "INPUT_PICKLE", f"data.pkl {reason} at byte {machine.position} ({type(error).__name__})."
         ) from None
 
 
@@ -197,16 +205,14 @@ class _Machine:
             if handler is None:
                 if not data.startswith(b"\x80"):
                     message = (
-                        "data.pkl is of pickle protocol 0 or 1; save the file again with torch.save's default"
+                        "data.pkl has pickle protocol 0 or 1. Save the file with the default of torch.save."
                     )
                     raise PickleRefusedError("INPUT_PICKLE", message)
-                raise PickleRefusedError(
-                    "INPUT_PICKLE",
-                    f"data.pkl: unexpected instruction {opcode:#04x} at byte {self.position - 1}",
-                )
+                message = f"Unexpected opcode {opcode:#04x} at byte {self.position - 1} of data.pkl."
+                raise PickleRefusedError("INPUT_PICKLE", message)
             handler(self)
         if len(self.stack) != 1 or self.marks:
-            raise PickleRefusedError("INPUT_PICKLE", f"data.pkl ends early, at byte {self.position}")
+            raise PickleRefusedError("INPUT_PICKLE", f"data.pkl ends early at byte {self.position}.")
         return self.stack[0]
 
     def take(self, count: int) -> bytes:
@@ -227,7 +233,7 @@ class _Machine:
 
     def mark(self) -> None:
         if len(self.marks) >= _MAX_DEPTH:
-            raise PickleRefusedError("INPUT_PICKLE", "nested too deeply")
+            raise PickleRefusedError("INPUT_PICKLE", "data.pkl is nested too deeply.")
         self.marks.append(len(self.stack))
 
     def pop_tuple(self, count: int) -> None:
@@ -254,24 +260,26 @@ class _Machine:
             or function.name not in _CALLABLES
             or type(arguments) is not tuple
         ):
-            raise PickleRefusedError("INPUT_PICKLE", "calls something that does not build a tensor")
+            message = "data.pkl calls a function that does not build a tensor."
+            raise PickleRefusedError("INPUT_PICKLE", message)
         self.stack.append(_CALLABLES[function.name](*arguments))
 
     def build(self) -> None:
-        """Attributes set on an object after it is made: torch keeps `_metadata` on a state dict; dropped."""
+        """Discard the attributes of a state dict: torch sets `_metadata`."""
         self.stack.pop()
         if not isinstance(self.stack[-1], Pairs):
-            raise PickleRefusedError("INPUT_PICKLE", "sets attributes on something that is not a state dict")
+            message = "data.pkl sets attributes of an object that is not a state dict."
+            raise PickleRefusedError("INPUT_PICKLE", message)
 
 
 def _handlers() -> dict[int, Callable[[_Machine], None]]:
-    """One function an instruction, by its byte."""
+    """The handler of each opcode."""
 
     def skip(count: int) -> Callable[[_Machine], None]:
         return lambda m: void(m.take(count))
 
     def void(_: bytes) -> None:
-        """Take no notice."""
+        """Discard the argument."""
 
     def push(value: Any) -> Callable[[_Machine], None]:
         return lambda m: m.stack.append(value)

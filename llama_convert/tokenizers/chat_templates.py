@@ -1,6 +1,6 @@
-"""Chat templates, written after the formats that Meta publishes.
+"""Chat templates for the prompt formats that Meta published.
 
-Each is Jinja as transformers renders it (a sandbox with `trim_blocks` and `lstrip_blocks`), from 4.45 on.
+They are Jinja templates for transformers 4.45 and later (`trim_blocks` and `lstrip_blocks`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from importlib.resources import files
 
 from llama_convert.errors import UsageError
 
-# The templates by name, with the models that speak them.  Guard models have none: their prompt is a task
-# around a whole conversation.
+# Models by the name of their template.  Llama Guard has none: its prompt is a task with a whole conversation.
 CHAT_TEMPLATES: dict[str, str] = {
     "llama2": "Llama 2 Chat; Code Llama 7B, 13B and 34B Instruct",
     "codellama-70b": "Code Llama 70B Instruct",
@@ -24,9 +23,10 @@ def chat_template(name: str) -> str:
     """The Jinja text of one of `CHAT_TEMPLATES`.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no template has this name.
     """
     if name not in CHAT_TEMPLATES:
-        raise UsageError("CHAT_TEMPLATE", f"no chat template {name!r}; there are {', '.join(CHAT_TEMPLATES)}")
+        hint = f"Choose one of {', '.join(CHAT_TEMPLATES)}."
+        raise UsageError("CHAT_TEMPLATE", f"Unknown chat template {name!r}.", hint=hint)
     template = files("llama_convert.tokenizers") / "templates" / f"{name}.jinja"
     return template.read_text(encoding="utf-8")
