@@ -88,6 +88,7 @@ SHARD_OPTIONS = [
 ]
 INSPECT_OPTIONS = ["--debug", "--json", "--stats", "--tensors"]
 VERIFY_OPTIONS = [
+    "--check",
     "--checksums",
     "--debug",
     "--device",
@@ -104,6 +105,7 @@ VERIFY_OPTIONS = [
     "--report",
     "--source",
     "--tokenizer",
+    "--verbose",
 ]
 
 
