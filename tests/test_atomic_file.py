@@ -125,7 +125,7 @@ def out(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-RECORD = ("--level", "structure", "--record", "-q")
+RECORD = ("--check", "structure", "--record", "-q")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_killed_or_failing_anywhere(whole: Path, tmp_path: Path) -> None:
 
 
 def report(out: Path, file: Path) -> tuple[int, str]:
-    ended = llama_convert("verify", out, "--level", "structure", "--report", file, "--json")
+    ended = llama_convert("verify", out, "--check", "structure", "--report", file, "--json")
     return ended.exit_code, ended.json.get("code", "")
 
 

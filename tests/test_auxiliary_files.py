@@ -231,7 +231,7 @@ def test_names_are_decided_on_before_anything_is_written(source: Path, tmp_path:
     manifest = read_manifest(out)
     assert manifest
     assert names - set(manifest["files"]) == {"llama-convert.json"}
-    verified = llama_convert("verify", out, "--level", "structure,values", "--json")
+    verified = llama_convert("verify", out, "--check", "structure,values", "--json")
     assert verified.exit_code == 0, verified.stdout
     assert run(name, source, tmp_path / "strict", "--strict").exit_code == 1
     assert not (tmp_path / "strict").exists()

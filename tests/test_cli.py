@@ -91,6 +91,7 @@ INSPECT_OPTIONS = [
 ]
 DIFF_OPTIONS = ["--debug", "--json", "--stats", "--verbose"]
 VERIFY_OPTIONS = [
+    "--check",
     "--checksums",
     "--debug",
     "--device",
@@ -107,6 +108,7 @@ VERIFY_OPTIONS = [
     "--report",
     "--source",
     "--tokenizer",
+    "--verbose",
 ]
 
 

@@ -147,9 +147,9 @@ def test_options_that_would_do_nothing(
 @pytest.mark.parametrize(
     "line",
     [
-        "verify hf2 --level structure --prompt Once",
-        "verify hf2 --level weights,values --positions 9",
-        "verify hf2 --level structure --device cuda",
+        "verify hf2 --check structure --prompt Once",
+        "verify hf2 --check weights,values --positions 9",
+        "verify hf2 --check structure --device cuda",
         "verify hf2 --max-new-tokens 3",
         "inspect hf2 --tensors no.such.name",
         "convert meta2 out --array-task 1/2 --finish",

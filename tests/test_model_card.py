@@ -265,7 +265,7 @@ def test_a_manifest_of_something_else(tmp_path: Path, key: str, value: Any) -> N
     convert(LLAMA31, tmp_path / "out")
     content = manifest_of(tmp_path / "out") | {key: value}
     (tmp_path / "out/llama-convert.json").write_bytes(manifest_json(content))
-    run = llama_convert("verify", tmp_path / "out", "--level", "structure", "--record", "--json")
+    run = llama_convert("verify", tmp_path / "out", "--check", "structure", "--record", "--json")
     assert run.exit_code == (0 if key == "plan" else 3), run.stderr
     assert key == "plan" or run.json["code"] == "MANIFEST_VALUE"
 
@@ -343,7 +343,7 @@ def test_a_card_that_a_person_has_changed_is_that_persons(tmp_path: Path, edit: 
     assert not model_card.is_unedited(out / "README.md")
     assert verify(out, LLAMA31).ok
     assert "up to date" in llama_convert("convert", LLAMA31, out).stderr
-    assert llama_convert("verify", out, "--record", "--level", "values").exit_code == 0
+    assert llama_convert("verify", out, "--record", "--check", "values").exit_code == 0
     assert (
         "Kept, because it was edited."
         in llama_convert("convert", LLAMA31, out, "--overwrite", "--dtype", "fp16").stderr

@@ -111,7 +111,7 @@ class TestCompletion:
             ("llama-convert convert --dtype b", {"bf16"}),
             ("llama-convert convert a b --to m", {"meta"}),
             ("llama-convert convert --llama-version G", {"Guard-1", "Guard-2", "Guard-3"}),
-            ("llama-convert verify --level w", {"weights"}),
+            ("llama-convert verify --check w", {"weights"}),
             ("llama-convert help res", {"reshard", "resume"}),
             ("llama-convert explain OUTPUT_SP", {"OUTPUT_SPACE"}),
         ],

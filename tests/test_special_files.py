@@ -124,7 +124,7 @@ IN_HF = (
 )  # fmt: skip
 IN_META = ("params.json", "tokenizer.model", "checklist.chk", "LICENSE", "consolidated.01.pth", "README.md")
 IN_STAGING = (".lock", ".finalizing", ".journal", ".journal.model.safetensors")
-LEVELS = ("--level", "structure", "--level", "values", "--level", "tokenizer")
+LEVELS = ("--check", "structure", "--check", "values", "--check", "tokenizer")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
     "hf": (
         IN_HF,
@@ -311,7 +311,7 @@ def test_the_user_s_folder_is_no_place_for_modules(tmp_path: Path, converted: Pa
     shutil.copytree(converted, tmp_path / "hf")
     for name in ("json.py", "llama_convert.py", "tokenizers.py"):
         (tmp_path / "hf" / name).write_text("open('imported', 'w')\n")
-    command = [Path(sys.executable).with_name("llama-convert"), "verify", ".", "--level", "tokenizer"]
+    command = [Path(sys.executable).with_name("llama-convert"), "verify", ".", "--check", "tokenizer"]
     run = subprocess.run(command, cwd=tmp_path / "hf", capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / "hf" / "imported").exists()

@@ -94,7 +94,7 @@ def warnings(run: Run) -> list[str]:
 
 
 def findings(folder: Path) -> list[dict[str, Any]]:
-    ended = llama_convert("verify", folder, "--level", "structure,values", "--json")
+    ended = llama_convert("verify", folder, "--check", "structure,values", "--json")
     assert ended.exit_code in (0, 1), ended.stderr
     return [
         {"code": finding["code"], "tensor": finding["tensor"], "message": finding["message"]}
@@ -215,7 +215,7 @@ def test_a_flipped_bit_is_damage(copy: Callable[[str], Path]) -> None:
 def test_no_result_is_recorded_in_it(copy: Callable[[str], Path], base: str) -> None:
     source = rewrite(copy(base), trained)
     before = {file.name: file.read_bytes() for file in source.iterdir()}
-    ended = llama_convert("verify", source, "--level", "structure", "--record", "--json")
+    ended = llama_convert("verify", source, "--check", "structure", "--record", "--json")
     assert (ended.exit_code, ended.json["code"]) == (3, "MANIFEST_STALE")
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
 
@@ -225,7 +225,7 @@ def test_damaged_weights_are_recorded(copy: Callable[[str], Path]) -> None:
     source = copy("hf")
     data = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(data[:-100])
-    assert llama_convert("verify", source, "--level", "structure", "--record").exit_code == 1
+    assert llama_convert("verify", source, "--check", "structure", "--record").exit_code == 1
     assert "**FAIL**" in (source / "README.md").read_text()
 
 

@@ -32,7 +32,7 @@ MET: dict[str, tuple[int, str, str]] = {
     "convert hf --to meta": (2, "DST is missing", "llama-convert convert hf hf-meta --to meta"),
     "shard meta": (2, "DST is missing", "llama-convert shard meta meta-cut --mp 2"),
     "shard hf out": (2, "give either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
-    "verify": (2, "PATH is missing", "llama-convert verify PATH --source ORIGINAL; see "),
+    "verify": (2, "PATH is missing", "Run: llama-convert verify PATH --source ORIGINAL"),
     "inspect": (2, "PATH is missing", "llama-convert inspect PATH"),
     "diff": (2, "A is missing", "llama-convert diff A B"),
     "diff hf": (2, "B is missing", "llama-convert diff A B"),
@@ -140,7 +140,11 @@ MET: dict[str, tuple[int, str, str]] = {
     "convert meta out --max-shard-size 5": (2, "'5' would be 5 bytes; write it like 5GB", ""),
     "convert meta out --max-shard-size 5G": (2, "'5G' is not a size; write it like 5GB", ""),
     "convert meta out --llama-version 4": (2, "choose one of 1, 2, 3, 3.1", ""),
-    "verify hf --level logit": (2, "choose among structure, values, weights, tokenizer, logits", ""),
+    "verify hf --check logit": (
+        2,
+        "No such check",
+        "Choose among structure, values, weights, tokenizer, logits.",
+    ),
 }
 
 # What is done, because nothing else can have been meant.
@@ -152,7 +156,7 @@ DONE = [
     "convert LLaMA out --dry-run",
     "convert hub out --dry-run",
     "shard hub/original out --mp 1 --dry-run",
-    "verify LLaMA --level structure",
+    "verify LLaMA --check structure",
     "convert models out --model_size 7b --dry-run",
     "convert meta out --tokenizer hf --dry-run",
     "convert meta out --dtype torch.float16 --llama-version llama2 --dry-run",

@@ -209,7 +209,7 @@ IN_META: dict[str, Spoil] = {
     "tokenizer": lambda folder: (folder / "tokenizer.model").write_text(f"{HOSTILE} 0\n"),
     "web page": lambda folder: (folder / "consolidated.00.pth").write_text(f"<html>{HOSTILE}"),
 }  # fmt: skip
-LEVELS = ("--level", "structure", "--level", "values", "--level", "tokenizer")
+LEVELS = ("--check", "structure", "--check", "values", "--check", "tokenizer")
 CASES = [
     *(pytest.param("hf", spoil, id=f"hf: {ascii(name)[:40]}") for name, spoil in IN_HF.items()),
     *(pytest.param("meta", spoil, id=f"meta: {ascii(name)[:40]}") for name, spoil in IN_META.items()),

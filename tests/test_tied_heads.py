@@ -76,7 +76,7 @@ def test_to_meta(merged: Path, tmp_path: Path, ranks: int) -> None:
     for out in ("meta", "back"):
         report = look(tmp_path / out, merged)
         assert report.ok
-        assert_seen(report, Seen("structure", "CONFIG_TENSORS_DISAGREE", HEAD, "in the source", warning=True))
+        assert_seen(report, Seen("structure", "CONFIG_TENSORS_DISAGREE", HEAD, "In the source", warning=True))
 
 
 def test_shard(merged: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_head_lost_from_a_tied_source(merged: Path, tmp_path: Path) -> None:
     plant.rewrite(tmp_path / "out", lambda state: state.pop(HEAD))
     plant.edit_config(tmp_path / "out", tie_word_embeddings=True)
     report = look(tmp_path / "out", merged, "weights")
-    assert_seen(report, Seen("weights", "TENSOR_MISSING", HEAD, "the source has it"))
+    assert_seen(report, Seen("weights", "TENSOR_MISSING", HEAD, "The source has this tensor"))
 
 
 def test_an_embedding_in_place_of_the_head(merged: Path, tmp_path: Path) -> None:
@@ -356,11 +356,12 @@ def test_weights_alone_see_what_has_no_counterpart(untied: Path, change: dict[st
     if "num_hidden_layers" in change:
         assert_seen(look(small, whole, "weights"), Seen("weights", "TENSOR_MISSING", q(1)))
         assert_seen(
-            look(whole, small, "weights"), Seen("weights", "TENSOR_EXTRA", q(1), "the source does not")
+            look(whole, small, "weights"),
+            Seen("weights", "TENSOR_EXTRA", q(1), "The source does not have this tensor"),
         )
     else:
         for one, other in ((small, whole), (whole, small)):
-            assert_seen(look(one, other, "weights"), Seen("weights", "TENSOR_SHAPE", EMBED, "another shape"))
+            assert_seen(look(one, other, "weights"), Seen("weights", "TENSOR_SHAPE", EMBED, "Shape differs"))
 
 
 def test_an_untied_head_may_equal_the_embedding(tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ def test_verbose_adds_details(output: Path) -> None:
     assert "Names, shapes" not in run.stdout
 
 
+def test_level_is_the_hidden_former_name_of_check(output: Path) -> None:
+    run = llama_convert("verify", output, "--level", "structure", "--check", "values", "--json")
+    assert [level["level"] for level in run.json["levels"]] == ["structure", "values"]
+    assert "--level" not in llama_convert("verify", "--help").stdout
+
+
 # The verdict.
 
 

@@ -89,7 +89,7 @@ def test_verify_and_inspect_say_no(tmp_path: Path, goods: dict[str, Path], name:
     case = REFUSED[name]
     source = spoilt(case, goods, tmp_path)
     before = listed(tmp_path)
-    levels = ["--level", "structure,values,weights,tokenizer"]
+    levels = ["--check", "structure,values,weights,tokenizer"]
     commands: list[list[object]] = [["verify", source, *levels], ["inspect", source, "--json"]]
     for arguments in commands:
         with cpu_limit(SECONDS):
@@ -106,7 +106,7 @@ def test_manifests(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
     source = Path(shutil.copytree(goods["hf"], tmp_path / "source"))
     zoo.MANIFESTS[name](source)
     with cpu_limit(SECONDS):
-        run = llama_convert("verify", source, "--level", "structure,values")
+        run = llama_convert("verify", source, "--check", "structure,values")
         assert run.exit_code == 1, run.stderr
         assert "llama-convert.json" in run.stdout
         assert llama_convert("inspect", source).exit_code in (0, 1)  # which makes little use of it
@@ -117,7 +117,7 @@ def test_of_endless_problems_some_are_told(tmp_path: Path, goods: dict[str, Path
     weight_map = {f"tensor{n}": f"{n}.safetensors" for n in range(10_000)}
     (source / zoo.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with cpu_limit(2 * SECONDS):
-        run = llama_convert("verify", source, "--level", "structure")
+        run = llama_convert("verify", source, "--check", "structure")
     assert run.exit_code == 1
     assert "more problems" in run.stdout
 
@@ -126,7 +126,7 @@ def test_of_endless_problems_some_are_told(tmp_path: Path, goods: dict[str, Path
 @pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name].base == "hf"][::4])
 def test_as_a_source_to_compare_with(tmp_path: Path, goods: dict[str, Path], name: str, level: str) -> None:
     source = spoilt(REFUSED[name], goods, tmp_path)
-    arguments = ["verify", goods["meta"], "--source", source, "--level", "structure,weights"]
+    arguments = ["verify", goods["meta"], "--source", source, "--check", "structure,weights"]
     if level == "inspect":
         arguments = ["inspect", goods["meta"], source]
     with cpu_limit(SECONDS):
@@ -194,7 +194,7 @@ def test_accepted(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
         assert_same(load_file(out / "model.safetensors"), expected)
     assert llama_convert("shard", source, tmp_path / "shards", "--mp", "4").exit_code == 0
     assert_same(zoo.joined(synthetic.read(tmp_path / "shards")), state)
-    run = llama_convert("verify", out, "--source", source, "--level", "structure,weights")
+    run = llama_convert("verify", out, "--source", source, "--check", "structure,weights")
     assert run.exit_code == 0, run.stdout
     assert llama_convert("inspect", source).exit_code == 0
     writable(tmp_path)
@@ -212,7 +212,7 @@ def test_accepted_on_the_way_back(tmp_path: Path, goods: dict[str, Path], name: 
     assert run.exit_code == 0, run.stderr
     found = {n: t for file in (tmp_path / "shards").glob("*.safetensors") for n, t in load_file(file).items()}
     assert_same(found, synthetic.huggingface(zoo.SHAPE, state))
-    assert llama_convert("verify", source, "--level", "structure,values").exit_code == 0
+    assert llama_convert("verify", source, "--check", "structure,values").exit_code == 0
     assert llama_convert("inspect", source).exit_code == 0
     writable(tmp_path)
 

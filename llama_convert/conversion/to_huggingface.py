@@ -148,7 +148,7 @@ class _Conversion:
             special_tokens("llama3.1", self.options.special_tokens)  # refuses invalid names
         if tokenizer.differing_text is not None:
             self.warn(
-                f"{path}: tokenizer.json does not give the same ids as {tokenizer.kind} for all texts, for "
+                f"{path}: tokenizer.json and {tokenizer.kind} give different ids for some texts, for "
                 f"example {tokenizer.differing_text!r}. For exact ids, load the output with LlamaTokenizer of "
                 "transformers 4, which reads tokenizer.model."
             )

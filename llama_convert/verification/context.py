@@ -82,7 +82,8 @@ def compute_dtype(name: str) -> Dtype:
     """
     dtype = parse_weight_dtype(name)
     if dtype is None or dtype not in _COMPUTE:
-        raise UsageError("BAD_DTYPE", f"--dtype {name}: The forward pass runs in fp32 or bf16.")
+        message = f"--dtype {name}: The forward pass does not support this dtype."
+        raise UsageError("BAD_DTYPE", message, hint="Choose fp32 or bf16.")
     return dtype
 
 

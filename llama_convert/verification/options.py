@@ -39,5 +39,6 @@ def parse_checks(texts: Iterable[str] | None) -> tuple[Check, ...]:
     known = [check.value for check in Check]
     for name in names:
         if name not in known:
-            raise UsageError("BAD_CHECK", f"--check {name}: Choose among {', '.join(known)}.")
+            hint = f"Choose among {', '.join(known)}."
+            raise UsageError("BAD_CHECK", f"--check {name}: No such check.", hint=hint)
     return tuple(check for check in Check if not names or check.value in names)

@@ -56,8 +56,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        message = f"--device {name}: No such device. Choose auto, cpu, cuda or cuda:N."
-        raise UsageError("BAD_DEVICE", message) from None
+        hint = "Choose auto, cpu, cuda or cuda:N."
+        raise UsageError("BAD_DEVICE", f"--device {name}: No such device.", hint=hint) from None
     return device
 
 

@@ -127,7 +127,7 @@ def verify(on: Bytes) -> list[Contestant]:
     size = sum(file.stat().st_size for file in on.huggingface.glob("*.safetensors"))
     fits = 2 * size < 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     dtypes = ["bfloat16", "float32"] if fits else ["bfloat16"]
-    both = (on.huggingface, "--source", on.meta, "--level", "logits", "--dtype")
+    both = (on.huggingface, "--source", on.meta, "--check", "logits", "--dtype")
     return [
         *(transformers(version, dtype) for version in ("4.45", "5") for dtype in dtypes),
         *(ours(f"verify --source, {dtype}", "verify", *both, dtype) for dtype in ("bf16", "fp32")),

@@ -70,7 +70,7 @@ def check_tokenizer(folder: Path, vocab_size: int | None = None) -> Outcome | No
         return None
     outcome = check_original(original, vocab_size)
     message = f"There is no tokenizer.json, only {original.name}."
-    hint = "Create it with `llama-convert convert SRC DST --model_size tokenizer_only`."
+    hint = "Create it with `llama-convert convert SRC DST --model-size tokenizer_only`."
     missing = Finding("TOKENIZER_MISSING", message, file="tokenizer.json", hint=hint, severity="warning")
     return replace(outcome, findings=[*outcome.findings, missing])
 

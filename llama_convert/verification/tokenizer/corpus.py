@@ -5,7 +5,7 @@ CORPUS: tuple[str, ...] = (
     *["", " ", "  ", "   ", "    ", " " * 7, " " * 16, " " * 33, "\t", "\t\t", "\n", "\n\n", "\n\n\n"],
     *["\r", "\r\n", "\r\n\r\n", "\n\r", " \n", "\n ", " \n ", "\t \t", " \t\n ", "\v", "\f", "\u00a0"],
     *["\u2003", "\u3000", "\u200b", "\u2028", "\u2029", "\u202f", "\u1680"],
-    # Spaces before, after and between words.
+    # Spaces before, after and between letters.
     *["Hello", " Hello", "  Hello", "   Hello", "Hello ", "Hello  ", "Hello\n", "Hello \n", "\nHello"],
     *["\tHello", "Hello world", "Hello  world", "Hello   world", " Hello world ", "Hello\tworld"],
     *["Hello\nworld", "Hello\u00a0world", "one\n\n\ntwo", "one\r\ntwo\r\n", "one \n two", "a , b . c ! d"],
@@ -22,7 +22,7 @@ CORPUS: tuple[str, ...] = (
     "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
     "Lopadotemachoselachogaleokranioleipsanodrimhypotrimmatosilphioparaomelitokatakechymenokichlepikossyphophattoperister",
     *["a" * 3, "a" * 31, "a" * 500, "ab" * 200, "xyz" * 100, "thethethethethe", "A" * 64, "zqxj" * 20],
-    # Digits: runs of every length modulo three, groups, other scripts, letters beside them.
+    # Digits: runs of every length modulo three, groups, other scripts, letters next to them.
     *["1", "12", "123", "1234", "12345", "123456", "1234567", "0" * 20, "3.14159", "-273.15", "1,000,000"],
     *["1e-5", "2024-02-29T23:59:59Z", "192.168.0.1", "0xDEADBEEF", "v1.2.3", "B2B", "4K", "7th"],
     *["+1 (555) 010-9999", "100%", "٠١٢٣٤٥٦٧٨٩", "०१२३४५", "๑๒๓๔", "一二三", "½ ⅓ ²³", "Ⅷ ⅻ", "①②③"],
