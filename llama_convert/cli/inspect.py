@@ -91,7 +91,9 @@ def inspect_command(
         else:
             result = inspect(path, tensors=tensors, stats=stats, observer=observer)
         if as_json:
-            print_json({"command": "inspect", "exit_code": 0 if result.ok else 1, **result.to_json()})
+            from llama_convert.json_output import envelope
+
+            print_json(envelope("inspect", 0 if result.ok else 1, result.to_json()))
         else:
             from llama_convert.cli.inspect_report import print_result
 

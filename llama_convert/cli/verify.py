@@ -66,6 +66,7 @@ def verify_command(
         from llama_convert.cli.verify_report import print_report
         from llama_convert.conversion.verification_record import record_verification, require_manifest
         from llama_convert.errors import UsageError
+        from llama_convert.json_output import envelope
         from llama_convert.verification.options import VerifyOptions, parse_levels
         from llama_convert.verification.verify import verify
 
@@ -106,7 +107,7 @@ def verify_command(
             write_page(result, page)
         if as_json:
             exit_code = 0 if result.ok else 1
-            print_json({"command": "verify", "exit_code": exit_code, **result.to_json()})
+            print_json(envelope("verify", exit_code, result.to_json()))
         else:
             print_report(result, quiet=quiet)
         if not result.ok:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_convert import json_output
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
 from llama_convert.llama.releases import Identity
 from llama_convert.llama.rotary import CheckpointLayout
-from llama_convert.redaction import redact_url
 
 
 def parse_layout(word: str) -> CheckpointLayout:
@@ -127,6 +127,5 @@ class ConvertResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        places = {"destination": self.destination, "source": self.source}
-        return asdict(self) | {name: redact_url(str(place)) for name, place in places.items()}
+        """The keys that ``convert --json`` adds to those of every command, without the options."""
+        return json_output.converted(self)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from llama_convert import json_output
 from llama_convert.findings import Finding
 from llama_convert.inspection.records import Inspection
 
@@ -64,6 +65,5 @@ class Comparison:
         return self.same and self.a.ok and self.b.ok and not self.findings
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        sides = {"a": self.a.to_json(), "b": self.b.to_json()}
-        return {"ok": self.ok, "same": self.same, **asdict(self), **sides}
+        """The keys that ``inspect A B --json`` adds to those of every command."""
+        return json_output.comparison(self)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llama_convert import json_output
 from llama_convert.findings import Finding
 
 if TYPE_CHECKING:
@@ -161,5 +162,5 @@ class Inspection:
         return all(finding.is_warning for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"ok": self.ok, **asdict(self)}
+        """The keys that ``inspect PATH --json`` adds to those of every command."""
+        return json_output.inspection(self)

@@ -11,6 +11,7 @@ from llama_convert.checkpoints.locate import MetaFolder, locate
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
+from llama_convert.llama.releases import Identity
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
 Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
@@ -31,9 +32,9 @@ class Input:
     """What a Meta folder's ``tokenizer.model`` holds, unless it is damaged."""
 
     @property
-    def release(self) -> str | None:
-        """The release its files tell of; only Meta's do."""
-        return self.checkpoint.identity.title if isinstance(self.checkpoint, MetaCheckpoint) else None
+    def identity(self) -> Identity | None:
+        """The release that a Meta checkpoint was detected as; None for other checkpoints."""
+        return self.checkpoint.identity if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
 def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from llama_convert import json_output
 from llama_convert.findings import Finding
+from llama_convert.llama.releases import Identity
 
 
 class Level(str, Enum):
@@ -73,6 +75,8 @@ class VerifyReport:
     files: list[FileIdentity] = field(default_factory=list)
     completions: dict[str, str] = field(default_factory=dict)
     """What each side says after the prompt, by ``source`` and ``output``."""
+    identity: Identity | None = None
+    """The release in detail; None if no Meta checkpoint could be opened."""
 
     @property
     def ok(self) -> bool:
@@ -80,13 +84,8 @@ class VerifyReport:
         return all(level.status is not Status.FAIL for level in self.levels)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            **asdict(self),
-            "ok": self.ok,
-            "path": str(self.path),
-            "source": str(self.source) if self.source else None,
-        }
+        """The keys that ``verify --json`` adds to those of every command."""
+        return json_output.verification(self)
 
     @property
     def abstract(self) -> dict[str, Any]:

@@ -64,15 +64,17 @@ def _verify(path: Path, source: Path | None, options: VerifyOptions, observer: O
         compute=compute,
     )
     levels = [_look(level, context) for level in Level if level in options.levels]
+    identity = next((side.identity for side in reversed(context.sides) if side.identity), None)
     return VerifyReport(
         path=context.output.folder,
         layout=context.output.layout,
         source=context.source.folder if context.source else None,
         source_layout=context.source.layout if context.source else None,
-        release=next((side.release for side in reversed(context.sides) if side.release), None),
+        release=identity.title if identity else None,
         levels=levels,
         files=_recognised(context) if Level.VALUES in options.levels else [],
         completions=_completions(context),
+        identity=identity,
     )
 
 
