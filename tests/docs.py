@@ -28,6 +28,7 @@ from llama_convert.units import format_size
 from tests import plant
 from tests.peers import ROOT
 from tests.run import llama_convert
+from tests.schema import schema
 
 README = ROOT / "README.md"
 PAGES = ROOT / "llama_convert" / "docs"
@@ -197,10 +198,37 @@ def failure() -> Iterator[str]:
     yield from ("```text", *fixed.splitlines(), "```")
 
 
+def fields(definition: dict[str, Any]) -> Iterator[str]:
+    """The fields of an object of the JSON output, as the schema describes them."""
+    yield from ("| field | type | |", "|---|---|---|")
+    for name, field in definition["properties"].items():
+        yield f"| `{name}` | {_type(field)} | {field['description']} |"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        options = [each for each in field["anyOf"] if each != {"type": "null"}]
+        if len(options) > 1:
+            return "object"
+        return f"{_type(options[0])} or null"
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name})"
+    names = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    texts = [f"array of {_type(field['items'])}" if name == "array" else name for name in names]
+    values = ", ".join(f"`{value}`" for value in field.get("enum", ()) if isinstance(value, str))
+    return " or ".join(texts) + (f": {values}" if values else "")
+
+
 def parts() -> dict[str, Callable[[], Iterator[str]]]:
     """The computed parts, by the name in their marker."""
     references = {f"reference of {name}": partial(reference, name) for name in commands_of_the_app()}
-    return references | {"sizes": sizes, "a failed verification": failure}
+    objects = {
+        f"fields of {name}": partial(fields, part)
+        for name, part in schema()["$defs"].items()
+        if "required" in part
+    }
+    return references | objects | {"sizes": sizes, "a failed verification": failure}
 
 
 def renewed(text: str) -> str:

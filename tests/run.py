@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from tests.peers import ROOT
+from tests.schema import check_output
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Run:
     def json(self) -> Any:
         """What was printed for programs."""
         return json.loads(self.stdout)
+
+
+def sizes(content: dict[str, Any]) -> dict[str, int]:
+    """Bytes of each file that a JSON output lists."""
+    return {file["name"]: file["bytes"] for file in content["files"]}
 
 
 def llama_convert(*arguments: Any) -> Run:
@@ -42,7 +48,7 @@ def llama_convert(*arguments: Any) -> Run:
             main()
         except SystemExit as ended:
             code = ended.code or 0
-    return Run(code, stdout.getvalue(), stderr.getvalue())
+    return _checked(Run(code, stdout.getvalue(), stderr.getvalue()), argv)
 
 
 def fresh(*arguments: Any, **environment: str) -> Run:
@@ -54,7 +60,15 @@ def fresh(*arguments: Any, **environment: str) -> Run:
         env=os.environ | environment,
         check=False,
     )
-    return Run(run.returncode, run.stdout, run.stderr)
+    return _checked(Run(run.returncode, run.stdout, run.stderr), [*map(str, arguments)])
+
+
+def _checked(run: Run, arguments: list[str]) -> Run:
+    """The run, whose JSON is as the schema says."""
+    if "--json" in arguments and not {"-h", "--help"} & set(arguments):
+        check_output(run.json)
+        assert run.json["exit_code"] == run.exit_code
+    return run
 
 
 _MEASURE = """

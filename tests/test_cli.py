@@ -16,7 +16,7 @@ from llama_convert import __version__
 from llama_convert.cli.dropin import modernise
 from tests import synthetic
 from tests.peers import ROOT
-from tests.run import fresh, llama_convert
+from tests.run import fresh, llama_convert, sizes
 from tests.synthetic import LLAMA2
 
 FIXTURE = ROOT / "fixtures" / "llama3.1-mp2"
@@ -208,9 +208,9 @@ def test_without_safetensors_is_answered(tmp_path: Path) -> None:
 def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
     run = llama_convert("convert", FIXTURE, tmp_path / "out", "--json")
     answer = json.loads(run.stdout)
-    assert (answer["schema"], answer["ok"], answer["command"]) == (1, True, "convert")
-    assert answer["version"] == "3.1"
-    assert set(answer["files"]) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert (answer["schema"], answer["ok"], answer["command"]) == (2, True, "convert")
+    assert answer["release"]["version"] == "3.1"
+    assert set(sizes(answer)) == {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_json_errors(tmp_path: Path) -> None:

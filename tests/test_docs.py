@@ -190,12 +190,16 @@ class TestReference:
             return set(llama_convert(*arguments, "--json").json)
 
         source, out = FIXTURES / "llama2-mp2", tmp_path / "out"
-        common = fields("Every command")
-        assert emitted("convert", source, out, "--verify") == common | fields("convert and shard")
-        assert emitted("verify", out) == common | fields("verify")
-        assert emitted("inspect", source, "--stats") == common | fields("inspect PATH")
-        assert emitted("inspect", source, out) == common | fields("inspect A B")
-        assert emitted("convert", source, out, "--mp", "2") == (common | fields("Errors")) - {"command"}
+        common = fields("envelope")
+        assert emitted("convert", source, out, "--verify") == common | fields("conversion")
+        assert emitted("verify", out) == common | fields("verification")
+        assert emitted("inspect", source, "--stats") == common | fields("inspection")
+        assert emitted("inspect", source, out) == common | fields("comparison")
+        assert emitted("convert", source, out, "--mp", "2") == common | fields("error")
+
+    def test_manifest_fields(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        llama_convert("convert", FIXTURES / "llama2-mp2", out, "--verify")
         manifest = json.loads((out / "llama-convert.json").read_text())
         assert set(manifest) == docs.page("manifest").first_column("Fields")
 

@@ -35,6 +35,7 @@ from tests.invariant import (
     staged,
 )
 from tests.peers import ROOT
+from tests.schema import check_output
 
 NAMES = tuple(invariant.COMMANDS)
 KILL = signal.SIGKILL
@@ -273,6 +274,7 @@ def stopped(case: Case, out: Path, number: int, what: signal.Signals, *, often: 
     assert "Traceback" not in ended.stderr
     assert ended.message.startswith("Interrupted. "), ended.stderr
     report = json.loads(ended.stdout)
+    check_output(report)
     assert report["code"] == "STOPPED"
     assert report["resumable"] == (GOES_ON in ended.message or ended.message.endswith("is complete."))
     if journaled(out):

@@ -395,7 +395,7 @@ def test_it_is_held_against_what_was_converted(tmp_path: Path) -> None:
     convert(LLAMA31, tmp_path / "hub")
     shutil.copytree(LLAMA31, tmp_path / "hub/original")
     run = llama_convert("convert", tmp_path / "hub", tmp_path / "out", "--verify", "--json")
-    assert run.json["source"] == run.json["verify"]["source"] == str(tmp_path / "hub/original")
+    assert run.json["source"] == run.json["verification"]["source"] == str(tmp_path / "hub/original")
     told = llama_convert("convert", tmp_path / "hub", tmp_path / "again").stderr
     assert told.endswith(f"llama-convert verify {tmp_path / 'again'} --source {tmp_path / 'hub/original'}\n")
 

@@ -21,6 +21,7 @@ from llama_convert.conversion import execute
 from llama_convert.formats.safetensors import read_header
 from tests import invariant, synthetic
 from tests.invariant import Case, Ended, check, fresh_folder, read, run, signal_at, staged
+from tests.schema import check_output
 from tests.synthetic import LLAMA2
 from tests.test_checksums import flat
 
@@ -137,6 +138,7 @@ def test_an_interruption_saves_every_block(cases: dict[str, Case], tmp_path: Pat
         ended = step_by_step(case, out, signal_at(number, what, ["pwrite"]), "--json")
         assert ended.exit_code == 128 + what
         report = json.loads(ended.stdout)
+        check_output(report)
         assert report["resumable"]
         assert ended.message == f"Interrupted. {report['kept']}"
         saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", report["kept"])

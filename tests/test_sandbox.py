@@ -48,7 +48,7 @@ def changed(folder: Path, to: Path, name: str, change: Change) -> Path:
 def findings(folder: Path, code: str) -> list[Any]:
     run = llama_convert("verify", folder, "--check", "tokenizer", "--json")
     assert run.exit_code in (0, 1), run.stderr
-    return [one for one in run.json["levels"][0]["findings"] if one["code"] == code]
+    return [one for one in run.json["checks"][0]["findings"] if one["code"] == code]
 
 
 def replace(times: int, most: int) -> dict[str, Any]:

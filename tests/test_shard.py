@@ -20,7 +20,7 @@ from llama_convert.conversion.options import ConvertOptions
 from llama_convert.errors import UsageError
 from tests import large, synthetic
 from tests.peers import ROOT
-from tests.run import llama_convert, peak_memory
+from tests.run import llama_convert, peak_memory, sizes
 from tests.synthetic import LLAMA2, LLAMA3, Shape, assert_ranks
 from tests.test_convert import FIXTURES
 from tests.test_fixtures import CONFIGS
@@ -324,18 +324,18 @@ def test_dry_run_and_json(tmp_path: Path, cut: str) -> None:
     printed = llama_convert("shard", source, out, *arguments, "--dry-run")
     assert not out.exists()
     done = run_json("shard", source, out, *arguments)
-    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    written = {path.name: path.stat().st_size for path in out.iterdir()}
     assert (dry["command"], dry["dry_run"], done["dry_run"], done["ok"]) == ("shard", True, False, True)
-    assert done["files"] == sizes
-    assert dry["files"] == sizes
+    assert sizes(done) == written
+    assert sizes(dry) == written
     lines = [line.split() for line in printed.stdout.splitlines()]
-    assert {name: int(size.replace(",", "")) for size, name in lines} == sizes
-    assert dry["release"] == done["release"] == "Llama 3.1 architecture (custom size)"
+    assert {name: int(size.replace(",", "")) for size, name in lines} == written
+    assert dry["release"]["title"] == done["release"]["title"] == "Llama 3.1 architecture (custom size)"
 
 
 def test_verified_at_once(tmp_path: Path) -> None:
     answer = run_json("shard", LLAMA31, tmp_path / "out", "--mp", "1", "--verify")
-    assert {level["status"] for level in answer["verify"]["levels"]} == {"pass"}
+    assert {check["status"] for check in answer["verification"]["checks"]} == {"pass"}
 
 
 # What is refused, with nothing left behind.

@@ -98,8 +98,8 @@ def findings(folder: Path) -> list[dict[str, Any]]:
     assert ended.exit_code in (0, 1), ended.stderr
     return [
         {"code": finding["code"], "tensor": finding["tensor"], "message": finding["message"]}
-        for level in ended.json["levels"]
-        for finding in level["findings"]
+        for check in ended.json["checks"]
+        for finding in check["findings"]
         if finding["severity"] == "error"
     ]
 

@@ -31,7 +31,7 @@ from llama_convert.llama.releases import RELEASES, TokenizerKind
 from llama_convert.tokenizers import ranks_of_tokenizer_json
 from tests import synthetic
 from tests.peers import ROOT, Peer
-from tests.run import llama_convert
+from tests.run import llama_convert, sizes
 from tests.synthetic import LLAMA2, LLAMA3, Shape
 from tests.test_convert import FIXTURES
 from tests.test_fixtures import CONFIGS
@@ -546,13 +546,13 @@ def test_dry_run_and_json(tmp_path: Path) -> None:
     dry = json.loads(llama_convert(*command, "--dry-run").stdout)
     assert not (tmp_path / "meta").exists()
     done = json.loads(llama_convert(*command, "--verify").stdout)
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "meta").iterdir()}
-    assert done["files"] == sizes
+    written = {path.name: path.stat().st_size for path in (tmp_path / "meta").iterdir()}
+    assert sizes(done) == written
     recorded = {"README.md", "llama-convert.json"}  # where --verify writes its result
-    assert dry["files"].keys() == sizes.keys()
-    assert all(size == sizes[name] for name, size in dry["files"].items() if name not in recorded)
+    assert sizes(dry).keys() == written.keys()
+    assert all(size == written[name] for name, size in sizes(dry).items() if name not in recorded)
     assert (dry["dry_run"], done["dry_run"], done["ok"]) == (True, False, True)
-    assert {level["status"] for level in done["verify"]["levels"]} == {"pass"}
+    assert {check["status"] for check in done["verification"]["checks"]} == {"pass"}
 
 
 # What is refused, with nothing left behind.

@@ -487,26 +487,26 @@ class TestJson:
         run = llama_convert("verify", *arguments, "--json")
         answer: dict[str, Any] = json.loads(run.stdout)
         assert answer["exit_code"] == run.exit_code
-        assert (answer["schema"], answer["command"]) == (1, "verify")
+        assert (answer["schema"], answer["command"]) == (2, "verify")
         return answer
 
     def test_right(self, converted: Path) -> None:
         answer = self.envelope(converted, "--source", LLAMA31)
         assert answer["ok"] is True
-        assert (answer["layout"], answer["source_layout"]) == ("huggingface", "meta")
-        assert [(level["level"], level["status"]) for level in answer["levels"]] == list(ALL_PASS.items())
-        measures = answer["levels"][-1]["measures"]
-        assert len(measures["layers"]) == 3
-        assert measures["top1_agreement"] == 1.0
+        assert (answer["format"], answer["source_format"]) == ("huggingface", "meta")
+        assert [(check["check"], check["status"]) for check in answer["checks"]] == list(ALL_PASS.items())
+        metrics = answer["checks"][-1]["metrics"]
+        assert len(metrics["layers"]) == 3
+        assert metrics["top1_agreement"] == 1.0
 
     def test_wrong(self, converted: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(converted, tmp_path / "out"))
         plant.rewrite(out, plant.each([gate(1)], lambda w: plant.with_flipped_bit(w, 2, 3, 4)))
         answer = self.envelope(out, "--source", LLAMA31, "--check", "weights")
         assert answer["ok"] is False
-        (level,) = answer["levels"]
-        (finding,) = level["findings"]
-        assert (level["level"], level["status"]) == ("weights", "fail")
+        (check,) = answer["checks"]
+        (finding,) = check["findings"]
+        assert (check["check"], check["status"]) == ("weights", "fail")
         assert (finding["code"], finding["tensor"], finding["file"]) == (
             "WEIGHTS_DIFFER", gate(1), "model.safetensors",
         )  # fmt: skip
@@ -523,7 +523,7 @@ class TestConvertVerify:
         run = llama_convert("convert", LLAMA31, tmp_path / "out", "--verify", "--json")
         answer = json.loads(run.stdout)
         assert run.exit_code == answer["exit_code"] == 0, run.stderr
-        assert {level["level"]: level["status"] for level in answer["verify"]["levels"]} == ALL_PASS
+        assert {check["check"]: check["status"] for check in answer["verification"]["checks"]} == ALL_PASS
 
     def test_it_fails_if_the_conversion_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -536,7 +536,8 @@ class TestConvertVerify:
         run = llama_convert("convert", LLAMA31, tmp_path / "out", "--verify", "--json")
         answer = json.loads(run.stdout)
         assert run.exit_code == answer["exit_code"] == 1
-        failed = [level["level"] for level in answer["verify"]["levels"] if level["status"] == "fail"]
+        checks = answer["verification"]["checks"]
+        failed = [check["check"] for check in checks if check["status"] == "fail"]
         assert failed == ["weights", "logits"]
 
 

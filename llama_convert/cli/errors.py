@@ -14,13 +14,12 @@ from typing import Any
 
 import typer
 
+from llama_convert import json_output
+from llama_convert.cli.dropin import COMMANDS, modernise
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.names import as_called, as_printed
 from llama_convert.redaction import redact
-
-SCHEMA = 1
-"""Version of the JSON envelope; it changes when a field's meaning does."""
 
 
 def stderr_console() -> Terminal:
@@ -28,14 +27,16 @@ def stderr_console() -> Terminal:
     return Terminal(stderr=True, soft_wrap=True)
 
 
-def print_json(envelope: dict[str, Any]) -> None:
-    """One JSON object on stdout.
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object on stdout.
+
+    Args:
+        content: an `llama_convert.json_output.envelope`.
 
     Raises:
         OutputError: nobody can read it: stdout is closed, or full.
     """
-    content = _sayable({"schema": SCHEMA, **envelope})
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"  # ASCII: everything else is escaped
+    text = json.dumps(_sayable(content), indent=2, allow_nan=False) + "\n"  # ASCII: the rest is escaped
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
@@ -153,19 +154,22 @@ def _tell(
     if hint:
         console.print(f"hint: {hint}")  # as one line, so that it can be copied
     if as_json:
-        envelope = {
-            "ok": False,
-            "exit_code": exit_code,
-            "code": code,
-            "message": known.message if known else message,
-            "file": str(known.file) if known and known.file else None,
-            "tensor": known.tensor if known else None,
-            "hint": hint,
-            "resumable": getattr(error, "resumable", False),
-            "kept": kept,
-        }
+        content = json_output.error(
+            code,
+            known.message if known else message,
+            known=known,
+            hint=hint,
+            resumable=getattr(error, "resumable", False),
+            saved=kept,
+        )
         with suppress(OutputError):  # then stderr has said it alone
-            print_json(envelope)
+            print_json(json_output.envelope(_command(), exit_code, content))
+
+
+def _command() -> str | None:
+    """The command that was typed; None if there is none of this name."""
+    first = modernise(sys.argv[1:])[:1]
+    return first[0] if first and first[0] in COMMANDS else None
 
 
 def _hint(error: LlamaConvertError) -> str | None:

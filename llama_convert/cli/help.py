@@ -57,6 +57,11 @@ def help_command(topic: Topic = None) -> None:
         if topic is None:
             _list_pages()
             return
+        if topic == "json-schema":
+            from llama_convert.json_output import schema_text
+
+            typer.echo(schema_text(), nl=False)
+            return
         page = find_page(topic)
         render(page.text)
         if page.related:

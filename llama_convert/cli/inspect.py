@@ -251,8 +251,9 @@ def _print(result: Inspection | Comparison, *, verbose: bool, as_json: bool) -> 
     """
     if as_json:
         from llama_convert.cli.errors import print_json
+        from llama_convert.json_output import envelope
 
-        print_json({"command": "inspect", "exit_code": 0 if result.ok else 1, **result.to_json()})
+        print_json(envelope("inspect", 0 if result.ok else 1, result.to_json()))
     else:
         from llama_convert.cli.inspect_report import print_result
 

@@ -9,6 +9,7 @@ import typer
 from llama_convert.cli.errors import print_json, stderr_console
 from llama_convert.cli.verify_report import VerifyDisplay, page, print_results
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
+from llama_convert.json_output import conversion, envelope
 from llama_convert.observer import Observer
 from llama_convert.units import format_size
 
@@ -28,13 +29,7 @@ def show_result(
     Raises:
         typer.Exit: with code 1, the verification found something wrong.
     """
-    envelope = {
-        "ok": True,
-        "exit_code": 0,
-        "command": command,
-        "dry_run": options.dry_run,
-        **result.to_json(),
-    }
+    report = None
     if options.dry_run:
         if not as_json:
             for name, size in result.files.items():
@@ -48,14 +43,14 @@ def show_result(
         with VerifyDisplay(stderr_console(), quiet=quiet or as_json) as display:
             report = run_verify(result.destination, result.source, asked, display)
         result.files |= record_verification(result.destination, report.abstract)
-        envelope |= result.to_json() | {"ok": report.ok, "exit_code": int(not report.ok)}
-        envelope["verify"] = report.to_json()
         if not as_json:
             print_results(report, quiet=quiet)
+    exit_code = int(report is not None and not report.ok)
     if as_json:
-        print_json(envelope)
-    if not envelope["ok"]:
-        raise typer.Exit(1)
+        content = conversion(result, dry_run=options.dry_run, report=report)
+        print_json(envelope(command, exit_code, content))
+    if exit_code:
+        raise typer.Exit(exit_code)
     if not (quiet or as_json):
         observer.note(_summary(result, options))
         if result.finalized and not (verify or options.model_size):

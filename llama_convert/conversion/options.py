@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_convert import json_output
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
 from llama_convert.errors import UsageError
 from llama_convert.llama.releases import DetectedRelease
 from llama_convert.llama.weights import CheckpointFormat as CheckpointFormat
-from llama_convert.redaction import redact_url
 
 
 def parse_format(text: str) -> CheckpointFormat:
@@ -134,10 +134,5 @@ class ConvertResult:
         return sum(self.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain data."""
-        content = asdict(self)
-        del content["is_up_to_date"]
-        content["casts"] = {name: counts.to_json() for name, counts in self.casts.items()}
-        content["published"] = content.pop("finalized")
-        places = {"destination": self.destination, "source": self.source}
-        return content | {name: redact_url(str(place)) for name, place in places.items()}
+        """The keys that ``convert --json`` adds to those of every command, without the options."""
+        return json_output.converted(self)

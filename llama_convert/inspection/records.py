@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llama_convert import json_output
 from llama_convert.findings import Finding
 
 if TYPE_CHECKING:
@@ -163,14 +164,8 @@ class Inspection:
         return all(finding.is_warning for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        content = asdict(self)
-        content["layout"] = content.pop("format")
-        for group in content["kinds"]:
-            group["cut"] = group.pop("sharded_dim")
-        if self.tokenizer:
-            content["tokenizer"]["words"] = content["tokenizer"].pop("vocab_size")
-        return {"ok": self.ok, **content}
+        """The keys that ``inspect PATH --json`` adds to those of every command."""
+        return json_output.inspection(self)
 
 
 @dataclass(frozen=True)
@@ -234,6 +229,5 @@ class Comparison:
         return self.same and self.a.ok and self.b.ok and not self.findings
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        inspections = {"a": self.a.to_json(), "b": self.b.to_json()}
-        return {"ok": self.ok, "same": self.same, **asdict(self), **inspections}
+        """The keys that ``inspect A B --json`` adds to those of every command."""
+        return json_output.comparison(self)

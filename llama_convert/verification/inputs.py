@@ -14,7 +14,7 @@ from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.llama.releases import Release
+from llama_convert.llama.releases import DetectedRelease, Release
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
 Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
@@ -37,9 +37,9 @@ class Input:
     """The content of a Meta folder's ``tokenizer.model``; None if it is missing or damaged."""
 
     @property
-    def release(self) -> str | None:
+    def detected(self) -> DetectedRelease | None:
         """The detected release; None for Hugging Face format, whose files do not name it."""
-        return self.checkpoint.detected.title if isinstance(self.checkpoint, MetaCheckpoint) else None
+        return self.checkpoint.detected if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
 def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:

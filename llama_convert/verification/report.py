@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from llama_convert import json_output
 from llama_convert.findings import Finding
+from llama_convert.llama.releases import DetectedRelease
 
 
 class Check(str, Enum):
@@ -72,22 +74,6 @@ class CheckReport:
         texts = list(dict.fromkeys(map(str, causes)))
         return f"Explained by {texts[0]}" + (f" (and {len(texts) - 1} more)" if len(texts) > 1 else "")
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "level": self.check.value,
-            "status": self.status.value,
-            "summary": self.summary,
-            "findings": [_finding_to_json(finding) for finding in self.findings],
-            "seconds": self.seconds,
-            "measures": self.measures,
-        }
-
-
-def _finding_to_json(finding: Finding) -> dict[str, Any]:
-    cause = finding.explained_by
-    return {**asdict(finding), "explained_by": cause.code if cause else None}
-
 
 @dataclass(frozen=True)
 class FileIdentity:
@@ -122,6 +108,8 @@ class VerifyReport:
     files: list[FileIdentity] = field(default_factory=list)
     completions: dict[str, str] = field(default_factory=dict)
     """Generated text after the prompt, by ``output`` and ``source``."""
+    detected: DetectedRelease | None = None
+    """The release in detail; None if no Meta checkpoint could be opened."""
 
     @property
     def ok(self) -> bool:
@@ -134,18 +122,8 @@ class VerifyReport:
         return sum(report.seconds for report in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "path": str(self.path),
-            "layout": self.format,
-            "source": str(self.source) if self.source else None,
-            "source_layout": self.source_format,
-            "release": self.release,
-            "levels": [report.to_json() for report in self.checks],
-            "files": [asdict(identity) for identity in self.files],
-            "completions": self.completions,
-            "ok": self.ok,
-        }
+        """The keys that ``verify --json`` adds to those of every command."""
+        return json_output.verification(self)
 
     @property
     def abstract(self) -> dict[str, Any]:

@@ -62,12 +62,14 @@ def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer
 
 def _verify(context: Context) -> VerifyReport:
     source, options, observer = context.source, context.options, context.observer
+    detected = next((each.detected for each in reversed(context.inputs) if each.detected), None)
     report = VerifyReport(
         path=context.output.folder,
         format=context.output.format,
         source=source.folder if source else None,
         source_format=source.format if source else None,
-        release=next((each.release for each in reversed(context.inputs) if each.release), None),
+        release=detected.title if detected else None,
+        detected=detected,
         checks=[],
     )
     observer.verification_started(report)
