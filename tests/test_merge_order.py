@@ -189,7 +189,7 @@ def large(tmp_path: Path, trained: bytes) -> Path:
 
 def test_too_many_merges_are_refused(trained: bytes, tmp_path: Path) -> None:
     file = large(tmp_path, trained)
-    with pytest.raises(InputError, match="merges would take more than") as caught:
+    with pytest.raises(InputError, match="merges would need more than") as caught:
         open_tokenizer(file)
     assert caught.value.code == "TOKENIZER_PIECES"
     (finding,) = check_original(file).findings
@@ -201,7 +201,7 @@ def test_too_many_merges_of_ranks_are_refused(tmp_path: Path) -> None:
     tokens = [bytes([byte]) for byte in range(256)] + runs
     file = tmp_path / "tokenizer.model"
     file.write_bytes(b"".join(b"%s %d\n" % (b64encode(token), rank) for rank, token in enumerate(tokens)))
-    with pytest.raises(InputError, match="merges would take more than") as caught:
+    with pytest.raises(InputError, match="merges would need more than") as caught:
         open_tokenizer(file)
     assert caught.value.code == "TOKENIZER_RANKS"
     (finding,) = check_original(file).findings

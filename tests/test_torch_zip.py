@@ -233,12 +233,18 @@ STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
     ("change", "words"),
     [
         (lambda n, d: [(n, d, DEFLATED)], "compressed"),
-        (lambda n, d: [] if n.endswith("data/0") else [(n, d, STORED)], "data/0, which is not in the file"),
-        (lambda n, d: [(n, d[:100], STORED)] if n.endswith("data/0") else [(n, d, STORED)], "which has 100"),
+        (
+            lambda n, d: [] if n.endswith("data/0") else [(n, d, STORED)],
+            "data/0 is not in the file",
+        ),
+        (
+            lambda n, d: [(n, d[:100], STORED)] if n.endswith("data/0") else [(n, d, STORED)],
+            "Wrong size of its storage data/0",
+        ),
         (lambda n, d: [(n, d + b"more", STORED)] if n.endswith("data/0") else [(n, d, STORED)], "data/0"),
         (lambda n, d: [] if n.endswith("data.pkl") else [(n, d, STORED)], "no data.pkl"),
-        (lambda n, d: [(n, d, STORED)] * (2 if n.endswith("data/0") else 1), "two entries"),
-        (lambda n, d: [(n.replace("whole", "other") if "/0" in n else n, d, STORED)], "several roots"),
+        (lambda n, d: [(n, d, STORED)] * (2 if n.endswith("data/0") else 1), "Duplicate entry"),
+        (lambda n, d: [(n.replace("whole", "other") if "/0" in n else n, d, STORED)], "several root folders"),
         (
             lambda n, d: [(n, b"big\0\0\0", STORED)] if n.endswith("byteorder") else [(n, d, STORED)],
             "big-endian",

@@ -245,14 +245,18 @@ def rank_folders(folder: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "torchtune": (
         torchtune,
-        "Meta's names in a PyTorch file (model-00001-of-00001.bin)",
+        "a PyTorch file (model-00001-of-00001.bin) with Meta tensor names",
         "Rename model-00001-of-00001.bin to consolidated.00.pth.",
     ),
-    "no params": (without_params, "Meta's names", "and add the model's params.json."),
-    "a state dict": (huggingface_state, "Hugging Face's names in a PyTorch file (model.pt)", "Run: python"),
+    "no params": (without_params, "Meta tensor names", "and add the params.json of the model."),
+    "a state dict": (
+        huggingface_state,
+        "a PyTorch file (model.pt) with Hugging Face tensor names",
+        "Run: python",
+    ),
     "a tied state dict": (lambda folder: huggingface_state(folder, tied=True), "model.pt", "Run: python"),
     "two files": (two_files_of_huggingface, "(hf_model_0001_0.pt and 1 more)", "Run: python"),
-    "a nested dict": (wrapped, "model: is a dict", "save it alone with torch.save"),
+    "a nested dict": (wrapped, "model: Not a tensor but a dict", "save it alone with torch.save"),
     "an adapter": (adapter, "a LoRA adapter", "Merge it into its base model first. Run: python"),
     "an adapter and a tokenizer": (adapter_with_tokenizer, "a LoRA adapter", "Run: python"),
     "distributed": (distributed, "a distributed checkpoint", "Run: python -m torch.distributed"),
@@ -340,7 +344,7 @@ def test_a_bin_folder_is_read_once_the_hint_is_followed(
         for file in [*(tmp_path / "hf").glob("tokenizer*"), *(tmp_path / "hf").glob("special_tokens*")]:
             file.unlink()
     run = llama_convert("convert", tmp_path / "hf", tmp_path / "out", "--to", "meta")
-    assert "PyTorch weights of Hugging Face's format (pytorch_model.bin)" in run.stderr
+    assert "PyTorch weights in Hugging Face format (pytorch_model.bin)" in run.stderr
     assert ("AutoTokenizer" in hint_of(run)) == tokenizer
     follow(hint_of(run), PYTHONPATH=str(ROOT / ".peers" / peer), HF_HUB_OFFLINE="1", HOME=str(tmp_path))
     saved_anew = load_file(tmp_path / "hf-safetensors/model.safetensors")

@@ -263,11 +263,11 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "width against params.json": (
         "plain", params(multiple_of=256),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "number of rows does not match"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "rows does not match"),
     ),
     "vocabulary against params.json": (
         "plain", params(vocab_size=95),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "output.weight", "number of rows does not match"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "output.weight", "rows does not match"),
     ),
     "params.json missing": (
         "plain", remove("params.json"), Seen("structure", "PARAMS_MISSING", "params.json", "Not found")

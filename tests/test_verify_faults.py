@@ -615,13 +615,13 @@ FILES = {
     "index leads out of the folder": Fault(
         "gqa",
         index(lambda content: content["weight_map"].update({up(0): "../x.safetensors"})),
-        (Seen("structure", "INDEX_VALUE", INDEX, "which is no name of a file here"),),
+        (Seen("structure", "INDEX_VALUE", INDEX, "Invalid file name"),),
         None,  # the files are read as they are
     ),
     "index gives a wrong size": Fault(
         "gqa",
         index(lambda content: content["metadata"].update(total_size=1)),
-        (Seen("structure", "INDEX_WRONG", INDEX, '"total_size" is 1'),),
+        (Seen("structure", "INDEX_WRONG", INDEX, '"total_size" does not match'),),
         None,  # all tensors are there
     ),
     "index is no JSON": Fault(
@@ -636,7 +636,7 @@ FILES = {
             convert_anew("tied", "auto")(out, right),
             shutil.copy(right / "tied-out" / INDEX, out),
         ),
-        (Seen("structure", "INDEX_STALE", INDEX, "passes over this index"),),
+        (Seen("structure", "INDEX_STALE", INDEX, "Ignored by transformers"),),
         None,  # transformers passes over it as well
     ),
     "file of an earlier conversion": Fault(

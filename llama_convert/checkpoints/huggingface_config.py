@@ -163,7 +163,7 @@ def read_config(file: Path) -> HuggingFaceConfig:
         raise config.refuse(f"num_attention_heads {n_heads} does not divide hidden_size {dim}.")
     head_dim = head_dim or dim // n_heads
     if head_dim % 2:
-        raise config.refuse(f"head_dim {head_dim} is odd, but RoPE rotates pairs.")
+        raise config.refuse(f"head_dim {head_dim} is not even, but RoPE rotates pairs.")
     if n_heads % n_kv_heads:
         message = f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}."
         raise config.refuse(message)

@@ -23,7 +23,7 @@ DOWNLOAD_AGAIN = "Download it again."
 _UNPACK = "Unpack it first."
 TORCH = Kind("a PyTorch file", "Rename it to end in .pth or .bin, or save its tensors as safetensors.")
 LEGACY_TORCH = Kind(
-    "a PyTorch file of a version before 1.6", "Load it with torch.load and save it with torch.save."
+    "a PyTorch file from before version 1.6", "Load it with torch.load and save it with torch.save."
 )
 SAFETENSORS = Kind(
     "a safetensors file", "Rename it to end in .safetensors, or save its tensors with torch.save."

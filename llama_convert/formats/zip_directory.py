@@ -185,6 +185,6 @@ def _refuse_other_kinds(reader: Reader) -> None:
     if kind is None:
         raise InputError("INPUT_NOT_TORCH", "Not a PyTorch file (no zip archive).", file=file)
     if kind == LEGACY_TORCH:
-        message = "The PyTorch file is of a version before 1.6, which is not supported."
+        message = "PyTorch files from before version 1.6 are not supported."
         raise InputError("INPUT_LEGACY", message, file=file, hint=kind.hint)
     raise InputError("INPUT_NOT_TORCH", f"Not a PyTorch file but {kind.name}.", file=file, hint=kind.hint)
