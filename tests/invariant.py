@@ -180,7 +180,7 @@ class Ended:
 
     @property
     def message(self) -> str:
-        lines = [line for line in self.stderr.splitlines() if not line.startswith("llama-convert: hint")]
+        lines = [line for line in self.stderr.splitlines() if not line.startswith(("hint: ", "  "))]
         return lines[-1] if lines else ""
 
 

@@ -225,14 +225,14 @@ def test_quiet_says_only_warnings(tmp_path: Path) -> None:
     assert llama_convert("convert", FIXTURE, tmp_path / "out", "--quiet").stderr == ""
     synthetic.make(tmp_path / "meta", LLAMA2)
     run = llama_convert("convert", tmp_path / "meta", tmp_path / "other", "--quiet")
-    assert run.stderr.startswith("llama-convert: warning: ")
+    assert run.stderr.startswith("warning: ")
     assert len(run.stderr.splitlines()) == 1
 
 
 def test_plain_words_where_there_is_no_terminal(tmp_path: Path) -> None:
     run = fresh("convert", FIXTURE, tmp_path / "out")
     assert "\x1b" not in run.stderr
-    assert all(line.startswith("llama-convert: ") for line in run.stderr.splitlines())
+    assert not any(line.startswith("llama-convert: ") for line in run.stderr.splitlines())
     assert "peak memory" in run.stderr
 
 
@@ -297,7 +297,7 @@ main()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 128 + getattr(signal, name)
     last_line = run.stderr.splitlines()[-1]
-    assert last_line.startswith("llama-convert: Interrupted. Saved ")
+    assert last_line.startswith("Interrupted. Saved ")
     assert last_line.endswith(" KB. Run the same command to resume.")
     assert not list((tmp_path / "out").glob("*.json"))
     assert not list((tmp_path / "out").glob("*.safetensors"))

@@ -53,7 +53,7 @@ def clean(ended: Ended, out: Path, case: Case) -> None:
     assert ended.exit_code in (3, 4), ended
     assert "Traceback" not in ended.stderr
     assert "internal error" not in ended.stderr
-    assert ended.message.startswith("llama-convert: error: /"), ended.stderr
+    assert ended.message.startswith("error: /"), ended.stderr
 
 
 def rerun(case: Case, out: Path) -> None:

@@ -271,12 +271,12 @@ def stopped(case: Case, out: Path, number: int, what: signal.Signals, *, often: 
         return ended
     assert ended.exit_code == 128 + what, (number, ended)
     assert "Traceback" not in ended.stderr
-    assert ended.message.startswith("llama-convert: Interrupted. "), ended.stderr
+    assert ended.message.startswith("Interrupted. "), ended.stderr
     report = json.loads(ended.stdout)
     assert report["code"] == "STOPPED"
     assert report["resumable"] == (GOES_ON in ended.message or ended.message.endswith("is complete."))
     if journaled(out):
-        assert ended.message.startswith("llama-convert: Interrupted. Saved ")
+        assert ended.message.startswith("Interrupted. Saved ")
     if state == "none" and not report["resumable"]:
         assert ended.message.endswith("Nothing to resume."), (number, ended.stderr)
         assert not journaled(out)

@@ -171,7 +171,7 @@ def test_refused(tmp_path: Path, good: Path, case: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     run = llama_convert("convert", source, tmp_path / "out")
     assert run.exit_code == 3, run.stderr
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("llama-convert: error: ")]
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     for word in words:
         assert word in line
     assert "Traceback" not in run.stderr

@@ -160,15 +160,15 @@ def test_no_bar_where_none_can_be_drawn(monkeypatch: pytest.MonkeyPatch, setting
     observer.advance(1_000_000)
     observer.finish()
     first, last = screen.text().splitlines()
-    assert first.startswith("llama-convert: 1.0 MB of 2.0 MB written in ")
-    assert last.startswith("llama-convert: 1.0 MB of 2.0 MB written in ")
+    assert first.startswith("1.0 MB of 2.0 MB written in ")
+    assert last.startswith("1.0 MB of 2.0 MB written in ")
     assert "\x1b" not in screen.text()
 
 
 def test_done_says_what_comes_next(tmp_path: Path) -> None:
     run = fresh("convert", SOURCE, tmp_path / "an output")
     *_, done, following = run.stderr.splitlines()
-    assert done == f"llama-convert: done: {tmp_path / 'an output'}"
+    assert done == f"done: {tmp_path / 'an output'}"
     assert following.endswith(f"llama-convert verify '{tmp_path / 'an output'}' --source {SOURCE}")
 
 

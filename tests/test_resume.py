@@ -138,7 +138,7 @@ def test_an_interruption_saves_every_block(cases: dict[str, Case], tmp_path: Pat
         assert ended.exit_code == 128 + what
         report = json.loads(ended.stdout)
         assert report["resumable"]
-        assert ended.message == f"llama-convert: Interrupted. {report['kept']}"
+        assert ended.message == f"Interrupted. {report['kept']}"
         saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", report["kept"])
         assert saved
         resumed = step_by_step(case, out)
@@ -264,5 +264,5 @@ def test_interrupted_before_the_first_block(cases: dict[str, Case], tmp_path: Pa
     case, out = cases["to hf"], tmp_path / "out"
     ended = step_by_step(case, out, signal_at(1, signal.SIGINT, ["mkdir"]))
     assert ended.exit_code == 130
-    assert ended.message == "llama-convert: Interrupted. Nothing to resume."
+    assert ended.message == "Interrupted. Nothing to resume."
     assert not out.exists()

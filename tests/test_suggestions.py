@@ -167,9 +167,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(run: Run, kind: str) -> str:
     """The one line of a kind on stderr; nothing where there is none."""
-    lines = [line for line in run.stderr.splitlines() if line.startswith(f"llama-convert: {kind}: ")]
+    lines = [line for line in run.stderr.splitlines() if line.startswith(f"{kind}: ")]
     assert len(lines) <= 1, run.stderr
-    return lines[0].removeprefix(f"llama-convert: {kind}: ") if lines else ""
+    return lines[0].removeprefix(f"{kind}: ") if lines else ""
 
 
 @pytest.mark.parametrize("typed", MET)

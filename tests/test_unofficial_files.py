@@ -261,8 +261,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 
 def hint_of(run: Run) -> str:
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("llama-convert: hint: ")]
-    return line.removeprefix("llama-convert: hint: ")
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("hint: ")]
+    return line.removeprefix("hint: ")
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -51,9 +51,7 @@ def listed(place: Path) -> Contents:
 
 def assert_refused(run: Run, words: tuple[str, ...]) -> None:
     assert run.exit_code == 3, run.stderr
-    (line,) = [line for line in run.stderr.splitlines() if "llama-convert: error: " in line]
-    others = [line for line in run.stderr.splitlines() if not line.startswith("llama-convert: ")]
-    assert others == []
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     place, _, said = line.partition("/source")
     assert place
     assert len(said) < 300
@@ -228,7 +226,7 @@ def test_warned_of(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
     assert_same(
         load_file(tmp_path / "out" / "model.safetensors"), synthetic.huggingface(zoo.SHAPE, original(source))
     )
-    warnings = [line for line in run.stderr.splitlines() if line.startswith("llama-convert: warning: ")]
+    warnings = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
     assert any(all(word in line for word in case.words) for line in warnings), run.stderr
     strict = llama_convert("convert", source, tmp_path / "strict", "--strict")
     assert strict.exit_code == 1, strict.stderr

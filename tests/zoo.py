@@ -619,7 +619,7 @@ _CONTAINER: dict[str, Case] = {
         change_bytes(TWO, lambda c: c[:30_000] + bytes(2000) + c[32_000:]), (TWO,), structure=False
     ),
     "an entry with a name of many lines": Case(
-        entries(lambda all_: [*all_, (all_[0][0] + "\nllama-convert: done", b"")]), (TWO, "called"),
+        entries(lambda all_: [*all_, (all_[0][0] + "\nerror: done", b"")]), (TWO, "called"),
     ),
 }  # fmt: skip
 
@@ -650,7 +650,7 @@ _PICKLES: dict[str, Case] = {
     "a key that is a number": Case(with_pickle(pickled(name=3)), (TWO, "not a name")),
     "a key of doubled tuples": Case(with_pickle(DOUBLED_TUPLE), (TWO, "not a name")),
     "a name of many lines": Case(
-        with_pickle(pickled(name="a\nllama-convert: done")), (TWO, "name")
+        with_pickle(pickled(name="a\nerror: done")), (TWO, "name")
     ),
     "a name that rings": Case(rank(1, lambda s: s.update({"\x1b]0;\a": s[WQ]})), (TWO, "name")),
     "a name of a megabyte": Case(rank(1, lambda s: s.update({"x" * 1_000_000: s[WQ]})), (TWO, "name")),
@@ -777,7 +777,7 @@ _HUGGINGFACE: dict[str, Case] = {
             for value in ("[]", "0", "false", '""', '{"a": 1}', '{"a": null}', '[["a", "b"]]')
         },
         "a name of many lines": (
-            header_json(lambda h: h.update({"a\nllama-convert: done": h.pop("lm_head.weight")})),
+            header_json(lambda h: h.update({"a\nerror: done": h.pop("lm_head.weight")})),
             (SINGLE, "name"), "hf",
         ),
         "half a character for a name": (

@@ -144,14 +144,14 @@ def _tell(
     hint = _hint(known) if known else None
     resume = kept or ("Nothing to resume." if hasattr(error, "kept") else "")
     if isinstance(error, KeyboardInterrupt):
-        text = styled(f"llama-convert: {message} {resume}".rstrip())
+        text = styled(f"{message} {resume}".rstrip())
     else:
         if resume:
-            console.print(f"llama-convert: {resume}")
-        text = styled(f"llama-convert: error: {message}", style="bold red")
+            console.print(resume)
+        text = styled(f"error: {message}", style="bold red")
     console.print(text, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
     if hint:
-        console.print(f"llama-convert: hint: {hint}")  # as one line, so that it can be copied
+        console.print(f"hint: {hint}")  # as one line, so that it can be copied
     if as_json:
         envelope = {
             "ok": False,

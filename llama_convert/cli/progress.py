@@ -49,7 +49,7 @@ class ConsoleObserver(Observer):
 
     def _print(self, *parts: Part) -> None:
         """One line; between words a terminal may break it, a log may not."""
-        text = styled("llama-convert: ", *parts)
+        text = styled(*parts)
         self._console.print(text, soft_wrap=not self._console.file.isatty())
 
     def start(self, total: int, verb: str = "written") -> None:

@@ -62,7 +62,7 @@ def show_result(
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
             stderr_console().print(
-                f"llama-convert: verify it with: {shlex.join(words)}"
+                f"Verify it with: {shlex.join(words)}"
             )  # as one line, however long, so that it can be copied
 
 
