@@ -16,7 +16,6 @@ import typer
 
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.names import as_called, as_printed
 from llama_convert.redaction import redact
 
 SCHEMA = 1
@@ -56,7 +55,7 @@ def _sayable(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return as_printed(value if isinstance(value, str) else str(value))
+    return redact(value if isinstance(value, str) else str(value))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -175,7 +174,7 @@ def _hint(error: LlamaConvertError) -> str | None:
         return error.hint
     from llama_convert.cli.usage import retyped
 
-    return retyped({as_called(said): as_called(meant) for said, meant in instead.items()}) or error.hint
+    return retyped(instead) or error.hint
 
 
 def _save_traceback() -> str:

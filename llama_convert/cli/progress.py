@@ -52,9 +52,9 @@ class ConsoleObserver(Observer):
         text = styled(*parts)
         self._console.print(text, soft_wrap=not self._console.file.isatty())
 
-    def start(self, total: int, verb: str = "written") -> None:
+    def start(self, total: int | None, verb: str = "written") -> None:
         """Begin to count bytes."""
-        self._total, self._done, self._verb, self._began = total, 0, verb, time.monotonic()
+        self._total, self._done, self._verb, self._began = total or 0, 0, verb, time.monotonic()
         self._last_line = self._began
         if self._quiet or not (self._console.is_interactive and self._console.file.isatty()):
             return

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llama_convert.names import as_printed
+from llama_convert.redaction import redact
 
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
@@ -21,7 +21,7 @@ Part = str | tuple[str, str]
 
 def escaped(text: str) -> str:
     """One printable line: escapes for controls, line separators, direction marks, surrogates and the like."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_printed(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(text))
 
 
 def styled(*parts: Part, style: str = "") -> Text:

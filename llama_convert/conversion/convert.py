@@ -21,7 +21,7 @@ from llama_convert.conversion.work_units import Share
 from llama_convert.conversion.workers import Order
 from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
-from llama_convert.stores.filesystem import is_url, same_place, shown
+from llama_convert.stores.filesystem import is_url, printable, same_location
 from llama_convert.stores.mount import mounted
 
 if TYPE_CHECKING:
@@ -160,20 +160,22 @@ def _prepared(
         options = replace(
             options, block_size=_REMOTE_BLOCK_SIZE, workers=max(options.workers, _REMOTE_WORKERS)
         )
-    if is_url(source) and is_url(destination) and same_place(str(source), str(destination)):
+    if is_url(source) and is_url(destination) and same_location(str(source), str(destination)):
         hint = "Choose another output folder."
-        raise UsageError("OUTPUT_IS_INPUT", f"{shown(str(destination))}: Is the input folder.", hint=hint)
+        raise UsageError(
+            "OUTPUT_IS_INPUT", "Is the input folder.", file=printable(str(destination)), hint=hint
+        )
     with ExitStack() as stack:
         here = stack.enter_context(mounted(source))
         there = stack.enter_context(mounted(destination, may_be_absent=True))
-        notes = Notes(observer or Observer())
-        store = _store(str(destination), there) if is_url(destination) else None
-        job = prepare(here, there, options, notes)
+        notes = Notes(observer or Observer(), (here, there))
+        store = _store(str(destination), there.path) if is_url(destination) else None
+        job = prepare(here.path, there.path, options, notes)
         job.result.source = str(source) if is_url(source) else job.folder
         job.source_digests = read_source_digests(job, notes)
-        run = Run(job, options, notes, private=store is not None)
+        run = Run(job, options, notes, here, private=store is not None)
         if options.dry_run:
-            return replace(run.dry(), destination=str(destination) if is_url(destination) else there)
+            return replace(run.dry(), destination=str(destination) if is_url(destination) else there.path)
         order = partial(Order, prepare, _absolute(source), _absolute(destination), options)
         if store is None:
             return _on_disk(run, order, options, executor)

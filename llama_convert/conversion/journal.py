@@ -28,7 +28,7 @@ from llama_convert.conversion.sync import failure, open_own
 from llama_convert.errors import InputError
 from llama_convert.formats.files import read_descriptor, remote_files
 from llama_convert.formats.strict_json import parse_json
-from llama_convert.names import as_called
+from llama_convert.stores.location import Location
 
 JOURNAL = ".journal"
 MAX_JOURNAL = 256 << 20
@@ -204,11 +204,20 @@ def plan_digest(plan: Plan | None, settings: str) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> str:
-    """A digest of the `plan_digest` and of the source files as they are now."""
+def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]], location: Location) -> str:
+    """A hash of the `plan_digest` and of the source files as they are now.
+
+    Args:
+        identity: the `plan_digest`.
+        sources: size, time and version of each file.
+        location: the source. The fingerprint of a mounted one has URLs, and no inodes of downloaded copies,
+            which differ in the next run.
+    """
     digest = xxhash.xxh3_128(identity.encode())
-    for file, state in sorted(sources.items()):
-        digest.update(f"{as_called(str(file))} {' '.join(map(str, state))}".encode())
+    for file, (size, modified, version) in sorted(sources.items()):
+        is_copy = location.contains(file) and file not in remote_files
+        state = (location.display(str(file)), size, modified, "" if is_copy else version)
+        digest.update(" ".join(map(str, state)).encode())
     return digest.hexdigest()
 
 

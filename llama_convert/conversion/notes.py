@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llama_convert.observer import Observer
+from llama_convert.stores.location import Location
 
 
 class Notes:
     """Tells the observer, and remembers the warnings."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, locations: Sequence[Location] = ()) -> None:
+        """Without notes so far.
+
+        Args:
+            observer: receives the notes and warnings.
+            locations: source and destination; texts show their URLs, not the folders they are mounted to.
+        """
         self.observer = observer
+        self._locations = locations
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
         """Something that may be wrong."""
+        text = self._display(text)
         self.warnings.append(text)
         self.observer.warning(text)
 
@@ -26,4 +35,9 @@ class Notes:
 
     def note(self, text: str) -> None:
         """Something that was decided."""
-        self.observer.note(text)
+        self.observer.note(self._display(text))
+
+    def _display(self, text: str) -> str:
+        for location in self._locations:
+            text = location.display(text)
+        return text

@@ -50,6 +50,7 @@ from llama_convert.conversion.work_units import (
 from llama_convert.conversion.workers import Order, by_executor, write_all, write_unit
 from llama_convert.conversion.write_report import Report, report_of_run
 from llama_convert.errors import ConflictError, InputError, RefusedError
+from llama_convert.stores.location import Location
 from llama_convert.units import format_part, format_size
 
 if TYPE_CHECKING:
@@ -68,13 +69,16 @@ class Run:
     the same command resumes from, and `kept`, a sentence that says how much (None: nothing).
     """
 
-    def __init__(self, job: Job, options: ConvertOptions, notes: Notes, *, private: bool = False) -> None:
+    def __init__(
+        self, job: Job, options: ConvertOptions, notes: Notes, source: Location, *, private: bool = False
+    ) -> None:
         """Look at the source files as they are now.
 
         Args:
             job: what is to be done.
             options: how.
             notes: receives what is found.
+            source: the checkpoint that is read.
             private: whether the destination stands for a URL, so that no other run can find it.
 
         Raises:
@@ -92,7 +96,7 @@ class Run:
         self._checklist = listed_in_checklist(job.folder)
         self._before = states_of({*job.read, *job.carried, *(job.plan.sources if job.plan else ())})
         self._identity = Identity.of(job.plan, job.settings(options))
-        self._fingerprint = fingerprint(self._identity.plan, self._before)
+        self._fingerprint = fingerprint(self._identity.plan, self._before, source)
         self._stood = False
         self._may_replace = options.overwrite
         self._private = private

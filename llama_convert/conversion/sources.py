@@ -10,7 +10,6 @@ from llama_convert.checkpoints.checklist import CHECKLIST, md5_of_all, read_chec
 from llama_convert.conversion.notes import Notes
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats.files import remote_files
-from llama_convert.names import as_called
 
 
 class State(NamedTuple):
@@ -40,10 +39,7 @@ def states_of(files: set[Path]) -> States:
 
 def _state(file: Path) -> State:
     status = file.stat()
-    if file in remote_files:
-        version = remote_files[file].version()
-    else:
-        version = "" if as_called(str(file)) != str(file) else str(status.st_ino)
+    version = remote_files[file].version() if file in remote_files else str(status.st_ino)
     return State(status.st_size, status.st_mtime_ns, version)
 
 

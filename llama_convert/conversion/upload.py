@@ -36,9 +36,9 @@ from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small, remote_files
 from llama_convert.formats.layout import Layout
-from llama_convert.stores.filesystem import is_web, open_filesystem, shown
+from llama_convert.stores.filesystem import is_web, open_filesystem, printable
 from llama_convert.stores.mount import put_placeholder
-from llama_convert.stores.retry import persistently
+from llama_convert.stores.retry import with_retries
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 allows 10,000
@@ -143,7 +143,7 @@ class Store:
             self.put(
                 f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL)
             )  # what comes is ours, whole or not
-            output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
+            output = _Upload(self._fs, self._key(name), plan.layouts[name], f"{printable(self.url)}/{name}")
             block_size = options.block_size
             execute(plan, {name: output}, journal, workers=1, block_size=block_size, progress=self._go_on)
             modified = put_placeholder(self._fs, self._key(name), placeholder, plan.sizes[name], self.url)
@@ -156,7 +156,7 @@ class Store:
     def _go_on(self, _: int) -> None:
         """Asked at every block, so that nobody waits for a file that is given up."""
         if self._stop.is_set():
-            raise OutputError("STOPPED", "given up, as another file was")
+            raise OutputError("INTERRUPTED", "given up, as another file was")
 
     def publish(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
         """Bring the rest, in the order in which it makes a model of the weights; then the journals go."""
@@ -184,11 +184,11 @@ class Store:
         Raises:
             OutputError: it cannot be written.
         """
-        where = f"{shown(self.url)}/{name}"
+        where = f"{printable(self.url)}/{name}"
         try:
-            persistently("writing", where, lambda: self._fs.pipe_file(self._key(name), content))
+            with_retries("write", where, lambda: self._fs.pipe_file(self._key(name), content))
         except LlamaConvertError as error:
-            raise OutputError("OUTPUT_IO", error.message) from error
+            raise OutputError("OUTPUT_IO", error.message, file=error.file) from error
 
     def remove(self, *names: str) -> None:
         """Remove files, those that are there.
@@ -203,9 +203,9 @@ class Store:
                     self._fs.rm_file(self._key(name))
 
             try:
-                persistently("removing", f"{shown(self.url)}/{name}", ask)
+                with_retries("remove the file", f"{printable(self.url)}/{name}", ask)
             except LlamaConvertError as error:
-                raise OutputError("OUTPUT_IO", error.message) from error
+                raise OutputError("OUTPUT_IO", error.message, file=error.file) from error
 
 
 @dataclass(frozen=True)

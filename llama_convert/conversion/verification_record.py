@@ -33,7 +33,8 @@ def record_verification(location: Path | str, verification: Mapping[str, Any]) -
         InputError: the manifest is damaged, or describes other weights.
         OutputError: it cannot be written.
     """
-    with mounted(location) as folder:
+    with mounted(location) as place:
+        folder = place.path
         written = _written(folder, verification)
         if is_url(location):
             from llama_convert.conversion.upload import Store

@@ -28,6 +28,7 @@ from llama_convert.conversion.write_report import Report
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
+from llama_convert.stores.location import Location
 from llama_convert.stores.mount import mounted
 
 _as_long_as_the_process = ExitStack()
@@ -66,6 +67,11 @@ def write_unit(order: Order, file: str) -> int:
         InputError: a source file is damaged, or is another here than where the order comes from.
         OutputError: the machine could not read or write.
     """
+    with _source(order.source).renaming_errors():
+        return _write_unit(order, file)
+
+
+def _write_unit(order: Order, file: str) -> int:
     job = _job(order)
     assert job.plan
     plan = job.plan.only(file)
@@ -95,15 +101,21 @@ def _upload(order: Order, plan: Plan, file: str) -> None:
     from llama_convert.conversion.upload import Store
 
     with mounted(order.destination, may_be_absent=True) as place:
-        store = Store(order.destination, place)
-        (place / STAGING).mkdir(exist_ok=True)
+        store = Store(order.destination, place.path)
+        (place.path / STAGING).mkdir(exist_ok=True)
         store.upload(plan, file, order.options, order.fingerprint)
+
+
+@lru_cache(maxsize=1)
+def _source(location: str) -> Location:
+    """The source, mounted until the process ends."""
+    return _as_long_as_the_process.enter_context(mounted(location))
 
 
 @lru_cache(maxsize=1)
 def _job(order: Order) -> Job:
     """Worked out once in each process."""
-    source = _as_long_as_the_process.enter_context(mounted(order.source))
+    source = _source(order.source).path
     job = order.prepare(source, Path(order.destination), order.options, Notes(Observer()))
     if plan_digest(job.plan, job.settings(order.options)) != order.identity:
         message = "is another checkpoint here than where the order came from"

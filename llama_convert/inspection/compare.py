@@ -42,7 +42,8 @@ def compare(
         OutputError: the machine could not read.
     """
     with mounted(a) as one, mounted(b) as other:
-        return _compare(one, other, observer or Observer() if stats else None)
+        found = _compare(one.path, other.path, observer or Observer() if stats else None)
+        return other.display(one.display(found))
 
 
 def _compare(a: Path, b: Path, counting: Observer | None) -> Comparison:

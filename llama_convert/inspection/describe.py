@@ -54,7 +54,7 @@ def inspect(
         OutputError: the machine could not read.
     """
     with mounted(path) as place:
-        return _inspect(place, tensors, observer or Observer() if stats else None)
+        return place.display(_inspect(place.path, tensors, observer or Observer() if stats else None))
 
 
 def _inspect(path: Path, tensors: str | None, counting: Observer | None) -> Inspection:

@@ -126,7 +126,7 @@ def _folder(side: Input) -> Path:
     place = side.problems[0].file if side.checkpoint is None and side.problems else None
     if place is None:
         return side.folder
-    return place if place.is_dir() else place.parent
+    return Path(place) if Path(place).is_dir() else Path(place).parent
 
 
 def weight_files(folder: Path, layout: str) -> list[Path]:

@@ -40,7 +40,11 @@ def verify(
     with ExitStack() as stack:
         here = stack.enter_context(mounted(path))
         there = stack.enter_context(mounted(source)) if source else None
-        return _verify(here, there, options or VerifyOptions(), observer or Observer())
+        report = _verify(
+            here.path, there.path if there else None, options or VerifyOptions(), observer or Observer()
+        )
+        report = here.display(report)
+        return there.display(report) if there else report
 
 
 def _verify(path: Path, source: Path | None, options: VerifyOptions, observer: Observer) -> VerifyReport:
