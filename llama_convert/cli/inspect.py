@@ -45,8 +45,10 @@ def inspect_command(
     other: Other = None,
     tensors: Tensors = None,
     stats: StatsToo = False,
+    verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
     """Say what a checkpoint is, or how two differ; no weight is read, so it takes a moment.
 
@@ -65,10 +67,10 @@ def inspect_command(
 
       llama-convert inspect Llama3.1-8B llama-3.1-8b --stats --json
     """
-    from llama_convert.cli.errors import outcome, print_json, stderr_console
+    from llama_convert.cli.errors import handle_errors, print_json, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.errors import UsageError
         from llama_convert.inspection.describe import inspect
         from llama_convert.observer import Observer
@@ -82,7 +84,7 @@ def inspect_command(
         if stats:
             from llama_convert.cli.progress import ConsoleObserver
 
-            observer = ConsoleObserver(console, quiet=as_json)
+            observer = ConsoleObserver(console, quiet=as_json, verbose=verbose)
         result: Inspection | Comparison
         if other:
             from llama_convert.inspection.compare import compare

@@ -27,8 +27,10 @@ def verify_command(
     llama_version: cli.LlamaVersion = None,
     tokenizer: cli.TokenizerPath = None,
     quiet: cli.Quiet = False,
+    verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
     """Find any way in which a checkpoint is wrong; exit code 1 if there is one.
 
@@ -56,10 +58,10 @@ def verify_command(
 
       llama-convert verify out --source in --prompt "Once upon a time" --json
     """
-    from llama_convert.cli.errors import outcome, print_json, stderr_console
+    from llama_convert.cli.errors import handle_errors, print_json, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.suggestions import tokenizer_named
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.report_file import check_page_file, write_page
@@ -98,7 +100,7 @@ def verify_command(
             check_page_file(page)
         if record:
             require_manifest(path)
-        observer = ConsoleObserver(console, quiet=quiet or as_json)
+        observer = ConsoleObserver(console, quiet=quiet or as_json, verbose=verbose)
         result = verify(path, source, options, observer)
         if record:
             record_verification(path, result.abstract)

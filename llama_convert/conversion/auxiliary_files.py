@@ -222,7 +222,7 @@ def checklist_size(names: Collection[str]) -> int:
 def write_checklist(staging: Staging, options: ConvertOptions, notes: Notes) -> None:
     """Write ``checklist.chk``, the MD5 of each file as ``md5sum`` prints it, in the order of Meta's."""
     files = [staging.path / name for name in listed_in_checklist([file.name for file in staging.files])]
-    notes.observer.start(sum(file.stat().st_size for file in files), "checksummed")
+    notes.observer.start(sum(file.stat().st_size for file in files), "Computing checksums")
 
     try:
         digests = md5_of_all(files, workers=options.workers, progress=notes.observer.advance)

@@ -114,7 +114,7 @@ def _other_weight(
 ) -> str | None:
     """The first tensor of the plan's files that is not what the plan writes."""
     again = Plan(plan.layouts, tuple(task for task in plan.tasks if not _is_pinned(task, manifest)))
-    notes.observer.start(again.payload_bytes + plan.total_bytes, "compared")
+    notes.observer.start(again.payload_bytes + plan.total_bytes, "Comparing")
     try:
         known = {name: (digest,) for name, digest in manifest["tensors"].items()}
         digests = {**known, **_converted_again(again, options, notes)}

@@ -101,6 +101,8 @@ class ConvertResult:
     warnings: list[str] = field(default_factory=list)
     published: bool = False
     """Whether the whole output stands in its place."""
+    up_to_date: bool = False
+    """Whether an earlier run had written all of it, so that nothing was written."""
 
     @classmethod
     def of(

@@ -284,13 +284,13 @@ class Run:
         """Compare what others have written with their journals, wherever it can be read back."""
         folder = staging.path
         total = sum(plan.only(file).payload_bytes for file in units_here(plan, folder))
-        with self._counting(total, "checked"):
+        with self._counting(total, "Checking"):
             check_units(plan, folder, self._fingerprint, self.options, self.notes.observer.advance)
 
     @contextmanager
-    def _counting(self, total: int, verb: str = "written") -> Iterator[None]:
+    def _counting(self, total: int, label: str = "Converting") -> Iterator[None]:
         """Show the progress of so many bytes."""
-        self.notes.observer.start(total, verb)
+        self.notes.observer.start(total, label)
         try:
             yield
         finally:
@@ -330,7 +330,7 @@ class Run:
         found = existing_output(destination, plan, self._identity, sources, options, self.notes, only=only)
         if found and found.is_current:
             self.result.files, self.result.published = found.files, True
-            self._stood = True
+            self._stood = self.result.up_to_date = True
         elif found and only is None and not self._may_replace:
             self._may_replace = True
             self.notes.note(f"{destination}: Replacing it: the weights are the same, other files differ.")

@@ -76,7 +76,7 @@ def compare_with_checklist(folder: Path, workers: int, notes: Notes) -> None:
     for line in checklist.malformed:
         notes.warn(f"{file}: {line}")
     files = list(checklist.said)
-    notes.observer.start(sum(file.stat().st_size for file in files), f"compared with {CHECKLIST}")
+    notes.observer.start(sum(file.stat().st_size for file in files), f"Comparing with {CHECKLIST}")
     try:
         digests = md5_of_all(files, workers=workers, progress=notes.observer.advance)
     finally:

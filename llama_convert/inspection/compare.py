@@ -143,7 +143,7 @@ def _values(a: Opened, b: Opened, observer: Observer) -> tuple[list[ValueDiffere
     with SourceFiles() as files:
         try:
             every_pair = _pairs(a, b, files)
-            with progress(observer, sum(pair.found.stored.nbytes for pair in every_pair), "compared"):
+            with progress(observer, sum(pair.found.stored.nbytes for pair in every_pair), "Comparing"):
                 found += [_shown(one) for one in differing(every_pair, observer.advance)]
         except OutputError:
             raise

@@ -180,7 +180,7 @@ def _figures(entries: Sequence[Entry], observer: Observer) -> tuple[dict[int, St
     stored = [entries[place].stored for place in places]
     figures: dict[int, Stats] = {}
     wrong: list[Finding] = []
-    with progress(observer, sum(one.nbytes for one in stored), "read"), SourceFiles() as files:
+    with progress(observer, sum(one.nbytes for one in stored), "Reading"), SourceFiles() as files:
         results = all_stats(stored, files, observer.advance)
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Stats):

@@ -27,7 +27,7 @@ def _compared(context: Context, output: Checkpoint, source: Checkpoint) -> Outco
     tokens = _tokens(context, min(output.config.vocab_size, source.config.vocab_size))
     n_layers = min(output.config.n_layers, source.config.n_layers)
     per_layer = sum(weight.nbytes for weight in output.weights.values()) // n_layers
-    with context.progress(per_layer * n_layers, "run"):
+    with context.progress(per_layer * n_layers, "Running"):
         findings, measures = check_logits(
             source, output, tokens, device, context.compute, lambda: context.observer.advance(per_layer)
         )
@@ -67,7 +67,7 @@ def _alone(context: Context, output: Checkpoint) -> Outcome:
         return "", [Finding("TOKENIZER_MISMATCH", message, file="tokenizer.json")], {}
     device = pick_device(context.options.device)
     per_layer = sum(weight.nbytes for weight in output.weights.values()) // output.config.n_layers
-    with context.progress(per_layer * output.config.n_layers, "run"), SourceFiles() as files:
+    with context.progress(per_layer * output.config.n_layers, "Running"), SourceFiles() as files:
         reading = open_reading(output, files, device, getattr(torch, context.compute.name))
         found = hardness(reading, ids, lambda: context.observer.advance(per_layer))
     measures = {

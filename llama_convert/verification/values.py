@@ -61,7 +61,7 @@ def check_values(context: Context) -> Outcome:
     output, _ = context.opened()
     checked = ["NaN, infinities, dead rows"]
     total = sum(stored.nbytes for stored in output.weights.values())
-    with context.progress(total, "read"), SourceFiles() as files:
+    with context.progress(total, "Reading"), SourceFiles() as files:
         scans, findings = scan_all(output.weights, files, context.observer.advance)
         if not findings:
             files.check_the_rest(BLOCK_SIZE)

@@ -29,7 +29,7 @@ def check_weights(context: Context) -> Outcome:
     with SourceFiles() as files:
         every_pair = pairs(source, output, files)
         total = sum(pair.found.stored.nbytes for pair in every_pair)
-        with context.progress(total, "compared"):
+        with context.progress(total, "Comparing"):
             differences = differing(every_pair, context.observer.advance)
         causes = {
             difference.pair.name: explain(difference, every_pair) for difference in differences[:_EXPLAINED]
