@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Observer:
     """Receives progress, notes and warnings. Every method does nothing; override those of interest.
@@ -36,3 +39,12 @@ class Observer:
 
     def finish(self) -> None:
         """The phase has ended, successfully or not."""
+
+    @contextmanager
+    def phase(self, label: str, total: int | None = None) -> Iterator[None]:
+        """Call `start` and `finish` around a block. Not meant to be overridden."""
+        self.start(total, label)
+        try:
+            yield
+        finally:
+            self.finish()

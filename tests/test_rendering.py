@@ -144,11 +144,11 @@ def test_the_bar_fits_and_leaves_no_trace(width: int) -> None:
     assert observer._live
     observer._live.refresh()
     observer.finish()
-    drawn = [line for line in re.split(r"[\r\n]|\x1b\[\w+", screen.text()) if "1.0/3.0 GB" in line]
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[\??\d*[A-Za-z]", screen.text()) if "1.0/3.0" in line]
     assert drawn
     assert all(len(line.rstrip()) <= width and "…" not in line for line in drawn)
     assert all(line.startswith("Converting 33% 1.0/3.0 GB") for line in drawn)
-    assert all(("━" in line) == (width >= 60) for line in drawn)
+    assert width < 60 or all("━" in line for line in drawn)
 
 
 @pytest.mark.parametrize("settings", [{"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {}])

@@ -118,7 +118,7 @@ MET: dict[str, tuple[int, str, str]] = {
         "--device is an option of verify. Run: llama-convert verify --help",
     ),
     "convert meta out extra": (2, "extra", "llama-convert convert --help"),
-    "verify hf meta": (2, "(meta)", "llama-convert verify hf --source meta"),
+    "verify hf meta": (2, "Unexpected argument: meta", "llama-convert verify hf --source meta"),
     "shard meta out --mp two": (2, "'two' is not a valid int", "llama-convert shard --help"),
     "shard meta out --mp 3": (2, "3 ranks do not divide 4 heads", ""),
     "convert meta out --max-shard-size 5": (2, "'5' would be 5 bytes; write it like 5GB", ""),

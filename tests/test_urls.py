@@ -213,15 +213,13 @@ class TestSources:
         store.put(local / "hf", "hf")
         name, changed = "model-00002-of-00012.safetensors", tmp_path / "changed"
 
-        def meddle(self: object, *arguments: object) -> None:
-            changed.mkdir(exist_ok=True)
-            (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
-            store.put(changed, "hf")
-
         from llama_convert.observer import Observer
 
         class Meddler(Observer):
-            finish = meddle
+            def advance(self, count: int) -> None:
+                changed.mkdir(exist_ok=True)
+                (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
+                store.put(changed, "hf")
 
         with pytest.raises(InputError, match="changed while it was read"):
             shard("s3://bucket/hf", tmp_path / "out", max_shard_size="30KB", observer=Meddler())

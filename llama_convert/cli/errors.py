@@ -121,10 +121,10 @@ def report_usage_error(error: Exception, *, as_json: bool) -> int:
     format_message = getattr(error, "format_message", None)
     if format_message is None:
         raise error
-    if message := format_message().partition(" (Possible options")[0]:  # empty where Click printed the help
-        from llama_convert.cli.usage import usage_hint
+    if message := format_message():  # empty where Click printed the help
+        from llama_convert.cli.usage import usage_hint, usage_message
 
-        refused = UsageError("BAD_USAGE", f"{message.rstrip('.')}.", hint=usage_hint(error))
+        refused = UsageError("BAD_USAGE", usage_message(message), hint=usage_hint(error))
         _print_error(refused.exit_code, refused.code, error, as_json=as_json, known=refused)
     return UsageError.exit_code
 

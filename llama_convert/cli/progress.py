@@ -75,6 +75,7 @@ class ConsoleObserver(Observer):
 
     def start(self, total: int | None, label: str = "Converting") -> None:
         """Begin a phase."""
+        self._stop()
         self._total, self._done, self._label, self._start = total, 0, label, time.monotonic()
         self._start_line_printed = False
         if self._quiet:
@@ -103,6 +104,13 @@ class ConsoleObserver(Observer):
 
     def finish(self) -> None:
         """End the phase."""
+        self._stop()
+        if self._start_line_printed or (self._verbose and self._total):
+            self._start_line_printed = False
+            self.note(self._end_line())
+
+    def _stop(self) -> None:
+        """Remove the live line, or cancel the line that is printed later."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -110,9 +118,6 @@ class ConsoleObserver(Observer):
             if self._timer:
                 self._timer.cancel()
                 self._timer = None
-        if self._start_line_printed or (self._verbose and self._total):
-            self._start_line_printed = False
-            self.note(self._end_line())
 
     def _end_line(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-6)

@@ -12,7 +12,7 @@ from typing import Any
 from llama_convert.checkpoints.suggestions import command, nearest
 from llama_convert.cli.dropin import COMMANDS, with_dashes
 
-_EXTRA = re.compile(r"unexpected extra argument.* \((.+)\)$")
+_EXTRA = re.compile(r"[Uu]nexpected extra argument.* \((.+)\)$")
 _SYNONYMS = {
     "--force": "--overwrite",
     "--format": "--to",
@@ -51,6 +51,15 @@ def _replace(argument: str, corrections: Mapping[str, str]) -> str:
         if wrong == with_dashes(argument) or Path(wrong) == path:
             return right
     return argument
+
+
+def usage_message(message: str) -> str:
+    """The parser's message as one sentence, without its own suggestion."""
+    if extra := _EXTRA.search(message):
+        return f"Unexpected argument: {extra[1]}."
+    for suggestion in (" (Possible options", " Did you mean"):
+        message = message.partition(suggestion)[0]
+    return f"{message.rstrip('.')}."
 
 
 def usage_hint(error: Any) -> str:

@@ -166,13 +166,15 @@ def _prepared(
             "OUTPUT_IS_INPUT", "Is the input folder.", file=printable(str(destination)), hint=hint
         )
     with ExitStack() as stack:
-        here = stack.enter_context(mounted(source))
-        there = stack.enter_context(mounted(destination, may_be_absent=True))
-        notes = Notes(observer or Observer(), (here, there))
-        store = _store(str(destination), there.path) if is_url(destination) else None
-        job = prepare(here.path, there.path, options, notes)
-        job.result.source = str(source) if is_url(source) else job.folder
-        job.source_digests = read_source_digests(job, notes)
+        observer = observer or Observer()
+        with observer.phase("Reading headers"):
+            here = stack.enter_context(mounted(source))
+            there = stack.enter_context(mounted(destination, may_be_absent=True))
+            notes = Notes(observer, (here, there))
+            store = _store(str(destination), there.path) if is_url(destination) else None
+            job = prepare(here.path, there.path, options, notes)
+            job.result.source = str(source) if is_url(source) else job.folder
+            job.source_digests = read_source_digests(job, notes)
         run = Run(job, options, notes, here, private=store is not None)
         if options.dry_run:
             return replace(run.dry(), destination=str(destination) if is_url(destination) else there.path)

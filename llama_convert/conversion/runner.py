@@ -229,7 +229,8 @@ class Run:
         """Send the small files after the weights."""
         plan = self.job.plan
         try:
-            store.publish(self.result.files, plan.sizes if plan else {})
+            with self.notes.observer.phase("Finalizing"):
+                store.publish(self.result.files, plan.sizes if plan else {})
         except BaseException as error:
             total = plan.payload_bytes if plan else 0
             _add_saved(error, total, total)
@@ -347,7 +348,8 @@ class Run:
                 self._resume(staging)
                 self._stage(staging, write)
             if not self._stood:
-                result.files = staging.publish()
+                with self.notes.observer.phase("Finalizing"):
+                    result.files = staging.publish()
         result.published = True
         self.notes.note(f"{len(result.files)} files, {format_size(sum(result.files.values()))}")
         return result
