@@ -1,8 +1,7 @@
-"""Every error a user can meet, with the exit code it ends in.
+"""Exceptions that llama-convert raises, one class per exit code.
 
-Exit codes: 0 done; 1 the answer is no; 2 usage; 3 the input is refused; 4 the output or the machine failed,
-run again; 5 a conflict to be decided by a person; 70 a bug of ours.  `code` is a stable word for programs
-(``--json``); the message is one line for people: where, what was found, what was expected.
+Exit codes: 0 success; 1 check failed; 2 invalid usage; 3 input refused; 4 output or machine failed, run
+again; 5 conflict that a person must resolve; 70 internal error.
 """
 
 from __future__ import annotations
@@ -12,19 +11,32 @@ from typing import ClassVar
 
 
 class LlamaConvertError(Exception):
-    """Base of all errors this package raises on purpose.
+    """Base class of all exceptions that llama-convert raises on purpose.
 
     Args:
-        code: stable word such as ``TENSOR_SHAPE``; see ``docs/error-codes.md``.
-        message: what was found and what was expected, without the file name.
-        file: the file (or folder) at fault; its name leads the printed message.
-        tensor: the tensor at fault, in the name the file gives it.
-        hint: one sentence on what to do.
-        expected: the value that was expected, where there is one.
-        found: the value that was found instead.
+        code: stable identifier, for example ``TENSOR_SHAPE``. ``docs/error-codes.md`` documents each.
+        message: what is wrong, as a sentence without the file name.
+        file: the file or folder at fault, or its URL.
+        tensor: the tensor at fault, by its name in the file.
+        hint: what to do, as an imperative sentence, or ``Run: COMMAND``.
+        expected: the expected value.
+        found: the value found instead.
+
+    Attributes:
+        file: a `Path` if it is local, a `str` if it is a URL.
+        expected: as a string.
+        found: as a string.
+
+    Example:
+        >>> error = InputError("TENSOR_SHAPE", "Wrong shape.", file="a.pth", expected=[2, 4], found=[4, 2])
+        >>> print(error)
+        a.pth: Wrong shape. Expected [2, 4], got [4, 2].
+        >>> error.exit_code
+        3
     """
 
     exit_code: ClassVar[int] = 70
+    """Exit code of a command that ends with this exception."""
 
     def __init__(
         self,
@@ -39,7 +51,7 @@ class LlamaConvertError(Exception):
     ) -> None:
         self.code = code
         self.message = message
-        self.file = None if file is None else Path(file)
+        self.file: Path | str | None = file if file is None or "://" in str(file) else Path(file)
         self.tensor = tensor
         self.hint = hint
         self.expected = None if expected is None else str(expected)
@@ -47,16 +59,34 @@ class LlamaConvertError(Exception):
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As it is sent from one process to another."""
-        return _again, (type(self), vars(self))
+        """Support for sending the exception to another process."""
+        return _rebuild, (type(self), vars(self))
+
+    @property
+    def headline(self) -> str:
+        """File, tensor and message."""
+        location = [str(part) for part in (self.file, self.tensor) if part is not None]
+        return ": ".join([*location, self.message])
+
+    @property
+    def file_name(self) -> str | None:
+        """The last name of the file's path or URL."""
+        return None if self.file is None else str(self.file).rpartition("/")[2]
+
+    @property
+    def comparison(self) -> str | None:
+        """The expected and the found value, if both are known."""
+        if self.expected is None or self.found is None:
+            return None
+        return f"expected {self.expected}, got {self.found}"
 
     def __str__(self) -> str:
-        place = [str(self.file)] if self.file is not None else []
-        place += [self.tensor] if self.tensor is not None else []
-        return ": ".join([*place, self.message])
+        comparison = self.comparison
+        return f"{self.headline} {comparison[0].upper()}{comparison[1:]}." if comparison else self.headline
 
 
-def _again(kind: type[LlamaConvertError], attributes: dict[str, object]) -> LlamaConvertError:
+def _rebuild(kind: type[LlamaConvertError], attributes: dict[str, object]) -> LlamaConvertError:
+    """The exception of a class with these attributes; its ``__init__`` may take other arguments."""
     error = kind.__new__(kind)
     vars(error).update(attributes)
     error.args = (str(error),)
@@ -64,30 +94,30 @@ def _again(kind: type[LlamaConvertError], attributes: dict[str, object]) -> Llam
 
 
 class RefusedError(LlamaConvertError):
-    """`--strict` met a warning, or a verification found a difference."""
+    """A check failed, or ``--strict`` met a warning."""
 
     exit_code = 1
 
 
 class UsageError(LlamaConvertError):
-    """The command cannot be meant as it was typed."""
+    """An argument or option is invalid, or cannot be combined with another."""
 
     exit_code = 2
 
 
 class InputError(LlamaConvertError):
-    """The input is missing, damaged, inconsistent or unsupported; running again will not help."""
+    """The input is missing, damaged, inconsistent or unsupported. Running again does not help."""
 
     exit_code = 3
 
 
 class OutputError(LlamaConvertError):
-    """The output or the machine failed: space, permission, I/O, memory.  Mend it and run again."""
+    """Reading or writing failed: disk space, permission, I/O, network or memory. Running again can help."""
 
     exit_code = 4
 
 
 class ConflictError(LlamaConvertError):
-    """The output exists and is not ours to replace."""
+    """The output exists and may not be replaced, or another run is writing it."""
 
     exit_code = 5

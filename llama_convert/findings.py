@@ -61,7 +61,7 @@ class Finding:
         return cls(
             code=error.code,
             message=error.message,
-            file=error.file.name if error.file else None,
+            file=error.file_name,
             tensor=error.tensor,
             expected=error.expected,
             found=error.found,

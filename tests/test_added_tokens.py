@@ -134,7 +134,7 @@ def test_a_tokenizer_that_has_the_tokens_can_be_named(converted: dict[str, Path]
     assert "403 tokens; the embedding has 400 rows" in warning
     codes = {finding.code for finding in found(tmp_path / "meta", source, tokenizer=named)}
     assert codes == {"TOKENIZER_SIZE"}
-    assert "TOKENIZER_OTHER" in {finding.code for finding in found(tmp_path / "meta", source)}
+    assert "TOKENIZER_DIFFERS" in {finding.code for finding in found(tmp_path / "meta", source)}
 
 
 def test_a_record_that_cannot_be_read(converted: dict[str, Path], tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_is_missing_or_another(converted: dict[str, Path], tmp_
     file = tmp_path / "meta/tokenizer.model"
     file.write_bytes(extended(file.read_bytes(), {"<extra>": 0.0}))
     for source in (LLAMA2, converted["llama2-mp2"]):
-        assert "TOKENIZER_OTHER" in {finding.code for finding in found(tmp_path / "meta", source)}
+        assert "TOKENIZER_DIFFERS" in {finding.code for finding in found(tmp_path / "meta", source)}
     file.unlink()
     (finding,) = found(tmp_path / "meta", converted["llama2-mp2"])
     assert (finding.code, finding.file) == ("TOKENIZER_MISSING", "tokenizer.model")

@@ -19,7 +19,7 @@ import pytest
 
 from llama_convert import convert, errors
 from llama_convert.cli.documentation import KINDS, pages
-from llama_convert.cli.dropin import modernise
+from llama_convert.cli.dropin import rewrite_legacy_options
 from tests import docs, plant, synthetic
 from tests.docs import PAGES, README, Document
 from tests.peers import ROOT
@@ -113,7 +113,7 @@ class TestExamples:
         text = re.sub(r"\n\s+(?=--)", " ", text)  # YAML joins lines
         commands = docs.commands_of_the_app()
         for line in re.findall(r"llama-convert ((?!--install|--show).+)", text):
-            command, *rest = modernise(line.split())
+            command, *rest = rewrite_legacy_options(line.split())
             known = {name for option in commands[command].params for name in option.opts}
             assert {each for each in rest if each.startswith("--")} <= known, line
 
@@ -136,7 +136,7 @@ class TestExamples:
 
 def _destination(arguments: list[str]) -> str | None:
     """The folder that a `convert` or `shard` command writes."""
-    command, *rest = modernise(arguments)
+    command, *rest = rewrite_legacy_options(arguments)
     if command not in ("convert", "shard"):
         return None
     return rest[rest.index("--output-dir") + 1] if "--output-dir" in rest else rest[1]

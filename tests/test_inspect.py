@@ -98,8 +98,8 @@ def test_shared_storages_and_views(tmp_path: Path) -> None:
     synthetic.write(tmp_path / "meta", LLAMA2, [state])
     result = inspect(tmp_path / "meta")
     assert result.shared == (("layers.0.attention.wq.weight", "layers.0.attention.wk.weight"),)
-    assert codes(result, warnings=True) >= {"VIEW", "STRIDED", "TOKENIZER_MISSING"}
-    view = next(finding for finding in result.findings if finding.code == "VIEW")
+    assert codes(result, warnings=True) >= {"STORAGE_UNUSED", "TENSOR_STRIDED", "TOKENIZER_MISSING"}
+    view = next(finding for finding in result.findings if finding.code == "STORAGE_UNUSED")
     assert view.tensor == "norm.weight"
     assert "1.9 KB" in view.message
 

@@ -275,7 +275,7 @@ def stopped(case: Case, out: Path, number: int, what: signal.Signals, *, often: 
     assert ended.message.startswith("Interrupted. "), ended.stderr
     report = json.loads(ended.stdout)
     check_output(report)
-    assert report["code"] == "STOPPED"
+    assert report["code"] == "INTERRUPTED"
     assert report["resumable"] == (GOES_ON in ended.message or ended.message.endswith("is complete."))
     if journaled(out):
         assert ended.message.startswith("Interrupted. Saved ")

@@ -159,7 +159,7 @@ class TestEveryOutput:
         assert all({file["name"] for file in run.json["files"]} for run in runs)
         assert llama_convert(*line, "--finish").json["finalized"]
         missing = llama_convert(*line[:2], tmp_path / "no", *line[3:], "--finish")
-        assert (missing.exit_code, missing.json["code"]) == (4, "UNITS_MISSING")
+        assert (missing.exit_code, missing.json["code"]) == (4, "ARRAY_TASKS_MISSING")
 
     def test_in_a_process_of_its_own(self, folder: Path) -> None:
         assert fresh("inspect", folder / "meta", "--json").exit_code == 0
@@ -185,7 +185,7 @@ class TestEveryOutput:
     @pytest.mark.parametrize(
         ("error", "exit_code", "code"),
         [
-            (MemoryError(), 4, "MEMORY"),
+            (MemoryError(), 4, "OUT_OF_MEMORY"),
             (OSError(errno.EIO, "I/O error", "some file"), 4, "INPUT_IO"),
             (ZeroDivisionError("x"), 70, "INTERNAL"),
         ],

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from llama_convert import __version__
-from llama_convert.cli.dropin import modernise, names_a_shell
+from llama_convert.cli.dropin import names_a_shell, rewrite_legacy_options
 from tests.peers import ROOT
 from tests.run import llama_convert
 
@@ -178,7 +178,7 @@ echo "${{COMPREPLY[@]}}"
         assert not names_a_shell([])
         assert not names_a_shell(["--show-completion"])
         assert not names_a_shell(["convert", "--show-completion"])
-        assert modernise(["--install_completion=zsh"]) == ["--install-completion=zsh"]
+        assert rewrite_legacy_options(["--install_completion=zsh"]) == ["--install-completion=zsh"]
 
 
 @pytest.fixture(scope="module")

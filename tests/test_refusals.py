@@ -284,10 +284,10 @@ def test_a_bug_of_ours_is_told_as_one(
 ) -> None:
     import typer
 
-    from llama_convert.cli.errors import outcome
+    from llama_convert.cli.errors import handle_errors
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with pytest.raises(typer.Exit) as caught, outcome(as_json=True, debug=False):
+    with pytest.raises(typer.Exit) as caught, handle_errors(as_json=True, debug=False):
         raise KeyError("surprise")
     assert caught.value.exit_code == 70
     printed = capsys.readouterr()

@@ -183,34 +183,38 @@ def test_the_bar_fits_and_leaves_no_trace(width: int) -> None:
     observer = ConsoleObserver(console)
     observer.start(3_000_000_000)
     observer.advance(1_000_000_000)
-    assert observer._bar
-    observer._bar.refresh()
+    assert observer._live
+    observer._live.refresh()
     observer.finish()
-    drawn = [line for line in re.split(r"[\r\n]|\x1b\[\w+", screen.text()) if "1.0/3.0 GB" in line]
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[\??\d*[A-Za-z]", screen.text()) if "1.0/3.0" in line]
     assert drawn
     assert all(len(line.rstrip()) <= width and "…" not in line for line in drawn)
-    assert all(("written" in line) == (width >= 80) for line in drawn)
+    assert all(line.startswith("Converting 33% 1.0/3.0 GB") for line in drawn)
+    assert width < 60 or all("━" in line for line in drawn)
 
 
 @pytest.mark.parametrize("settings", [{"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {}])
 def test_no_bar_where_none_can_be_drawn(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> None:
-    monkeypatch.setattr("llama_convert.cli.progress._PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("llama_convert.cli.progress._QUIET_SECONDS", 0.0)
     screen = Screen(watched="TERM" in settings)
     console = Console(file=screen, _environ=settings, width=120, height=40, legacy_windows=False)
     observer = ConsoleObserver(console)
     observer.start(2_000_000)
+    assert observer._timer
+    observer._timer.join()
     observer.advance(1_000_000)
     observer.finish()
     first, last = screen.text().splitlines()
-    assert first.startswith("1.0 MB of 2.0 MB written in ")
-    assert last.startswith("1.0 MB of 2.0 MB written in ")
+    assert first == "Converting 2.0 MB"
+    assert re.fullmatch(r"Converting 50% 1.0/2.0 MB \S+ .B/s in \S+ s", last)
     assert "\x1b" not in screen.text()
 
 
 def test_done_says_what_comes_next(tmp_path: Path) -> None:
     run = fresh("convert", SOURCE, tmp_path / "an output")
     *_, done, following = run.stderr.splitlines()
-    assert done == f"done: {tmp_path / 'an output'}"
+    assert re.fullmatch(r"Wrote 9 files, 392.7 KB, in \S+ s: .+", done), done
+    assert done.endswith(f": {tmp_path / 'an output'}")
     assert following.endswith(f"llama-convert verify '{tmp_path / 'an output'}' --source {SOURCE}")
 
 

@@ -180,7 +180,7 @@ def test_templates(name: str, file: str, converted: Path, tmp_path: Path) -> Non
     folder = Path(shutil.copytree(converted, tmp_path / "x"))
     text = TEMPLATES[name]
     (folder / file).write_text(text if file.endswith("jinja") else json.dumps({"chat_template": text}))
-    found = findings(folder, "CHAT_TEMPLATE")
+    found = findings(folder, "CHAT_TEMPLATE_INVALID")
     assert all(len(one["message"]) < 300 for one in found)
     assert bool(found) == (name in REFUSED)
 
@@ -260,7 +260,7 @@ def test_many_templates(converted: Path, tmp_path: Path) -> None:
     folder = changed(
         converted, tmp_path / "x", "tokenizer_config.json", lambda c: c.update(chat_template=templates)
     )
-    assert len(findings(folder, "CHAT_TEMPLATE")) == SHOWN + 1
+    assert len(findings(folder, "CHAT_TEMPLATE_INVALID")) == SHOWN + 1
 
 
 def test_many_added_tokens(converted: Path, tmp_path: Path) -> None:

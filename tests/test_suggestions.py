@@ -26,12 +26,12 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 # What was typed: the exit code, words of the error, and the hint: what to type, or words that it has.
 MET: dict[str, tuple[int, str, str]] = {
     # Nothing, or not enough.
-    "convert": (2, "SRC is missing", "llama-convert convert SRC DST; see llama-convert convert --help"),
+    "convert": (2, "SRC is missing", "llama-convert convert SRC DST"),
     "convert meta": (2, "DST is missing", "llama-convert convert meta meta-hf"),
     "meta": (2, "DST is missing", "llama-convert convert meta meta-hf"),
     "convert hf --to meta": (2, "DST is missing", "llama-convert convert hf hf-meta --to meta"),
-    "shard meta": (2, "DST is missing", "llama-convert shard meta meta-cut --mp 2"),
-    "shard hf out": (2, "give either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
+    "shard meta": (2, "DST is missing", "llama-convert shard meta meta-resharded --mp 2"),
+    "shard hf out": (2, "Pass either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
     "verify": (2, "PATH is missing", "Run: llama-convert verify PATH --source ORIGINAL"),
     "inspect": (2, "PATH is missing", "llama-convert inspect PATH"),
     "diff": (2, "A is missing", "llama-convert diff A B"),
@@ -123,14 +123,17 @@ MET: dict[str, tuple[int, str, str]] = {
     "veryfy hf": (2, "No such command 'veryfy'", "llama-convert verify hf"),
     "nonsense": (2, "No such command 'nonsense'", "llama-convert --help"),
     "convert meta out --dtpye fp16": (2, "--dtpye", "llama-convert convert meta out --dtype fp16"),
-    "convert meta --output out": (2, "--output", "llama-convert convert meta --output-dir out"),
+    "convert meta --outptu out": (2, "--outptu", "llama-convert convert meta --output out"),
+    "convert meta out --force": (2, "--force", "llama-convert convert meta out --overwrite"),
+    "convert meta out --output other": (2, "DST is given more than once: out and --output other", ""),
+    "shard meta -o out --mp 1 other": (2, "DST is given more than once: other and --output out", ""),
     "convert meta out --device cpu": (
         2,
         "--device",
-        "--device is an option of verify: llama-convert verify --help",
+        "--device is an option of verify. Run: llama-convert verify --help",
     ),
     "convert meta out extra": (2, "extra", "llama-convert convert --help"),
-    "verify hf meta": (2, "(meta)", "llama-convert verify hf --source meta"),
+    "verify hf meta": (2, "Unexpected argument: meta", "llama-convert verify hf --source meta"),
     "shard meta out --mp two": (2, "'two' is not a valid int", "llama-convert shard --help"),
     "shard meta out --mp 3": (
         2,

@@ -478,7 +478,7 @@ def test_own_special_names(small_tiktoken: Path, transformers: Peer, tmp_path: P
 def test_special_names_that_cannot_be(names: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         special_tokens("llama3", names)
-    assert caught.value.code == "SPECIAL_TOKENS"
+    assert caught.value.code == "BAD_SPECIAL_TOKENS"
 
 
 # ---------------------------------------------------------------------------------------- damaged files
@@ -495,7 +495,7 @@ DAMAGED = {
     "blank": (b" \n\n", "TOKENIZER_EMPTY", "empty"),
     "pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "TOKENIZER_POINTER",
+        "TOKENIZER_LFS_POINTER",
         "git-lfs",
     ),
     "web page": (b"\n<!DOCTYPE html><html></html>", "TOKENIZER_HTML", "HTML page"),
@@ -535,7 +535,7 @@ def test_llama4_is_refused(llama3_tokenizer_model: Path) -> None:
     path = llama3_tokenizer_model.parents[1] / "llama4/tokenizer.model"
     with pytest.raises(InputError, match="Llama 4") as caught:
         open_tokenizer(path)
-    assert caught.value.code == "TOKENIZER_FORM"
+    assert caught.value.code == "TOKENIZER_UNSUPPORTED"
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_noisy_sentencepiece(small_sentencepiece: Path, tmp_path: Path) -> None:
 )
 def test_other_forms(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     error = refusal(tmp_path / "tokenizer.model", train(**settings))
-    assert error.code == "TOKENIZER_FORM"
+    assert error.code == "TOKENIZER_UNSUPPORTED"
     assert message in error.message
 
 

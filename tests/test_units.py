@@ -138,7 +138,7 @@ def test_finish(cases: dict[str, Case], tmp_path: Path) -> None:
     case.share(out, "1/2")
     with pytest.raises(OutputError, match="are not written yet") as missing:
         case.run(out, replace(case.arguments["options"], finish=True))
-    assert missing.value.code == "UNITS_MISSING"
+    assert missing.value.code == "ARRAY_TASKS_MISSING"
     case.share(out, "2/2")
     assert case.run(out, replace(case.arguments["options"], finish=True)).finalized
     assert read(out) == case.whole
@@ -177,7 +177,7 @@ def test_a_bit_that_flips_after_its_task(
     for attempt in range(2):
         with pytest.raises(OutputError, match=file.name) as damaged:
             case.share(out, "2/2") if not attempt else case.run(out, finishing(case))
-        assert damaged.value.code == ("UNITS_MISSING" if attempt else "OUTPUT_CHECKSUM")
+        assert damaged.value.code == ("ARRAY_TASKS_MISSING" if attempt else "OUTPUT_CHECKSUM")
         assert read_if_any(out) == {}
     assert case.share(out, "1/2").finalized
     assert read(out) == case.whole

@@ -26,7 +26,7 @@ from llama_convert.conversion.sealed_json import sealed
 from llama_convert.errors import ConflictError, InputError, OutputError, UsageError
 from llama_convert.formats.files import remote_files
 from llama_convert.stores import filesystem, retry
-from llama_convert.stores.filesystem import shown
+from llama_convert.stores.filesystem import printable
 from tests import large, synthetic
 from tests.peers import ROOT
 from tests.run import llama_convert
@@ -138,6 +138,17 @@ class TestSources:
         assert "/tmp" not in run.json["message"]
         assert not (tmp_path / "no").exists()
 
+    def test_results_and_exceptions_name_the_url(self, store: ObjectStore, local: Path) -> None:
+        store.put(local / "meta", "models/meta")
+        assert str(inspect("s3://bucket/models/meta").path) == "s3://bucket/models/meta"
+        report = verify("s3://bucket/models/meta", local / "meta")
+        assert (report.path, report.source) == ("s3://bucket/models/meta", local / "meta")
+        store.put(local / "hf", "models/empty/below")
+        with pytest.raises(InputError) as refused:
+            convert("s3://bucket/models/empty", "s3://bucket/out")
+        assert refused.value.file == "s3://bucket/models/empty"
+        assert "/llama-convert-" not in f"{refused.value} {vars(refused.value)}"
+
     @pytest.mark.parametrize("fault", ["500", "503", "reset", "truncate"])
     def test_a_fault_now_and_then(
         self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path, fault: Fault
@@ -160,7 +171,7 @@ class TestSources:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(filesystem, "READ", 1)
+        monkeypatch.setattr(filesystem, "READ_TIMEOUT", 1)
         filesystem.open_filesystem.cache_clear()
         store.put(local / "meta", "meta")
         proxy.plan = fail("stall", count=1, method="GET", path="consolidated.01")
@@ -180,7 +191,7 @@ class TestSources:
         )
         assert run.exit_code == 4
         assert run.json["code"] == "INPUT_IO"
-        assert "tried 6 times" in run.json["message"]
+        assert "after 6 attempts" in run.json["message"]
         assert os.environ["AWS_SECRET_ACCESS_KEY"] not in run.stderr + run.stdout
         proxy.plan = None
         run = llama_convert("convert", "s3://bucket/meta", tmp_path / "out", "--max-shard-size", "20KB")
@@ -190,27 +201,25 @@ class TestSources:
     def test_forbidden(self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path) -> None:
         store.put(local / "meta", "meta")
         proxy.plan = fail("403")
-        with pytest.raises(InputError, match="credentials") as refused:
+        with pytest.raises(InputError, match="Permission denied") as refused:
             convert("s3://bucket/meta", tmp_path / "out")
         assert refused.value.code == "INPUT_PERMISSION"
 
     def test_nothing_there(self, store: ObjectStore, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="s3://bucket/nowhere: nothing is there"):
+        with pytest.raises(InputError, match="s3://bucket/nowhere: Not found"):
             convert("s3://bucket/nowhere", tmp_path / "out")
 
     def test_a_source_that_changes(self, store: ObjectStore, local: Path, tmp_path: Path) -> None:
         store.put(local / "hf", "hf")
         name, changed = "model-00002-of-00012.safetensors", tmp_path / "changed"
 
-        def meddle(self: object, *arguments: object) -> None:
-            changed.mkdir(exist_ok=True)
-            (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
-            store.put(changed, "hf")
-
         from llama_convert.observer import Observer
 
         class Meddler(Observer):
-            finish = meddle
+            def advance(self, count: int) -> None:
+                changed.mkdir(exist_ok=True)
+                (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
+                store.put(changed, "hf")
 
         with pytest.raises(InputError, match="changed while it was read"):
             shard("s3://bucket/hf", tmp_path / "out", max_shard_size="30KB", observer=Meddler())
@@ -536,7 +545,7 @@ main()
 def test_a_page_of_the_hub(page: str, meant: str) -> None:
     run = llama_convert("inspect", f"https://huggingface.co/{page}")
     assert run.exit_code == 2
-    assert run.stderr.endswith(f"hint: name the repository instead: hf://{meant}\n")
+    assert run.stderr.endswith(f"hint: Pass the repository instead: hf://{meant}\n")
 
 
 def test_no_such_scheme(tmp_path: Path) -> None:
@@ -545,8 +554,8 @@ def test_no_such_scheme(tmp_path: Path) -> None:
     assert refused.value.code == "BAD_URL"
 
 
-def test_no_secret_is_shown() -> None:
-    assert shown("https://me:secret@host/a/b?X-Amz-Signature=secret#c") == "https://host/a/b"
+def test_no_secret_is_printable() -> None:
+    assert printable("https://me:secret@host/a/b?X-Amz-Signature=secret#c") == "https://host/a/b"
 
 
 def test_the_manifest_is_the_same(local: Path, store: ObjectStore, tmp_path: Path) -> None:

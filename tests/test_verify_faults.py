@@ -376,7 +376,7 @@ WEIGHTS = {
         "gqa",
         weights(plant.each([up(1)], lambda w: plant.with_value(w, 0.0, 11))),
         (
-            Seen("values", "VALUES_DEAD_ROWS", up(1), "1 of 96 rows are zero", warning=True),
+            Seen("values", "VALUES_ZERO_ROWS", up(1), "1 of 96 rows are zero", warning=True),
             differ(up(1), "Row 11 is zero; the other rows match."),
         ),
         layer(1),
@@ -562,16 +562,16 @@ FILES = {
         weights(lambda state: state.pop(up(1))),
         (
             Seen("structure", "TENSOR_MISSING", up(1), "is in no file"),
-            Seen("structure", "INDEX_WRONG", up(1), "where the index has it"),
+            Seen("structure", "INDEX_MISMATCH", up(1), "where the index has it"),
             Seen("weights", "TENSOR_MISSING", up(1), "The source has this tensor"),
         ),
-        Seen("logits", "INDEX_WRONG", up(1)),
+        Seen("logits", "INDEX_MISMATCH", up(1)),
     ),
     "tensor too many": Fault(
         "gqa",
         header(SHARD, lambda h: h.update({"extra.bias": h.pop(min(h.keys() - {"__metadata__"}))})),
         (Seen("structure", "TENSOR_UNKNOWN", "extra.bias", "Not a Llama tensor"),),
-        Seen("logits", "INDEX_WRONG", "extra.bias"),
+        Seen("logits", "INDEX_MISMATCH", "extra.bias"),
     ),
     "layer too many": Fault(
         "gqa",
@@ -586,24 +586,24 @@ FILES = {
         "gqa",
         weights(plant.each([gate(1)], lambda w: w[:-1])),
         (Seen("structure", "TENSOR_SHAPE", gate(1), "does not match config.json"),),
-        Seen("logits", "INDEX_WRONG", INDEX, '"total_size"'),
+        Seen("logits", "INDEX_MISMATCH", INDEX, '"total_size"'),
     ),
     "index names the wrong file": Fault(
         "gqa",
         index(lambda content: content["weight_map"].update({up(0): "model-00001-of-00006.safetensors"})),
-        (Seen("structure", "INDEX_WRONG", up(0), "The index has another file"),),
+        (Seen("structure", "INDEX_MISMATCH", up(0), "The index has another file"),),
         None,  # each tensor is where its file says; all are found
     ),
     "index names a tensor that is not there": Fault(
         "gqa",
         index(lambda content: content["weight_map"].update({"extra.bias": SHARD})),
-        (Seen("structure", "INDEX_WRONG", "extra.bias", f"is not in {SHARD}"),),
+        (Seen("structure", "INDEX_MISMATCH", "extra.bias", f"is not in {SHARD}"),),
         None,  # nothing is computed from it
     ),
     "index lacks a tensor": Fault(
         "gqa",
         index(lambda content: content["weight_map"].pop(up(1))),
-        (Seen("structure", "INDEX_WRONG", up(1), "The index has another file"),),
+        (Seen("structure", "INDEX_MISMATCH", up(1), "The index has another file"),),
         None,  # it is in its file
     ),
     "index names a file that is missing": Fault(
@@ -621,7 +621,7 @@ FILES = {
     "index gives a wrong size": Fault(
         "gqa",
         index(lambda content: content["metadata"].update(total_size=1)),
-        (Seen("structure", "INDEX_WRONG", INDEX, '"total_size" does not match'),),
+        (Seen("structure", "INDEX_MISMATCH", INDEX, '"total_size" does not match'),),
         None,  # all tensors are there
     ),
     "index is no JSON": Fault(
@@ -642,7 +642,7 @@ FILES = {
     "file of an earlier conversion": Fault(
         "gqa",
         lambda out, right: shutil.copy(right / "gqa-out" / SHARD, out / "model-00002-of-00007.safetensors"),
-        (Seen("structure", "FILE_EXTRA", "model-00002-of-00007.safetensors", "left over"),),
+        (Seen("structure", "FILE_NOT_INDEXED", "model-00002-of-00007.safetensors", "left over"),),
         None,  # transformers passes over it as well
     ),
     "tensor in two files": Fault(
@@ -651,7 +651,7 @@ FILES = {
             shutil.copy(out / SHARD, out / "model-00000.safetensors"),
             plant.edit_index(out, lambda c: c["weight_map"].update({up(0): "model-00000.safetensors"})),
         ),
-        (Seen("structure", "TENSOR_TWICE", up(0)),),
+        (Seen("structure", "TENSOR_DUPLICATE", up(0)),),
         None,  # both are the same
     ),
     "tensor of integers": Fault(

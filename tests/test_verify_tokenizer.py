@@ -231,7 +231,7 @@ PIECES = {
     "first and last": Fault(swap("<unk>", "x"), "TOKEN_IDS", "'<unk>' (399"),
     "byte and word": Fault(swap("<0x0A>", "▁said"), "TOKEN_IDS", "'<0x0A>' (292 instead of 13)"),
     "id shared": Fault(
-        renumber(lambda name, n: 301 if name == "▁said" else n), "TOKEN_IDS", "'▁said'", "TOKEN_TWICE"
+        renumber(lambda name, n: 301 if name == "▁said" else n), "TOKEN_IDS", "'▁said'", "TOKEN_DUPLICATE"
     ),
     "shifted": Fault(renumber(lambda _, n: n + 1), "TOKEN_IDS", "'<unk>' (1 instead of 0)", "TOKEN_GAP"),
     "words shifted": Fault(renumber(lambda _, n: n + (n >= 259)), "TOKEN_IDS", "by +1", "TOKEN_GAP"),
@@ -278,8 +278,8 @@ PIECES = {
         "TOKENIZER_LIMITS",
         "truncation",
     ),
-    "another model": Fault(model(type="WordPiece"), "TOKENIZER_FORM", "BPE"),
-    "no model": Fault(lambda c: c.pop("model"), "TOKENIZER_FORM", "BPE"),
+    "another model": Fault(model(type="WordPiece"), "TOKENIZER_UNSUPPORTED", "BPE"),
+    "no model": Fault(lambda c: c.pop("model"), "TOKENIZER_UNSUPPORTED", "BPE"),
 }
 RANKS = {
     "two words": Fault(swap("Ġsaid", "Ġllama"), "TOKEN_IDS", "'Ġsaid'", "MERGE_ORDER"),
@@ -339,7 +339,7 @@ RANKS = {
         "TOKENIZER_LIMITS",
         "padding",
     ),
-    "another model": Fault(model(type="Unigram"), "TOKENIZER_FORM", "BPE"),
+    "another model": Fault(model(type="Unigram"), "TOKENIZER_UNSUPPORTED", "BPE"),
 }
 FAULTS = [("llama2-mp2", name) for name in PIECES] + [("llama3.1-mp2", name) for name in RANKS]
 
@@ -392,9 +392,9 @@ BROKEN = {
     "empty": (lambda data: b"", "TOKENIZER_UNREADABLE", "not valid JSON"),
     "not text": (lambda data: b"\x00\xff", "TOKENIZER_UNREADABLE", "not UTF-8"),
     "nested": (lambda data: b"[" * 100_000, "TOKENIZER_UNREADABLE", "nested"),
-    "a list": (lambda data: b"[]", "TOKENIZER_FORM", "BPE"),
-    "odd merges": (lambda data: data.replace(b'"h e"', b"7"), "TOKENIZER_FORM", "BPE"),
-    "odd ids": (lambda data: data.replace(b'"he": ', b'"he": "7", "x7": '), "TOKENIZER_FORM", "BPE"),
+    "a list": (lambda data: b"[]", "TOKENIZER_UNSUPPORTED", "BPE"),
+    "odd merges": (lambda data: data.replace(b'"h e"', b"7"), "TOKENIZER_UNSUPPORTED", "BPE"),
+    "odd ids": (lambda data: data.replace(b'"he": ', b'"he": "7", "x7": '), "TOKENIZER_UNSUPPORTED", "BPE"),
     "odd decoder": (
         lambda data: data.replace(b'"decoder": {\n    "type": "', b'"decoder": {\n    "type": "No'),
         "TOKENIZER_UNREADABLE",
@@ -418,7 +418,7 @@ def test_broken_files(name: str, tmp_path: Path) -> None:
 def test_tokenizer_of_another_model(original: Path, other: Path, tmp_path: Path) -> None:
     """What alone is right may be another model's; the embedding's size can say so."""
     folder = written_from(other, tmp_path)
-    assert_found(compare_tokenizers(original, folder), "TOKENIZER_OTHER", "is a different one")
+    assert_found(compare_tokenizers(original, folder), "TOKENIZER_DIFFERS", "is a different one")
     assert [finding.code for finding in alone(folder, vocab_size=333).findings] == ["TOKENIZER_SIZE"]
 
 
@@ -481,15 +481,15 @@ CONFIG_FAULTS = {
     "added token": (
         TOKENIZER,
         lambda c: c["added_tokens_decoder"].update({"393": {"content": "<|eom_id|>"}}),
-        "TOKEN_DESCRIBED",
+        "ADDED_TOKENS_MISMATCH",
         "'<|eom_id|>' (id 393)",
     ),
-    "template cut short": (TOKENIZER, template("{% if x %}"), "CHAT_TEMPLATE", "not valid Jinja"),
-    "template of others": (TOKENIZER, template("<|im_start|>{{ x }}"), "CHAT_TEMPLATE", "'<|im_start|>'"),
+    "template cut short": (TOKENIZER, template("{% if x %}"), "CHAT_TEMPLATE_INVALID", "not valid Jinja"),
+    "template of others": (TOKENIZER, template("<|im_start|>{{ x }}"), "CHAT_TEMPLATE_INVALID", "'<|im_start|>'"),
     "template in a list": (
         TOKENIZER,
         lambda c: c.update(chat_template=[{"name": "default", "template": "{{"}]),
-        "CHAT_TEMPLATE",
+        "CHAT_TEMPLATE_INVALID",
         "not valid Jinja",
     ),
 }
@@ -515,7 +515,7 @@ def test_a_byte_ends_no_text(converted: dict[str, Path], tmp_path: Path) -> None
 def test_tokenizer_of_no_llama(token: str, tmp_path: Path) -> None:
     folder = written_from(RANKS_MODEL, tmp_path)
     rewrite(folder / "tokenizer.json", rename(token, "日"))
-    assert_found(alone(folder), "TOKENIZER_FORM", "Not a Llama tokenizer")
+    assert_found(alone(folder), "TOKENIZER_UNSUPPORTED", "Not a Llama tokenizer")
 
 
 def test_config_that_is_none(converted: dict[str, Path], tmp_path: Path) -> None:
@@ -530,8 +530,8 @@ def test_template_of_its_own_file(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text(good)
     assert alone(folder).findings == []
     (folder / "chat_template.jinja").write_text("{{ '<|eot|>' }")
-    assert_found(alone(folder), "CHAT_TEMPLATE", "not valid Jinja", "chat_template.jinja")
-    assert_found(alone(folder), "CHAT_TEMPLATE", "'<|eot|>'", "chat_template.jinja")
+    assert_found(alone(folder), "CHAT_TEMPLATE_INVALID", "not valid Jinja", "chat_template.jinja")
+    assert_found(alone(folder), "CHAT_TEMPLATE_INVALID", "'<|eot|>'", "chat_template.jinja")
 
 
 def test_guards_leave_the_bos_to_the_template(tmp_path: Path) -> None:

@@ -122,17 +122,17 @@ def index_of_many(exchange: Exchange, path: str) -> None:
 
 
 REFUSED: dict[str, tuple[Answer, str]] = {
-    "a page for every path": (page, "whole files only"),
+    "a page for every path": (page, "only sends whole files"),
     "a part for every path": (every_path, "files that do not exist"),
     "every rank": (every_rank, "more than 256 rank files"),
-    "a redirect to itself": (to_itself, "redirects in a circle"),
-    "a redirect to another": (to_another, "redirects in a circle"),
-    "an answer that never ends": (never_ends, "whole files only"),
-    "a part that never ends": (part_never_ends, "ShortAnswerError"),
-    "no length": (without_length, "whole files only"),
-    "a size that is not known": (of_unknown_size, "does not say how large"),
+    "a redirect to itself": (to_itself, "redirects too many times"),
+    "a redirect to another": (to_another, "redirects too many times"),
+    "an answer that never ends": (never_ends, "only sends whole files"),
+    "a part that never ends": (part_never_ends, "ShortResponseError"),
+    "no length": (without_length, "only sends whole files"),
+    "a size that is not known": (of_unknown_size, "does not report the file's size"),
     "a size that no disk has": (only_zeros, ""),
-    "an index of many files": (index_of_many, "names 10,000 files"),
+    "an index of many files": (index_of_many, "Names 10,000 files"),
 }
 
 

@@ -236,7 +236,7 @@ def _files(folder: Path, problems: list[LlamaConvertError]) -> tuple[list[Path],
     files = [folder / name for name in sorted(set(weight_map.values()))]
     for extra in sorted(set(folder.glob("model*.safetensors")) - set(files)):
         message = "The index lists no tensor of this file (left over from another conversion?)."
-        problems.append(InputError("FILE_EXTRA", message, file=extra))
+        problems.append(InputError("FILE_NOT_INDEXED", message, file=extra))
     return files, weight_map
 
 
@@ -256,13 +256,13 @@ def _tensors(
         for name, tensor in found.items():
             if name in tensors:
                 message = f"Duplicate tensor, also in {tensors[name].file.name}."
-                problems.append(InputError("TENSOR_TWICE", message, file=file, tensor=name))
+                problems.append(InputError("TENSOR_DUPLICATE", message, file=file, tensor=name))
             elif weight_map is not None and weight_map.get(name) != file.name:
                 indexed = weight_map.get(name, "no file")
                 message = "The index has another file for this tensor."
                 problems.append(
                     InputError(
-                        "INDEX_WRONG", message, file=file, tensor=name, expected=file.name, found=indexed
+                        "INDEX_MISMATCH", message, file=file, tensor=name, expected=file.name, found=indexed
                     )
                 )
             tensors.setdefault(name, tensor)
@@ -271,7 +271,7 @@ def _tensors(
         for name, indexed in weight_map.items():
             if name not in tensors and indexed not in unreadable:
                 message = f"The tensor is not in {indexed}."
-                problems.append(InputError("INDEX_WRONG", message, file=index_file, tensor=name))
+                problems.append(InputError("INDEX_MISMATCH", message, file=index_file, tensor=name))
         problems += _check_total(index_file, tensors) if not unreadable else []
     return tensors
 
@@ -283,7 +283,7 @@ def _check_total(index_file: Path, tensors: dict[str, StoredTensor]) -> list[Lla
     if indexed in (None, total):
         return []
     message = '"total_size" does not match the bytes of the tensors.'
-    return [InputError("INDEX_WRONG", message, file=index_file, expected=total, found=shown(indexed))]
+    return [InputError("INDEX_MISMATCH", message, file=index_file, expected=total, found=shown(indexed))]
 
 
 def _valid_weights(

@@ -1,7 +1,7 @@
-"""A checkpoint as a mapping of weights that are read when they are asked for.
+"""Opens a checkpoint as a mapping of names to weights, which are read when they are indexed.
 
-Whichever layout and however many ranks the files have, the mapping is one: whole weights, by the names and in
-the row order of the layout asked for.
+The mapping is the same for every format and number of ranks: whole weights, with the names and the row order
+of the requested format.
 """
 
 from __future__ import annotations
@@ -40,28 +40,50 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LazyWeight:
-    """One weight, whole, none of it read yet.  Indexing reads the rows it needs."""
+    """A weight that is not read until it is indexed; then only the rows that are needed are read.
+
+    It implements numpy's array protocol, so that ``numpy.asarray(weight)`` reads it.
+
+    Example:
+        >>> weight = open_checkpoint("Llama-2-7B")["model.embed_tokens.weight"]
+        >>> print(weight)  # doctest: +ELLIPSIS
+        LazyWeight(model.embed_tokens.weight, [..., ...], bfloat16)
+        >>> weight[:2, :4].shape
+        (2, 4)
+    """
 
     name: str
+    """Name of the weight in the requested format."""
     shape: tuple[int, ...]
+    """Shape of the whole weight, with all ranks joined."""
     dtype: Dtype
+    """The stored dtype."""
     _files: SourceFiles
     _stored: StoredWeight
     _reorder: RowTranspose | None
 
+    def __repr__(self) -> str:
+        return f"LazyWeight({self.name}, {list(self.shape)}, {self.dtype.name})"
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole weight."""
+        """Bytes of the whole weight, as stored."""
         return self._stored.nbytes
 
     def numpy(self, rows: slice = slice(None)) -> npt.NDArray[Any]:
-        """Some of the first axis, as float32 or float16; bfloat16, which numpy lacks, widened to float32.
+        """Read rows as a numpy array.
+
+        Args:
+            rows: slice of the first dimension, in steps of 1.
+
+        Returns:
+            Array of shape ``[rows, ...]``, in the stored dtype. bfloat16, which numpy lacks, becomes float32.
 
         Raises:
-            InputError: the file is damaged, or ranks' copies differ.
-            OutputError: the machine could not read.
+            InputError: the file is damaged, or the replicas of several ranks differ.
+            OutputError: the file cannot be read.
         """
         block, shape = self._read(rows)
         if self.dtype == BFLOAT16:
@@ -69,11 +91,17 @@ class LazyWeight:
         return block.reshape(-1).view(np.dtype(self.dtype.name)).reshape(shape)
 
     def torch(self, rows: slice = slice(None)) -> torch.Tensor:
-        """Some of the first axis, as a tensor of the weight's own dtype.
+        """Read rows as a torch tensor.
+
+        Args:
+            rows: slice of the first dimension, in steps of 1.
+
+        Returns:
+            Tensor of shape ``[rows, ...]``, in the stored dtype, on the CPU.
 
         Raises:
-            InputError: the file is damaged, or ranks' copies differ.
-            OutputError: the machine could not read.
+            InputError: the file is damaged, or the replicas of several ranks differ.
+            OutputError: the file cannot be read.
         """
         import torch
 
@@ -83,7 +111,7 @@ class LazyWeight:
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Number of dimensions."""
         return len(self.shape)
 
     @property
@@ -92,37 +120,43 @@ class LazyWeight:
         return math.prod(self.shape)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """The whole weight, as `numpy` returns it; converted to ``dtype`` if that is given.
+        """Read the whole weight, for ``numpy.asarray``.
+
+        Args:
+            dtype: convert to this dtype; by default that of `numpy`, which is float32 for bfloat16.
+            copy: False is refused.
 
         Raises:
-            ValueError: ``copy`` is False, but the weight is not in memory.
+            ValueError: ``copy`` is False: the weight is in a file, not in memory.
+            InputError: as `numpy`.
+            OutputError: as `numpy`.
         """
         if copy is False:
-            raise ValueError(f"{self.name} is read from a file, so it cannot be an array without a copy")
+            raise ValueError(f"{self.name} is in a file: it cannot become an array without a copy.")
         return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        """Along the first axis, as numpy iterates; one row is read at a time."""
+        """Iterate over the first dimension, reading one row at a time."""
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        """As numpy indexes; only the rows that the first index spans are read."""
+        """Index as numpy does, reading only the rows that the first index spans."""
         first, *rest = index if isinstance(index, tuple) and index else (index,)
         if isinstance(first, slice) and first.step in (None, 1):
             index = (slice(None), *rest)
             return self.numpy(first)[index]  # type: ignore[no-any-return]
         if isinstance(first, int | np.integer) and not isinstance(first, bool):
-            place, index = range(self.shape[0])[first], (0, *rest)
-            return self.numpy(slice(place, place + 1))[index]  # type: ignore[no-any-return]
+            row, index = range(self.shape[0])[first], (0, *rest)
+            return self.numpy(slice(row, row + 1))[index]  # type: ignore[no-any-return]
         return self.numpy()[index]  # type: ignore[no-any-return]
 
     def _read(self, rows: slice) -> tuple[Bytes, tuple[int, ...]]:
         start, stop, step = rows.indices(self.shape[0])
         if step != 1:
-            raise IndexError("rows are read in steps of 1")
+            raise IndexError("Rows can be read in steps of 1 only.")
         stop = max(start, stop)
         itemsize = self.dtype.itemsize
         if len(self.shape) < 2:
@@ -137,7 +171,7 @@ class LazyWeight:
 
 
 class OpenCheckpoint(Mapping[str, LazyWeight]):
-    """A checkpoint's weights by name, in the order of the model, and what its headers say."""
+    """A mapping of names to `LazyWeight`, in the order of the model. Use it as a context manager."""
 
     def __init__(self, checkpoint: Checkpoint, layout: CheckpointFormat) -> None:
         self._checkpoint = checkpoint
@@ -158,12 +192,12 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
 
     @property
     def config(self) -> LlamaConfig:
-        """The hyper-parameters."""
+        """Hyper-parameters of the model."""
         return self._checkpoint.config
 
     @property
     def dtype(self) -> Dtype:
-        """What most of the weights are stored in."""
+        """Dtype of most of the weights."""
         return self._checkpoint.dtype
 
     @property
@@ -173,12 +207,12 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was decided although the files contradict each other or say something unknown."""
+        """Contradictions and unknown settings that were found in the files."""
         return tuple(map(str, self._checkpoint.warnings))
 
     @property
     def release(self) -> str:
-        """The release that the files are taken for, such as ``Llama 3.1 8B``."""
+        """The detected release, for example ``Llama 3.1 8B``."""
         return self._checkpoint.detected.title
 
     def __getitem__(self, name: str) -> LazyWeight:
@@ -205,14 +239,20 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
 
 
 def open_checkpoint(path: Path | str, *, layout: CheckpointFormat = "huggingface") -> OpenCheckpoint:
-    """Open a checkpoint in either layout; its headers are read and checked, its weights when asked for.
+    """Open a checkpoint in Meta or Hugging Face format. Its headers are read and checked.
 
     Args:
-        path: a folder of Meta's or of Hugging Face's layout.
-        layout: whose names, and whose order of rotary rows, the mapping has.
+        path: the checkpoint's folder.
+        layout: ``huggingface`` or ``meta``: the format whose names and order of Q/K rows the mapping has.
 
     Raises:
-        InputError: there is no checkpoint, or a file is missing, damaged, or at odds with another.
+        InputError: the folder holds no checkpoint, or a file is missing, damaged or contradicts another.
+
+    Example:
+        >>> with open_checkpoint("Llama-2-7B") as checkpoint:
+        ...     q = checkpoint["model.layers.0.self_attn.q_proj.weight"][:8]
+        >>> len(q)
+        8
     """
     folder = Path(path).expanduser()
     if folder.is_dir() and is_huggingface(folder):

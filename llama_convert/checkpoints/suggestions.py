@@ -47,7 +47,7 @@ class SuggestionError(InputError):
     """
 
     def __init__(self, message: str, *, file: Path, instead: dict[str, str], several: bool = False) -> None:
-        code = "INPUT_SEVERAL" if several else "INPUT_NOT_FOUND"
+        code = "INPUT_AMBIGUOUS" if several else "INPUT_NOT_FOUND"
         replacement = instead[str(file)]
         hint = f"Pass one of them, for example {replacement}." if several else f"Pass {replacement} instead."
         super().__init__(code, message, file=file, hint=hint)

@@ -1,4 +1,4 @@
-"""The command line: one thin file a command, one renderer for people and one for programs."""
+"""The command line: one module per command, with messages for people on stderr and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import sys
 
 
 def main() -> None:
-    """Run ``llama-convert`` on the arguments of this process."""
+    """Run ``llama-convert`` on the arguments of this process, and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an escape for each character that it has not
-    # Before torch is imported: its threads that wait are to leave their cores to whoever reads or decodes.
+        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters
+    # Before torch is imported: its waiting threads must not take cores from those that read or decode.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from llama_convert.cli.app import app
-    from llama_convert.cli.dropin import modernise, names_a_shell
+    from llama_convert.cli.dropin import names_a_shell, rewrite_legacy_options
 
-    arguments = modernise(sys.argv[1:])
+    arguments = rewrite_legacy_options(sys.argv[1:])
     if names_a_shell(arguments):
-        # Typer takes a shell's name only where it is told not to guess; else it ignores the name.
+        # Typer ignores the name of the shell unless its detection is disabled.
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     try:
-        ended = app(args=arguments, prog_name="llama-convert", standalone_mode=False)
+        exit_code = app(args=arguments, prog_name="llama-convert", standalone_mode=False)
     except Exception as error:
-        from llama_convert.cli.errors import refuse_usage
+        from llama_convert.cli.errors import report_usage_error
 
-        ended = refuse_usage(error, as_json="--json" in arguments)
-    sys.exit(ended)
+        exit_code = report_usage_error(error, as_json="--json" in arguments)
+    sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""The Typer application: its commands, and the options that stand before them."""
+"""The Typer application: its commands, and the options without a command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llama_convert import __version__
+from llama_convert.cli.command import command_class
 from llama_convert.cli.convert import convert_command
 from llama_convert.cli.help import explain_command, help_command
 from llama_convert.cli.inspect import diff_command, inspect_command
@@ -15,7 +16,7 @@ from llama_convert.cli.verify import verify_command
 
 app = typer.Typer(
     name="llama-convert",
-    help="Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof.",
+    help="Convert Llama checkpoints between Meta and Hugging Face formats, and verify them.",
     epilog="Without a command, options are those of `convert`:\n\n"
     "llama-convert --input_dir SRC --output_dir DST --model_size 8B",
     no_args_is_help=True,
@@ -23,10 +24,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-_THAT_MATTER = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "sentencepiece", "isal", "xxhash")
-"""What reads, computes, checks or writes a checkpoint's bytes."""
+_DEPENDENCIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "sentencepiece", "isal", "xxhash")
+"""Packages that read, compute, check or write a checkpoint's bytes."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,7 +36,7 @@ def _print_version(wanted: bool) -> None:
 
     typer.echo(f"llama-convert {__version__}")
     typer.echo(f"Python {python_version()}, {platform()}")
-    typer.echo(", ".join(f"{name} {version(name)}" for name in _THAT_MATTER))
+    typer.echo(", ".join(f"{name} {version(name)}" for name in _DEPENDENCIES))
     raise typer.Exit
 
 
@@ -49,17 +48,22 @@ def _root(
             "--version",
             callback=_print_version,
             is_eager=True,
-            help="Show the versions that matter, and exit.",
+            help="Show the version, and those of Python and the main dependencies, and exit.",
         ),
     ] = False,
 ) -> None:
-    """Convert Meta's Llama checkpoints to Hugging Face safetensors, in flat memory and with proof."""
+    """Convert Llama checkpoints between Meta and Hugging Face formats, and verify them."""
 
 
-app.command("convert")(convert_command)
-app.command("shard")(shard_command)
-app.command("verify")(verify_command)
-app.command("inspect")(inspect_command)
-app.command("diff")(diff_command)
+_COMMON_OUTPUT = ("verify", "overwrite", "dry_run", "output")
+app.command("convert", cls=command_class("to", "dtype", *_COMMON_OUTPUT))(convert_command)
+app.command("shard", cls=command_class("mp", "max_shard_size", *_COMMON_OUTPUT))(shard_command)
+app.command("verify", cls=command_class("source", "check", "device", "prompt", "report", "as_json"))(
+    verify_command
+)
+app.command("inspect", cls=command_class("tensors", "stats", "sort", "top", "as_csv", "report", "as_json"))(
+    inspect_command
+)
+app.command("diff", cls=command_class("stats", "report", "as_json"))(diff_command)
 app.command("help")(help_command)
 app.command("explain")(explain_command)

@@ -16,6 +16,7 @@ def convert_command(
     destination: cli.Destination = None,
     to: cli.To = "hf",
     dtype: cli.Dtype = "auto",
+    output: cli.Output = None,
     max_shard_size: cli.MaxShardSize = "5GB",
     mp: cli.Ranks = None,
     embedding_axis: cli.EmbeddingAxis = None,
@@ -44,13 +45,15 @@ def convert_command(
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
     quiet: cli.Quiet = False,
+    verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
-    """Convert a Meta checkpoint to Hugging Face safetensors, config and tokenizer; or the way back.
+    """Convert a checkpoint from Meta to Hugging Face format, or with `--to meta` back.
 
-    Release, size, ranks and dtype are told from the files.  DST appears when
-    all of it is complete; after a stop the same command goes on from there.
+    Release, size, number of ranks and data type are detected from the files.
+    The output is complete or absent. Run an interrupted command again to resume.
 
     [bold]Examples[/bold]
 
@@ -62,14 +65,16 @@ def convert_command(
 
       llama-convert --input_dir LLaMA --output_dir llama-7b --model_size 7B
     """
-    from llama_convert.cli.errors import outcome, stderr_console
+    from llama_convert.cli.errors import handle_errors, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
+        import time
+
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.checkpoints.suggestions import tokenizer_named
-        from llama_convert.cli.distributed import workers_of
-        from llama_convert.cli.hub import push, require_hub
+        from llama_convert.cli.distributed import open_executor
+        from llama_convert.cli.hub import require_hub, upload
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.convert import convert
@@ -78,18 +83,21 @@ def convert_command(
         from llama_convert.errors import UsageError
         from llama_convert.units import parse_size
 
-        source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
+        start = time.monotonic()
+        source = only_value("SRC", {"SRC": source, "--input-dir": input_dir})
+        destination = only_value("DST", {"DST": destination, "--output": output, "--output-dir": output_dir})
         if source is None or destination is None:
             raise _missing(source, to)
-        observer = ConsoleObserver(console, quiet=quiet)
+        observer = ConsoleObserver(console, quiet=quiet, verbose=verbose)
         if not safe_serialization:
-            observer.warning("--safe_serialization False: only safetensors are written")
+            observer.warning("Ignoring --safe_serialization False: only safetensors are written.")
         if push_to_hub:
             require_hub()
         if verify and model_size == "tokenizer_only":
-            raise UsageError("BAD_USAGE", "--verify needs weights; tokenizer_only writes none")
+            message = "--verify needs weights, and --model-size tokenizer_only writes none."
+            raise UsageError("BAD_USAGE", message)
         layout = parse_format(to)
-        _of_the_layout(
+        _refuse_options_of_the_other_format(
             layout,
             {
                 "--mp": mp is not None,
@@ -128,53 +136,68 @@ def convert_command(
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
-        with workers_of(scheduler) as executor:
+        with open_executor(scheduler) as executor:
             result = convert(source, destination, options, observer, executor)
-        show_result("convert", result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
+        show_result(
+            "convert", result, options, observer, start=start, verify=verify, quiet=quiet, as_json=as_json
+        )
         if push_to_hub and isinstance(result.destination, Path) and not dry_run:
-            push(result.destination, observer)
+            upload(result.destination, observer)
 
 
-def _of_the_layout(to: str, options: dict[str, bool]) -> None:
-    """Refuse options that the other layout has: they would do nothing.
+def only_value(name: str, values: dict[str, str | None]) -> str | None:
+    """The value of an argument that can be given in several ways; None if it is not given.
 
     Args:
-        to: the layout that is written.
-        options: which of them were given.
+        name: the argument, for the message.
+        values: what was given, by the argument or option.
 
     Raises:
-        UsageError: one of them is of the other layout alone.
+        UsageError: two values differ.
+    """
+    from llama_convert.errors import UsageError
+    from llama_convert.redaction import redact_url
+
+    given = {option: value for option, value in values.items() if value}
+    if len(set(given.values())) > 1:
+        listed = " and ".join(
+            redact_url(value if option == name else f"{option} {value}") for option, value in given.items()
+        )
+        raise UsageError("BAD_USAGE", f"{name} is given more than once: {listed}.")
+    return next(iter(given.values()), None)
+
+
+def _refuse_options_of_the_other_format(to: str, given: dict[str, bool]) -> None:
+    """Refuse options that have no effect on this format.
+
+    Args:
+        to: the format of the output.
+        given: whether each of them was given.
+
+    Raises:
+        UsageError: one of them only applies to the other format.
     """
     from llama_convert.errors import UsageError
 
     meta = ("--mp", "--embedding-axis", "--no-checklist")
-    for option, given in options.items():
-        if given and (option in meta) != (to == "meta"):
-            whose, written = ("Meta's", "Hugging Face's") if option in meta else ("Hugging Face's", "Meta's")
-            hint = "--to meta --mp N writes rank files, --to hf safetensors; `shard` keeps SRC's layout"
-            raise UsageError("BAD_USAGE", f"{option} is of {whose} layout; this writes {written}", hint=hint)
-
-
-def _one(name: str, positional: str | None, option: str | None) -> str | None:
-    """The folder given either as an argument or as an option; None if neither."""
-    from llama_convert.errors import UsageError
-
-    flag = "--input-dir" if name == "SRC" else "--output-dir"
-    if positional and option and positional != option:
-        raise UsageError("BAD_USAGE", f"{name} is given twice: {positional} and {flag} {option}")
-    return positional or option
+    for option, is_given in given.items():
+        if is_given and (option in meta) != (to == "meta"):
+            output, hint = (
+                ("Meta", "Add --to meta.") if option in meta else ("Hugging Face", f"Remove {option}.")
+            )
+            raise UsageError("BAD_USAGE", f"{option} only applies to {output} output.", hint=hint)
 
 
 def _missing(source: str | None, to: str) -> UsageError:
-    """What to tell of a folder that was not given."""
+    """The error for a missing argument; suggests a name for DST."""
     from llama_convert.checkpoints.suggestions import command
     from llama_convert.errors import UsageError
     from llama_convert.redaction import redact_url
 
     if source is None:
-        hint = "llama-convert convert SRC DST; see llama-convert convert --help"
-        return UsageError("BAD_USAGE", "SRC is missing", hint=hint)
-    said = ("--to", to) if to != "hf" else ()
+        return UsageError("BAD_USAGE", "SRC is missing.", hint=command("convert", "SRC", "DST"))
+    options = ("--to", to) if to != "hf" else ()
     name = Path(redact_url(source)).expanduser().resolve().name
-    hint = command("convert", source, f"{name}-{to}", *said)
-    return UsageError("BAD_USAGE", "DST is missing", hint=hint)
+    return UsageError(
+        "BAD_USAGE", "DST is missing.", hint=command("convert", source, f"{name}-{to}", *options)
+    )

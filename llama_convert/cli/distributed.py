@@ -1,4 +1,4 @@
-"""Who does the work, if not this process."""
+"""Workers on other machines."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 
 
-def workers_of(scheduler: str | None) -> AbstractContextManager[Executor | None]:
-    """The workers of a scheduler, if one is named.
+def open_executor(scheduler: str | None) -> AbstractContextManager[Executor | None]:
+    """An executor on the workers of a Dask scheduler; None without an address.
 
     Raises:
-        UsageError: its engine is not installed.
-        OutputError: it does not answer.
+        UsageError: Dask is not installed.
+        OutputError: the scheduler does not answer.
     """
     if scheduler is None:
         return nullcontext()

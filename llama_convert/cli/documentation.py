@@ -1,4 +1,4 @@
-"""The documentation pages in the package, and their rendering on a terminal."""
+"""Documentation pages in the package, and how they are printed on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.resources import files
 from llama_convert.errors import UsageError
 
 KINDS = ("tutorial", "how-to guide", "reference", "explanation")
-"""Every page is of one kind, named by a comment on its first line."""
+"""Kinds of pages; a comment in the first line of each names its kind."""
 _ALIASES = {"shard": "reshard", "diff": "inspect", "options": "cli"}
 """Topics without a page of their own."""
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
@@ -36,11 +36,11 @@ class Page:
 
     @property
     def related(self) -> list[str]:
-        """Topics of the pages it links to, in order."""
+        """Topics of the pages that it links to, in order."""
         return list(dict.fromkeys(topic for _, topic in _LOCAL_LINK.findall(self.text) if topic))
 
     def section(self, heading: str) -> str | None:
-        """A third-level section with its heading; None if there is none."""
+        """A third-level section, with its heading; None if it does not exist."""
         _, found, rest = self.text.partition(f"\n### {heading}\n")
         return f"### {heading}\n{re.split(r'^#', rest, maxsplit=1, flags=re.MULTILINE)[0]}" if found else None
 
@@ -51,7 +51,7 @@ class Page:
 
 
 def pages() -> dict[str, Page]:
-    """Every page, by topic."""
+    """All pages, by topic."""
     found = {}
     for file in (files("llama_convert") / "docs").iterdir():
         topic, dot, suffix = file.name.rpartition(".")
@@ -64,7 +64,7 @@ def find_page(topic: str) -> Page:
     """The page on a topic.
 
     Raises:
-        UsageError: there is no such page.
+        UsageError: the page does not exist.
     """
     known = pages()
     wanted = topic.lower().replace("_", "-")
@@ -80,7 +80,7 @@ def find_code(code: str) -> str:
     """The section on an error code, as Markdown.
 
     Raises:
-        UsageError: there is no such code.
+        UsageError: the code does not exist.
     """
     page = pages()["error-codes"]
     wanted = code.upper().replace("-", "_")

@@ -1,4 +1,4 @@
-"""Old commands keep working: what is typed is rewritten into today's spelling before it is parsed."""
+"""Rewrites the options of other tools and earlier versions before the command line is parsed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import os
 COMMANDS = ("convert", "shard", "verify", "inspect", "diff", "help", "explain")
 _COMPLETION = ("--install-completion", "--show-completion")
 _GLOBAL = ("-h", "--help", "--version", *_COMPLETION)
-_ALSO = {"version": "--version", "-V": "--version"}
+_ALIASES = {"version": "--version", "-V": "--version"}
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
 
 
-def modernise(arguments: list[str]) -> list[str]:
-    """The command line in today's spelling.
+def rewrite_legacy_options(arguments: list[str]) -> list[str]:
+    """The command line with the options that the parser knows.
 
-    Options may be written with underscores; ``convert`` is understood where no command is named; and the
-    Hugging Face script's ``--safe_serialization`` and ``--instruct`` may be followed by True or False.
-    ``--tensors`` may stand alone: then all are meant.  ``version`` may be a command.
+    - Underscores in names of options become dashes.
+    - ``convert`` is added where no command is named.
+    - ``--safe_serialization`` and ``--instruct`` lose their value, True or False, which transformers' script
+      takes.
+    - ``--tensors`` without a pattern becomes ``--tensors=*``.
+    - ``version`` becomes ``--version``.
+
+    Example:
+        >>> rewrite_legacy_options(["--input_dir", "SRC", "--instruct", "False"])
+        ['convert', '--input-dir', 'SRC', '--no-instruct']
     """
-    result = [dashes(argument) for argument in arguments]
+    result = [with_dashes(argument) for argument in arguments]
     if "--" in arguments:
         end = arguments.index("--")
         result[end:] = arguments[end:]
-    result = _all_tensors(_flags(result))
-    if result and result[0] in _ALSO:
-        result[0] = _ALSO[result[0]]
+    result = _tensors_with_pattern(_flags_without_value(result))
+    if result and result[0] in _ALIASES:
+        result[0] = _ALIASES[result[0]]
     first = result[0] if result else "--help"
     is_command = first in COMMANDS or first.partition("=")[0] in _GLOBAL
     if not is_command and (first.startswith("-") or os.path.exists(first)):
@@ -34,23 +41,23 @@ def modernise(arguments: list[str]) -> list[str]:
 
 
 def names_a_shell(arguments: list[str]) -> bool:
-    """Whether completion is wanted for a shell that is named, not for the one that runs this."""
+    """Whether completion is requested for a shell by name, not for the shell that runs the command."""
     first = arguments[0] if arguments else ""
     return first.startswith(tuple(f"{option}=" for option in _COMPLETION)) or (
         first in _COMPLETION and len(arguments) > 1
     )
 
 
-def dashes(argument: str) -> str:
-    """An option's name in today's spelling."""
+def with_dashes(argument: str) -> str:
+    """The argument; if it is an option, with dashes in place of underscores in its name."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
 
 
-def _flags(arguments: list[str]) -> list[str]:
-    """Flags that once took a value, without it."""
+def _flags_without_value(arguments: list[str]) -> list[str]:
+    """The arguments with ``--flag True`` as ``--flag``, and ``--flag False`` as ``--no-flag``."""
     result: list[str] = []
     rest = iter(range(len(arguments)))
     for position in rest:
@@ -66,10 +73,10 @@ def _flags(arguments: list[str]) -> list[str]:
     return result
 
 
-def _all_tensors(arguments: list[str]) -> list[str]:
-    """``--tensors`` with its pattern; ``*`` where none follows, but another option, a path or nothing."""
+def _tensors_with_pattern(arguments: list[str]) -> list[str]:
+    """The arguments with ``--tensors=*`` where an option, a path or nothing follows ``--tensors``."""
     result: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        alone = not following or following.startswith("-") or os.path.exists(following)
-        result.append("--tensors=*" if argument == "--tensors" and alone else argument)
+        has_pattern = following and not following.startswith("-") and not os.path.exists(following)
+        result.append("--tensors=*" if argument == "--tensors" and not has_pattern else argument)
     return result

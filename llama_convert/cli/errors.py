@@ -1,4 +1,4 @@
-"""How a command ends: one result or one error, for people on stderr or for programs as JSON on stdout."""
+"""Ends a command: prints its error, on stderr for people and as JSON on stdout, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 import typer
 
 from llama_convert import json_output
-from llama_convert.cli.dropin import COMMANDS, modernise
-from llama_convert.cli.terminal import Terminal, lines, styled
+from llama_convert.cli.terminal import Terminal, lines, print_message
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
-from llama_convert.names import as_called, as_printed
 from llama_convert.redaction import redact
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stderr_console() -> Terminal:
-    """Where everything for people goes: stderr, so that stdout stays data."""
+    """Stderr, which has all messages for people: stdout has only data."""
     return Terminal(stderr=True, soft_wrap=True)
 
 
@@ -34,85 +34,100 @@ def print_json(content: dict[str, Any]) -> None:
         content: an `llama_convert.json_output.envelope`.
 
     Raises:
-        OutputError: nobody can read it: stdout is closed, or full.
+        OutputError: stdout is closed or full.
     """
-    text = json.dumps(_sayable(content), indent=2, allow_nan=False) + "\n"  # ASCII: the rest is escaped
+    text = json.dumps(_json_value(content), indent=2, allow_nan=False) + "\n"  # ASCII: the rest is escaped
     try:
         if sys.stdout is None:
             raise OSError("stdout is closed")
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        sys.stdout = None  # nor will the interpreter try again as it exits
-        raise OutputError("OUTPUT_IO", f"the result cannot be printed: {error.strerror or error}") from error
+        sys.stdout = None  # the interpreter would try to flush it at exit
+        message = f"Cannot print the result: {error.strerror or error}."
+        raise OutputError("OUTPUT_IO", message) from error
 
 
-def _sayable(value: Any) -> Any:
-    """Plain data: null for numbers that JSON does not have, and the names that places are called by."""
+def _json_value(value: Any) -> Any:
+    """The value without secrets; null for numbers that JSON does not have, strings for other objects."""
     if isinstance(value, dict):
-        return {_sayable(key): _sayable(each) for key, each in value.items()}
+        return {_json_value(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_sayable(each) for each in value]
+        return [_json_value(item) for item in value]
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return as_printed(value if isinstance(value, str) else str(value))
+    return redact(value if isinstance(value, str) else str(value))
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal that ends the run as Ctrl-C does."""
+class _SignalInterrupt(KeyboardInterrupt):
+    """A signal that interrupts the command as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
-def _stop(number: int, _frame: object) -> None:
+def _interrupt(number: int, _frame: object) -> None:
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # one is enough: what it has begun is to be finished
-    raise _Stopped(number)
+        signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+    raise _SignalInterrupt(number)
 
 
 @contextmanager
-def outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
-    """Turn whatever ends the command into its exit code and one message; with ``debug``, a traceback too."""
+def handle_errors(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn every exception into a message and an exit code.
+
+    Args:
+        as_json: print the error as JSON on stdout too.
+        debug: print the traceback too.
+
+    Raises:
+        typer.Exit: with the exit code.
+    """
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
     try:
         yield
     except LlamaConvertError as error:
         _fail(error.exit_code, error.code, error, as_json=as_json, debug=debug, known=error)
     except KeyboardInterrupt as error:
-        number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
-        _fail(128 + number, "STOPPED", error, as_json=as_json, debug=debug, message="Interrupted.")
+        number = signal.Signals(error.number if isinstance(error, _SignalInterrupt) else signal.SIGINT)
+        _fail(128 + number, "INTERRUPTED", error, as_json=as_json, debug=debug, message="Interrupted.")
     except MemoryError as error:
-        _fail(4, "MEMORY", error, as_json=as_json, debug=debug, message="out of memory; try --workers 1")
+        known = OutputError("OUT_OF_MEMORY", "Out of memory.", hint="Use --workers 1.")
+        _fail(4, known.code, error, as_json=as_json, debug=debug, known=known)
     except OSError as error:
-        message = f"{error.filename or 'a file'}: {error.strerror or error}"
-        _fail(4, "INPUT_IO", error, as_json=as_json, debug=debug, message=message)
+        known = OutputError("INPUT_IO", f"{error.strerror or error}.", file=error.filename)
+        _fail(4, known.code, error, as_json=as_json, debug=debug, known=known)
     except typer.Exit:
         raise
     except Exception as error:
-        message = f"internal error: {type(error).__name__}: {error}; the traceback is in {_save_traceback()}"
+        message = f"internal error: {type(error).__name__}: {error}. Traceback: {_save_traceback()}"
         _fail(70, "INTERNAL", error, as_json=as_json, debug=debug, message=message)
 
 
-def refuse_usage(error: Exception, *, as_json: bool) -> int:
-    """Tell what the parser of the command line refuses, as anything else is told; the exit code."""
-    # As Click's errors have, wherever Typer keeps them.
+def report_usage_error(error: Exception, *, as_json: bool) -> int:
+    """Print an error of the command-line parser.
+
+    Args:
+        error: any exception; those that are not Click's are raised again.
+        as_json: print it as JSON on stdout too.
+
+    Returns:
+        The exit code.
+    """
+    # Typer has its own copy of Click's classes in some versions, so no class is named here.
     format_message = getattr(error, "format_message", None)
     if format_message is None:
         raise error
-    if message := format_message().partition(" (Possible options")[0]:  # none where help was shown instead
-        from llama_convert.cli.usage import likely
+    if message := format_message():  # empty where Click printed the help
+        from llama_convert.cli.usage import usage_hint, usage_message
 
-        refused = UsageError("BAD_USAGE", message, hint=likely(error))
-        _tell(2, refused.code, error, as_json=as_json, known=refused)
-    return 2
+        refused = UsageError("BAD_USAGE", usage_message(message), hint=usage_hint(error))
+        _print_error(refused.exit_code, refused.code, error, as_json=as_json, known=refused)
+    return UsageError.exit_code
 
 
 def _fail(
@@ -127,11 +142,11 @@ def _fail(
 ) -> None:
     if debug:
         stderr_console().print(lines("".join(traceback.format_exception(error)).rstrip().split("\n")))
-    _tell(exit_code, code, error, as_json=as_json, message=message, known=known)
+    _print_error(exit_code, code, error, as_json=as_json, message=message, known=known)
     raise typer.Exit(exit_code) from None
 
 
-def _tell(
+def _print_error(
     exit_code: int,
     code: str,
     error: BaseException,
@@ -141,18 +156,20 @@ def _tell(
     known: LlamaConvertError | None = None,
 ) -> None:
     console = stderr_console()
-    message, kept = message or str(known or error), getattr(error, "kept", None)
+    message, kept = message or (known.headline if known else str(error)), getattr(error, "kept", None)
     hint = _hint(known) if known else None
     resume = kept or ("Nothing to resume." if hasattr(error, "kept") else "")
     if isinstance(error, KeyboardInterrupt):
-        text = styled(f"{message} {resume}".rstrip())
+        print_message(console, f"{message} {resume}".rstrip())
     else:
         if resume:
-            console.print(resume)
-        text = styled(f"error: {message}", style="bold red")
-    console.print(text, soft_wrap=not console.file.isatty())  # broken between words, on a terminal
+            print_message(console, resume)
+        prefix = "" if message.startswith("internal error: ") else "error: "
+        print_message(console, f"{prefix}{message}", style="bold red")
+        if known and known.comparison:
+            print_message(console, f"  {known.comparison}")
     if hint:
-        console.print(f"hint: {hint}")  # as one line, so that it can be copied
+        print_message(console, f"hint: {hint}")
     if as_json:
         content = json_output.error(
             code,
@@ -162,27 +179,30 @@ def _tell(
             resumable=getattr(error, "resumable", False),
             saved=kept,
         )
-        with suppress(OutputError):  # then stderr has said it alone
+        with suppress(OutputError):  # stderr has the error
             print_json(json_output.envelope(_command(), exit_code, content))
 
 
 def _command() -> str | None:
     """The command that was typed; None if there is none of this name."""
-    first = modernise(sys.argv[1:])[:1]
+    from llama_convert.cli.dropin import COMMANDS, rewrite_legacy_options
+
+    first = rewrite_legacy_options(sys.argv[1:])[:1]
     return first[0] if first and first[0] in COMMANDS else None
 
 
 def _hint(error: LlamaConvertError) -> str | None:
-    """What to do; as the whole command to type, where only other words of it were meant."""
-    instead = getattr(error, "instead", None)
-    if instead is None:
-        return error.hint
-    from llama_convert.cli.usage import retyped
+    """What to do: the corrected command line, if the error has corrections of its arguments."""
+    hint = error.hint
+    if corrections := getattr(error, "instead", None):
+        from llama_convert.cli.usage import corrected_command
 
-    return retyped({as_called(said): as_called(meant) for said, meant in instead.items()}) or error.hint
+        hint = corrected_command(corrections) or hint
+    return f"Run: {hint}" if hint and hint.startswith(("llama-convert ", "pip install ")) else hint
 
 
 def _save_traceback() -> str:
+    """The name of a new file with the traceback of the current exception, without secrets."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="llama-convert-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:

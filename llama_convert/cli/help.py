@@ -1,4 +1,4 @@
-"""``llama-convert help`` and ``llama-convert explain``: the documentation on the terminal."""
+"""``llama-convert help`` and ``llama-convert explain``: show the documentation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import typer
 
 
 def _topics(incomplete: str) -> list[str]:
-    """The topics that a shell offers."""
+    """Shell completion of topics."""
     from llama_convert.cli.documentation import pages
 
     return [topic for topic in pages() if topic.startswith(incomplete)]
 
 
 def _codes(incomplete: str) -> list[str]:
-    """The error codes that a shell offers."""
+    """Shell completion of error codes."""
     from llama_convert.cli.documentation import pages
 
     return [code for code in pages()["error-codes"].headings if code.startswith(incomplete)]
@@ -51,9 +51,9 @@ def help_command(topic: Topic = None) -> None:
       llama-convert help getting-started
     """
     from llama_convert.cli.documentation import find_page, render
-    from llama_convert.cli.errors import outcome
+    from llama_convert.cli.errors import handle_errors
 
-    with outcome(as_json=False, debug=False):
+    with handle_errors(as_json=False, debug=False):
         if topic is None:
             _list_pages()
             return
@@ -69,16 +69,16 @@ def help_command(topic: Topic = None) -> None:
 
 
 def explain_command(code: Code) -> None:
-    """Explain an error code: what it means, a usual cause, what to do.
+    """Explain an error code: meaning, usual cause and remedy.
 
     [bold]Examples[/bold]
 
       llama-convert explain INPUT_CRC
     """
     from llama_convert.cli.documentation import find_code, render
-    from llama_convert.cli.errors import outcome
+    from llama_convert.cli.errors import handle_errors
 
-    with outcome(as_json=False, debug=False):
+    with handle_errors(as_json=False, debug=False):
         render(find_code(code))
 
 

@@ -1,4 +1,4 @@
-"""``--push-to-hub``, through huggingface_hub."""
+"""``--push-to-hub``: uploads the output to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from llama_convert.observer import Observer
 
 
 def require_hub() -> None:
-    """Fail before any work is done if huggingface_hub is not installed.
+    """Check that huggingface_hub is installed, before any work is done.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not installed.
     """
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
-        raise UsageError(
-            "EXTRA_MISSING",
-            "--push-to-hub needs huggingface_hub",
-            hint="pip install 'llama-convert[hub]'",
-        ) from None
+        message, hint = "--push-to-hub needs huggingface_hub.", "Run: pip install 'llama-convert[hub]'"
+        raise UsageError("EXTRA_MISSING", message, hint=hint) from None
 
 
-def push(folder: Path, observer: Observer) -> None:
-    """Upload a converted folder as a private model repository of the folder's name.
+def upload(folder: Path, observer: Observer) -> None:
+    """Upload a folder to a private model repository of the same name.
 
     Raises:
-        OutputError: the Hub refused or could not be reached.
+        OutputError: the Hub refused the upload or could not be reached.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
+    observer.start(None, "Uploading to the Hub")
     try:
         repository = api.create_repo(folder.resolve().name, private=True, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:
-        raise OutputError(
-            "HUB", f"upload failed: {error}", file=folder, hint="the folder itself is complete"
-        ) from error
-    observer.note(f"uploaded to {repository}")
+        hint = (
+            f"The folder is complete. Upload it with: huggingface-cli upload {folder.resolve().name} {folder}"
+        )
+        raise OutputError("HUB_UPLOAD", f"Upload failed: {error}.", file=folder, hint=hint) from error
+    finally:
+        observer.finish()
+    observer.note(f"Uploaded to {repository}.")

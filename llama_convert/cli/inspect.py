@@ -104,6 +104,7 @@ def inspect_command(
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
     """Show what a checkpoint contains, or how two checkpoints differ.
 
@@ -122,10 +123,10 @@ def inspect_command(
 
       llama-convert inspect Llama-3.1-8B llama-3.1-8b --stats --json
     """
-    from llama_convert.cli.errors import outcome, stderr_console
+    from llama_convert.cli.errors import handle_errors, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.cli.messages import finding_lines
         from llama_convert.cli.report_file import write_inspection
         from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
@@ -149,7 +150,7 @@ def inspect_command(
         if tensors is None and (sort or top or as_csv):
             tensors = "*"
         page = _report_file(report)
-        observer = _observer(console, stats=stats, quiet=as_json)
+        observer = _observer(console, stats=stats, quiet=as_json, verbose=verbose)
         result = inspect(path, tensors=tensors, stats=stats, observer=observer)
         if page:
             write_inspection(result, page, tensors=tensors, stats=stats)
@@ -172,6 +173,7 @@ def diff_command(
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
     """Show how two checkpoints differ. The same as `inspect A B`.
 
@@ -184,10 +186,10 @@ def diff_command(
 
       llama-convert diff Llama-3.1-8B llama-3.1-8b --stats
     """
-    from llama_convert.cli.errors import outcome, stderr_console
+    from llama_convert.cli.errors import handle_errors, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.errors import UsageError
 
         if a is None or b is None:
@@ -215,7 +217,9 @@ def _compare(
     from llama_convert.inspection.compare import compare
 
     page = _report_file(report)
-    result = compare(a, b, stats=stats, observer=_observer(console, stats=stats, quiet=as_json))
+    result = compare(
+        a, b, stats=stats, observer=_observer(console, stats=stats, quiet=as_json, verbose=verbose)
+    )
     if page:
         write_inspection(result, page, tensors=None, stats=stats)
     _print(result, verbose=verbose, as_json=as_json)
@@ -232,7 +236,7 @@ def _report_file(report: Path | None) -> Path | None:
     return file
 
 
-def _observer(console: Terminal, *, stats: bool, quiet: bool) -> Observer:
+def _observer(console: Terminal, *, stats: bool, quiet: bool, verbose: bool) -> Observer:
     """Shows progress if weights are read."""
     from llama_convert.observer import Observer
 
@@ -240,7 +244,7 @@ def _observer(console: Terminal, *, stats: bool, quiet: bool) -> Observer:
         return Observer()
     from llama_convert.cli.progress import ConsoleObserver
 
-    return ConsoleObserver(console, quiet=quiet)
+    return ConsoleObserver(console, quiet=quiet, verbose=verbose)
 
 
 def _print(result: Inspection | Comparison, *, verbose: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The options of all commands, each described once.  `X | None` defaults are told from the files."""
+"""The options of all commands, each described once. A default of None means: detected from the files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Annotated
 
 import typer
 
+from llama_convert.cli.command import print_all_help
+
 _OUTPUT = "Output"
-_RELEASE = "What the files are (detected from the files when left out)"
-_CHAT = "Tokenizer and chat"
-_COMPATIBLE = "Of the Hugging Face script"
-_LOOKING = "What is looked at"
+_RELEASE = "Release (detected from the files by default)"
+_TOKENIZER = "Tokenizer and chat template"
+_COMPATIBLE = "Compatibility with transformers' convert_llama_weights_to_hf.py"
+_CHECKS = "Checks"
 _FORWARD = "Forward pass"
-_MANY = "Many machines"
+_MACHINES = "Several machines"
 _RUNNING = "Running"
 
 
-def _one_of(*words: str) -> Callable[[str], list[str]]:
-    """What a shell offers for an option's value."""
-    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+def _one_of(*values: str) -> Callable[[str], list[str]]:
+    """Shell completion of an option with these values."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 Source = Annotated[
@@ -28,22 +30,36 @@ Source = Annotated[
     typer.Argument(
         metavar="SRC",
         show_default=False,
-        help="Meta's folder: params.json and consolidated.NN.pth; for `--to meta` Hugging Face's. Or a URL.",
+        help="Folder or URL of the checkpoint to convert: params.json and consolidated.NN.pth, "
+        "or with `--to meta` config.json and *.safetensors.",
     ),
 ]
 AnySource = Annotated[
-    str | None, typer.Argument(metavar="SRC", show_default=False, help="A folder in either layout.")
+    str | None,
+    typer.Argument(
+        metavar="SRC",
+        show_default=False,
+        help="Folder or URL of a checkpoint in Meta or Hugging Face format.",
+    ),
 ]
 Destination = Annotated[
     str | None,
-    typer.Argument(metavar="DST", show_default=False, help="The folder to make, or a URL such as s3://b/x."),
+    typer.Argument(
+        metavar="DST", show_default=False, help="Folder to create, or a URL, for example s3://b/x."
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "-o", "--output", metavar="DST", show_default=False, help="Same as DST.", rich_help_panel=_OUTPUT
+    ),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
         metavar="TYPE",
         autocompletion=_one_of("auto", "bf16", "fp16", "fp32"),
-        help="auto (the source's own), bf16, fp16 or fp32.",
+        help="Data type of the output: bf16, fp16, fp32 or auto (as in SRC).",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -51,7 +67,7 @@ MaxShardSize = Annotated[
     str,
     typer.Option(
         metavar="SIZE",
-        help="Bytes of tensors in one file at most, such as 5GB or 500MB.",
+        help="Max size of the tensors in one safetensors file, for example 5GB or 500MB.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -60,7 +76,7 @@ To = Annotated[
     typer.Option(
         metavar="hf|meta",
         autocompletion=_one_of("hf", "meta"),
-        help="The layout to convert to.",
+        help="Format of the output.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -71,7 +87,8 @@ Ranks = Annotated[
         min=1,
         metavar="N",
         show_default=False,
-        help="Tensor-parallel ranks to cut Meta's layout into; 1 with `--to meta`.",
+        help="Number of tensor-parallel ranks, one consolidated.NN.pth each, of output in Meta format. "
+        "1 by default.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -82,15 +99,16 @@ EmbeddingAxis = Annotated[
         max=1,
         metavar="N",
         show_default=False,
-        help="The axis on which ranks cut the embedding; the release's own by default: "
-        "1 up to Llama 2, 0 from Llama 3 on.",
+        help="Dimension along which ranks split the embedding. By default that of the release: "
+        "1 up to Llama 2, 0 since Llama 3.",
         rich_help_panel=_OUTPUT,
     ),
 ]
 Checklist = Annotated[
     bool,
     typer.Option(
-        help="Write checklist.chk into Meta's layout; its MD5s take another pass over the files.",
+        help="Write checklist.chk with the MD5s of output in Meta format, which are computed in another pass "
+        "over the files.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -98,7 +116,7 @@ CompareChecklist = Annotated[
     bool,
     typer.Option(
         "--compare-checklist",
-        help="Hold SRC against the MD5s of its checklist.chk first, which reads it once more.",
+        help="First compare SRC with the MD5s in its checklist.chk, in another pass over the files.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -108,29 +126,39 @@ NewShardSize = Annotated[
         "--max-shard-size",
         metavar="SIZE",
         show_default=False,
-        help="Bytes of tensors in one file of Hugging Face's layout at most, such as 2GB.",
+        help="Max size of the tensors in one safetensors file, for example 2GB. For Hugging Face format.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+NewRanks = Annotated[
+    int | None,
+    typer.Option(
+        "--mp",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Number of tensor-parallel ranks, one consolidated.NN.pth each. For Meta format.",
         rich_help_panel=_OUTPUT,
     ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
-        help="Go on from what an earlier run of the same command has left; or start over.",
-        rich_help_panel=_OUTPUT,
+        help="Resume an interrupted run of the same command, or start over.", rich_help_panel=_OUTPUT
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the model that DST holds.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--overwrite", help="Replace the model in DST.", rich_help_panel=_OUTPUT)
 ]
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Publish nothing if there was a warning (exit code 1).", rich_help_panel=_OUTPUT
+        "--strict", help="Treat warnings as errors: write no output, exit code 1.", rich_help_panel=_OUTPUT
     ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=_OUTPUT),
+    typer.Option("--dry-run", help="List the files that would be written.", rich_help_panel=_OUTPUT),
 ]
 LlamaVersion = Annotated[
     str | None,
@@ -138,7 +166,8 @@ LlamaVersion = Annotated[
         metavar="VERSION",
         autocompletion=_one_of("1", "2", "code", "3", "3.1", "3.2", "3.3", "Guard-1", "Guard-2", "Guard-3"),
         show_default=False,
-        help="1, 2, code, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2 or Guard-3; chooses where files allow several.",
+        help="1, 2, code, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2 or Guard-3. Needed only where the files match "
+        "several.",
         rich_help_panel=_RELEASE,
     ),
 ]
@@ -147,7 +176,7 @@ Instruct = Annotated[
     typer.Option(
         "--instruct/--no-instruct",
         show_default=False,
-        help="A chat model or a base model; a folder's name that says Instruct or chat is taken as a hint.",
+        help='Instruct model or base model. Detected from "instruct" or "chat" in the folder name.',
         rich_help_panel=_RELEASE,
     ),
 ]
@@ -157,8 +186,8 @@ TokenizerPath = Annotated[
         "--tokenizer",
         metavar="PATH",
         show_default=False,
-        help="tokenizer.model, where it is neither in SRC nor one folder up.",
-        rich_help_panel=_CHAT,
+        help="The tokenizer.model, if it is neither in SRC nor in its parent folder.",
+        rich_help_panel=_TOKENIZER,
     ),
 ]
 ChatTemplate = Annotated[
@@ -166,8 +195,8 @@ ChatTemplate = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="A Jinja chat template to store instead of ours.",
-        rich_help_panel=_CHAT,
+        help="Jinja chat template to write instead of the built-in one.",
+        rich_help_panel=_TOKENIZER,
     ),
 ]
 SpecialTokens = Annotated[
@@ -175,25 +204,25 @@ SpecialTokens = Annotated[
     typer.Option(
         metavar="NAMES",
         show_default=False,
-        help="Names of Llama 3's special tokens from the first on, separated by commas.",
-        rich_help_panel=_CHAT,
+        help="Names of Llama 3's special tokens, from the first on, separated by commas.",
+        rich_help_panel=_TOKENIZER,
     ),
 ]
 InputDir = Annotated[
     str | None,
-    typer.Option(metavar="SRC", show_default=False, help="The same as SRC.", rich_help_panel=_COMPATIBLE),
+    typer.Option(metavar="SRC", show_default=False, help="Same as SRC.", rich_help_panel=_COMPATIBLE),
 ]
 OutputDir = Annotated[
     str | None,
-    typer.Option(metavar="DST", show_default=False, help="The same as DST.", rich_help_panel=_COMPATIBLE),
+    typer.Option(metavar="DST", show_default=False, help="Same as DST.", rich_help_panel=_COMPATIBLE),
 ]
 ModelSize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
         show_default=False,
-        help="Compared with the files; picks SRC/SIZE where SRC holds several; "
-        "tokenizer_only converts just the tokenizer.",
+        help="Expected size, for example 8B. Selects SRC/SIZE if SRC has several checkpoints. "
+        "tokenizer_only converts the tokenizer alone.",
         rich_help_panel=_COMPATIBLE,
     ),
 ]
@@ -202,19 +231,21 @@ NumShards = Annotated[
     typer.Option(
         metavar="N",
         show_default=False,
-        help="Compared with the number of rank files.",
+        help="Expected number of consolidated.NN.pth files.",
         rich_help_panel=_COMPATIBLE,
     ),
 ]
 SafeSerialization = Annotated[
     bool,
-    typer.Option(help="Always so: only safetensors are written.", rich_help_panel=_COMPATIBLE, hidden=True),
+    typer.Option(
+        help="Has no effect: only safetensors are written.", rich_help_panel=_COMPATIBLE, hidden=True
+    ),
 ]
 PushToHub = Annotated[
     bool,
     typer.Option(
         "--push-to-hub",
-        help="Upload DST as a private repository of its name (needs the extra \\[hub]).",
+        help="Upload DST to a private repository of the same name. Needs the extra \\[hub].",
         rich_help_panel=_COMPATIBLE,
     ),
 ]
@@ -222,13 +253,17 @@ Verify = Annotated[
     bool,
     typer.Option(
         "--verify",
-        help="Verify the output against SRC afterwards, as `verify DST --source SRC` does.",
+        help="Verify the output against SRC, like `llama-convert verify DST --source SRC`.",
         rich_help_panel=_OUTPUT,
     ),
 ]
 Checked = Annotated[
     str | None,
-    typer.Argument(metavar="PATH", show_default=False, help="The folder to look at, in either layout."),
+    typer.Argument(
+        metavar="PATH",
+        show_default=False,
+        help="Folder or URL of the checkpoint to verify, in Meta or Hugging Face format.",
+    ),
 ]
 Against = Annotated[
     str | None,
@@ -236,8 +271,8 @@ Against = Annotated[
         "--source",
         metavar="ORIGINAL",
         show_default=False,
-        help="The folder that PATH was made from, in either layout.",
-        rich_help_panel=_LOOKING,
+        help="Folder or URL of the checkpoint that PATH was made from, in either format.",
+        rich_help_panel=_CHECKS,
     ),
 ]
 Checks = Annotated[
@@ -248,7 +283,7 @@ Checks = Annotated[
         show_default=False,
         help="structure, values, weights, tokenizer or logits. Repeat the option or separate by commas. "
         "All by default.",
-        rich_help_panel=_LOOKING,
+        rich_help_panel=_CHECKS,
     ),
 ]
 Levels = Annotated[
@@ -258,7 +293,7 @@ Levels = Annotated[
         autocompletion=_one_of("structure", "values", "weights", "tokenizer", "logits"),
         show_default=False,
         help="The former name of --check.",
-        rich_help_panel=_LOOKING,
+        rich_help_panel=_CHECKS,
         hidden=True,
     ),
 ]
@@ -267,9 +302,9 @@ Checksums = Annotated[
     typer.Option(
         "--checksums/--no-checksums",
         show_default=False,
-        help="Hold every file, or none, against the published checksums of official files; by default "
-        "those whose size is an official file's.",
-        rich_help_panel=_LOOKING,
+        help="Compare all files, or none, with the published checksums of official files. By default only "
+        "files with the size of an official file.",
+        rich_help_panel=_CHECKS,
     ),
 ]
 Prompt = Annotated[
@@ -277,8 +312,8 @@ Prompt = Annotated[
     typer.Option(
         metavar="TEXT",
         show_default=False,
-        help="Show how both sides go on from TEXT, the likeliest token each time.",
-        rich_help_panel=_LOOKING,
+        help="Show how source and output complete TEXT (greedy decoding).",
+        rich_help_panel=_CHECKS,
     ),
 ]
 MaxNewTokens = Annotated[
@@ -287,8 +322,8 @@ MaxNewTokens = Annotated[
         min=1,
         max=4096,
         metavar="N",
-        help="Tokens after the prompt; each reads all weights.",
-        rich_help_panel=_LOOKING,
+        help="Number of tokens to generate after the prompt. Each reads all weights once.",
+        rich_help_panel=_CHECKS,
     ),
 ]
 Device = Annotated[
@@ -296,7 +331,7 @@ Device = Annotated[
     typer.Option(
         metavar="DEVICE",
         autocompletion=_one_of("auto", "cpu", "cuda"),
-        help="auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        help="cpu, cuda, cuda:N or auto (a GPU if there is one).",
         rich_help_panel=_FORWARD,
     ),
 ]
@@ -305,7 +340,7 @@ ComputeDtype = Annotated[
     typer.Option(
         metavar="TYPE",
         autocompletion=_one_of("fp32", "bf16"),
-        help="Arithmetic in fp32 or bf16.",
+        help="Data type of the arithmetic: fp32 or bf16.",
         rich_help_panel=_FORWARD,
     ),
 ]
@@ -315,7 +350,7 @@ Positions = Annotated[
         min=2,
         max=4096,
         metavar="N",
-        help="Tokens to run, spread over the whole context length.",
+        help="Number of tokens, at positions spread over the whole context length.",
         rich_help_panel=_FORWARD,
     ),
 ]
@@ -324,7 +359,7 @@ Report = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="Write one self-contained HTML page with plots.",
+        help="Write a self-contained HTML report with plots.",
         rich_help_panel=_RUNNING,
     ),
 ]
@@ -332,7 +367,7 @@ Record = Annotated[
     bool,
     typer.Option(
         "--record",
-        help="Write the result into PATH's model card and manifest, where a conversion made them.",
+        help="Write the result into PATH's model card and llama-convert.json.",
         rich_help_panel=_RUNNING,
     ),
 ]
@@ -343,48 +378,63 @@ Workers = Annotated[
         max=256,
         metavar="N",
         show_default=False,
-        help="Tensors in hand at a time.",
+        help="Number of parallel workers.",
         rich_help_panel=_RUNNING,
     ),
 ]
 BlockSize = Annotated[
     str,
-    typer.Option(metavar="SIZE", help="Bytes read at a time by each worker.", rich_help_panel=_RUNNING),
+    typer.Option(metavar="SIZE", help="Bytes that a worker reads at a time.", rich_help_panel=_RUNNING),
 ]
 ArrayTask = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
         show_default=False,
-        help="Write only the Ith of N shares of the files; the last task finalizes the output.",
-        rich_help_panel=_MANY,
+        help="Write only the Ith of N parts of the files. The last task finalizes the output.",
+        rich_help_panel=_MACHINES,
     ),
 ]
 Finish = Annotated[
     bool,
-    typer.Option("--finish", help="Only publish what array tasks have written.", rich_help_panel=_MANY),
+    typer.Option(
+        "--finish", help="Only finalize the output that array tasks have written.", rich_help_panel=_MACHINES
+    ),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
         show_default=False,
-        help="Let the workers of a Dask scheduler write the files, such as tcp://host:8786 "
-        "(needs the extra \\[dask]).",
-        rich_help_panel=_MANY,
+        help="Write the files on the workers of a Dask scheduler, for example tcp://host:8786. "
+        "Needs the extra \\[dask].",
+        rich_help_panel=_MACHINES,
     ),
 ]
 Fsync = Annotated[
     bool,
     typer.Option(
         "--fsync/--no-fsync",
-        help="Wait until all is on disk; without, for scratch folders, a power cut may cost the output.",
+        help="Wait until all files are on disk. Without it, a power failure can lose the output.",
         rich_help_panel=_RUNNING,
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.", rich_help_panel=_RUNNING)
+    bool,
+    typer.Option("--quiet", "-q", help="Print only warnings and errors.", rich_help_panel=_RUNNING),
 ]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show details.", rich_help_panel=_RUNNING)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RUNNING)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_RUNNING)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.", rich_help_panel=_RUNNING)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RUNNING)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=_RUNNING)]
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all",
+        callback=print_all_help,
+        is_eager=True,
+        expose_value=False,
+        help="Show all options and exit.",
+    ),
+]

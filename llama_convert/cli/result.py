@@ -1,12 +1,15 @@
-"""What a conversion did, for people or for programs; and, if asked, whether it is right."""
+"""Prints what a conversion did, and verifies it if ``--verify`` was given."""
 
 from __future__ import annotations
 
 import shlex
+import time
 
 import typer
 
 from llama_convert.cli.errors import print_json, stderr_console
+from llama_convert.cli.progress import format_seconds
+from llama_convert.cli.terminal import print_message
 from llama_convert.cli.verify_report import VerifyDisplay, page, print_results
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.json_output import conversion, envelope
@@ -20,15 +23,27 @@ def show_result(
     options: ConvertOptions,
     observer: Observer,
     *,
+    start: float,
     verify: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Print the result, having verified it if that was asked.
+    """Print a result, after verifying it if ``verify``.
+
+    Args:
+        command: ``convert`` or ``shard``.
+        result: what was done.
+        options: what was asked for.
+        observer: receives the summary.
+        start: `time.monotonic` when the command began.
+        verify: verify the output against its source.
+        quiet: print only what is wrong.
+        as_json: print JSON on stdout.
 
     Raises:
-        typer.Exit: with code 1, the verification found something wrong.
+        typer.Exit: with code 1, the verification failed.
     """
+    seconds = time.monotonic() - start
     report = None
     if options.dry_run:
         if not as_json:
@@ -52,20 +67,25 @@ def show_result(
     if exit_code:
         raise typer.Exit(exit_code)
     if not (quiet or as_json):
-        observer.note(_summary(result, options))
+        if not result.is_up_to_date:  # the conversion reports that itself
+            observer.note(_summary(result, options, seconds))
         if result.finalized and not (verify or options.model_size):
             words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
-            stderr_console().print(
-                f"Verify it with: {shlex.join(words)}"
-            )  # as one line, however long, so that it can be copied
+            print_message(stderr_console(), f"Verify it with: {shlex.join(words)}", one_line=True)
 
 
-def _summary(result: ConvertResult, options: ConvertOptions) -> str:
-    count = len(result.warnings)
-    warned = f", with {count} warning{'s' * (count > 1)}" if count else ""
+def _summary(result: ConvertResult, options: ConvertOptions, seconds: float) -> str:
+    """One line: files, bytes, time, warnings and path."""
+    n_files, n_warnings = len(result.files), len(result.warnings)
+    files = f"{n_files} file{'s' * (n_files != 1)}"
+    size = format_size(sum(result.files.values()))
+    warnings = f", with {n_warnings} warning{'s' * (n_warnings != 1)}" if n_warnings else ""
     if options.dry_run:
-        total = format_size(sum(result.files.values()))
-        return f"Dry run{warned}: {len(result.files)} files, about {total}, would be written."
-    return f"done{warned}" + (f": {result.destination}" if result.finalized else ", and not published yet")
+        return f"Dry run: would write {files}, about {size}{warnings}: {result.destination}"
+    if not result.finalized:
+        return (
+            f"Wrote {files}, {size}, in {format_seconds(seconds)}{warnings}. The output is not complete yet."
+        )
+    return f"Wrote {files}, {size}, in {format_seconds(seconds)}{warnings}: {result.destination}"

@@ -10,8 +10,9 @@ from llama_convert.cli import options as cli
 def shard_command(
     source: cli.AnySource = None,
     destination: cli.Destination = None,
-    mp: cli.Ranks = None,
+    mp: cli.NewRanks = None,
     max_shard_size: cli.NewShardSize = None,
+    output: cli.Output = None,
     embedding_axis: cli.EmbeddingAxis = None,
     checklist: cli.Checklist = True,
     compare_checklist: cli.CompareChecklist = False,
@@ -29,13 +30,15 @@ def shard_command(
     workers: cli.Workers = None,
     block_size: cli.BlockSize = "1MiB",
     quiet: cli.Quiet = False,
+    verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
-    """Cut a checkpoint anew in the layout it has: Meta's into other ranks, Hugging Face's into other files.
+    """Reshard a checkpoint: the same format, with another number of ranks or another file size.
 
-    Tokenizer, settings and licence are carried over.  Where ranks outnumber KV
-    heads, neighbouring ranks hold copies, as in Meta's 405B in 16 ranks.
+    Tokenizer, settings and license are copied. If there are more ranks than KV
+    heads, neighboring ranks hold replicas, as in Meta's 405B with 16 ranks.
 
     [bold]Examples[/bold]
 
@@ -43,31 +46,39 @@ def shard_command(
 
       llama-convert shard llama-3.1-8b small-files --max-shard-size 2GB --verify
     """
-    from llama_convert.cli.errors import outcome, stderr_console
+    from llama_convert.cli.errors import handle_errors, stderr_console
 
     console = stderr_console()
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
+        import time
+
         from llama_convert.checkpoints.folders import is_huggingface
         from llama_convert.checkpoints.suggestions import command, tokenizer_named
-        from llama_convert.cli.distributed import workers_of
+        from llama_convert.cli.convert import only_value
+        from llama_convert.cli.distributed import open_executor
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.convert import shard
         from llama_convert.conversion.execute import DEFAULT_WORKERS
         from llama_convert.conversion.options import ConvertOptions
         from llama_convert.errors import UsageError
+        from llama_convert.redaction import redact_url
         from llama_convert.units import parse_size
 
+        start = time.monotonic()
+        destination = only_value("DST", {"DST": destination, "--output": output})
         if source is None:
-            hint = "llama-convert shard SRC DST --mp N; see llama-convert shard --help"
-            raise UsageError("BAD_USAGE", "SRC is missing", hint=hint)
+            raise UsageError("BAD_USAGE", "SRC is missing.", hint=command("shard", "SRC", "DST", "--mp", "N"))
         if destination is None or (mp is None) == (max_shard_size is None):
-            here = Path(source).expanduser()
-            wanted = ("--max-shard-size", "2GB") if is_huggingface(here) else ("--mp", "2")
-            hint = command("shard", source, destination or f"{here.resolve().name}-cut", *wanted)
-            message = "give either --mp N or --max-shard-size SIZE" if destination else "DST is missing"
+            folder = Path(redact_url(source)).expanduser()
+            name = destination or f"{folder.resolve().name}-resharded"
+            options_given = ("--mp", str(mp)) if mp else ("--max-shard-size", max_shard_size or "2GB")
+            if (mp is None) == (max_shard_size is None):
+                options_given = ("--max-shard-size", "2GB") if is_huggingface(folder) else ("--mp", "2")
+            hint = command("shard", source, name, *options_given)
+            message = "Pass either --mp N or --max-shard-size SIZE." if destination else "DST is missing."
             raise UsageError("BAD_USAGE", message, hint=hint)
-        observer = ConsoleObserver(console, quiet=quiet)
+        observer = ConsoleObserver(console, quiet=quiet, verbose=verbose)
         options = ConvertOptions(
             embedding_axis=embedding_axis,
             checklist=checklist,
@@ -84,7 +95,7 @@ def shard_command(
             workers=workers or DEFAULT_WORKERS,
             block_size=parse_size(block_size),
         )
-        with workers_of(scheduler) as executor:
+        with open_executor(scheduler) as executor:
             result = shard(
                 source,
                 destination,
@@ -94,4 +105,6 @@ def shard_command(
                 observer=observer,
                 executor=executor,
             )
-        show_result("shard", result, options, observer, verify=verify, quiet=quiet, as_json=as_json)
+        show_result(
+            "shard", result, options, observer, start=start, verify=verify, quiet=quiet, as_json=as_json
+        )

@@ -1,38 +1,83 @@
-"""Everything that people read on stdout and stderr: text from files cannot control the terminal.
+"""Printing for people: text from checkpoints cannot control the terminal.
 
-Names, settings and tokens come from checkpoints that are not trusted.  A `Terminal` prints every string with
-escapes in place of characters that are not printable, and never as rich's markup; text with a style or of
-several lines is made by `styled` and `lines` alone.
+Names, settings and tokens come from untrusted files. `Terminal` prints every string with escapes for
+characters that are not printable, and never as rich markup. Only `styled` and `lines` make styled or
+multi-line text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from llama_convert.names import as_printed
+from llama_convert.redaction import redact
 
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
+_COMMAND = re.compile(r"\bRun: ")
 
 
 def escaped(text: str) -> str:
-    """One printable line: escapes for controls, line separators, direction marks, surrogates and the like."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_printed(text))
+    """The text as one printable line, without secrets.
+
+    Control characters, line separators, direction marks, surrogates and the like become escapes.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(text))
 
 
 def styled(*parts: Part, style: str = "") -> Text:
     """One line made of the parts."""
     pairs = ((part, "") if isinstance(part, str) else part for part in parts)
-    return Text.assemble(*((escaped(text), of_part) for text, of_part in pairs), style=style)
+    return Text.assemble(*((escaped(text), part_style) for text, part_style in pairs), style=style)
 
 
 def lines(parts: Iterable[Part], style: str = "") -> Text:
-    """A line for each part."""
+    """One line for each part."""
     return Text("\n", style=style).join(styled(part) for part in parts)
+
+
+def wrapped(text: Text, width: int) -> Text:
+    """One line, broken between words only; a longer word, for example a path, stays whole."""
+    breaks: list[int] = []
+    column = 0
+    for word in re.finditer(r"\S+\s*|\s+", text.plain):
+        if column and column + cell_len(word[0].rstrip()) > width:
+            breaks.append(word.start())
+            column = 0
+        column += cell_len(word[0])
+    broken = text.divide(breaks)
+    for line in broken:
+        line.rstrip()
+    return Text("\n").join(broken)
+
+
+def print_message(console: Console, *parts: Part, style: str = "", one_line: bool = False) -> None:
+    """Print one line. On a terminal it is broken between words.
+
+    From "Run: " on it is a command, which stays on one line of its own, so that it can be copied.
+
+    Args:
+        console: where to print.
+        parts: the text.
+        style: of the whole line.
+        one_line: never break it.
+    """
+    text = styled(*parts, style=style)
+    if console.file.isatty() and not one_line:
+        command = _COMMAND.search(text.plain)
+        is_only_a_command = command and ". " not in text.plain[: command.start()]
+        if command and not is_only_a_command:
+            prose, rest = text.divide([command.start()])
+            prose.rstrip()
+            text = Text("\n").join([wrapped(prose, console.width), rest])
+        elif not command:
+            text = wrapped(text, console.width)
+    console.print(text, soft_wrap=True)
 
 
 class Terminal(Console):
@@ -42,5 +87,5 @@ class Terminal(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **_: Any) -> Text:
-        """The string as rich prints it, wherever it is in what is printed."""
+        """The string as rich prints it, also in tables."""
         return styled(text)

@@ -1,4 +1,4 @@
-"""What was probably meant by a command line that cannot be meant as it was typed."""
+"""Suggests a correction for an invalid command line."""
 
 from __future__ import annotations
 
@@ -10,62 +10,96 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.suggestions import command, nearest
-from llama_convert.cli.dropin import COMMANDS, dashes
+from llama_convert.cli.dropin import COMMANDS, with_dashes
 
-_EXTRA = re.compile(r"unexpected extra argument.* \((.+)\)$")
-
-
-def retyped(instead: Mapping[str, str]) -> str | None:
-    """The command with other words in the place of some; None if none of these was typed."""
-    typed = sys.argv[1:]
-    meant = [_other(word, instead) for word in typed]
-    return command(*meant) if meant != typed else None
-
-
-def _other(word: str, instead: Mapping[str, str]) -> str:
-    """What was meant by a word, or by the value in ``--option=value``."""
-    name, equals, value = word.partition("=")
-    if equals and name.startswith("--"):
-        return f"{_other(name, instead)}={_other(value, instead)}"
-    path = Path(word).expanduser()
-    found = [meant for said, meant in instead.items() if said == dashes(word) or Path(said) == path]
-    return found[0] if found else word
+_EXTRA = re.compile(r"[Uu]nexpected extra argument.* \((.+)\)$")
+_SYNONYMS = {
+    "--force": "--overwrite",
+    "--format": "--to",
+    "--type": "--dtype",
+    "--precision": "--dtype",
+    "--tp": "--mp",
+    "--ranks": "--mp",
+    "--shard-size": "--max-shard-size",
+    "--original": "--source",
+    "--out": "--output",
+    "--dest": "--output",
+}
+"""Options of similar tools, by their names here."""
+_CUTOFF = 0.7
+"""Least similarity of a mistyped option, as `difflib` measures it."""
 
 
-def likely(error: Any) -> str:
-    """What to type instead of what Click refuses.
+def corrected_command(corrections: Mapping[str, str]) -> str | None:
+    """The command line with some arguments replaced; None if it has none of them.
 
     Args:
-        error: one of Click's errors, wherever Typer keeps them.
+        corrections: the arguments to replace, with their replacements. Paths match in any spelling.
+    """
+    typed = sys.argv[1:]
+    corrected = [_replace(argument, corrections) for argument in typed]
+    return command(*corrected) if corrected != typed else None
+
+
+def _replace(argument: str, corrections: Mapping[str, str]) -> str:
+    """The replacement of an argument, or of the name and the value in ``--option=value``."""
+    name, equals, value = argument.partition("=")
+    if equals and name.startswith("--"):
+        return f"{_replace(name, corrections)}={_replace(value, corrections)}"
+    path = Path(argument).expanduser()
+    for wrong, right in corrections.items():
+        if wrong == with_dashes(argument) or Path(wrong) == path:
+            return right
+    return argument
+
+
+def usage_message(message: str) -> str:
+    """The parser's message as one sentence, without its own suggestion."""
+    if extra := _EXTRA.search(message):
+        return f"Unexpected argument: {extra[1]}."
+    for suggestion in (" (Possible options", " Did you mean"):
+        message = message.partition(suggestion)[0]
+    return f"{message.rstrip('.')}."
+
+
+def usage_hint(error: Any) -> str:
+    """What to do about an error of the command-line parser: a corrected command, or which help to read.
+
+    Args:
+        error: one of Click's exceptions.
     """
     context = getattr(error, "ctx", None)
     if context is None:
         return command("--help")
-    if hasattr(error, "possibilities") and (likely_option := _likely_option(error.option_name, context)):
-        return likely_option
+    if hasattr(error, "possibilities") and (hint := _option_hint(error.option_name, context)):
+        return hint
     if context.parent is None and error.message.startswith("No such command"):
         typed = sys.argv[1]
         close = get_close_matches(typed, COMMANDS, n=1) or [str(nearest(Path(typed)) or "")]
-        return (retyped({typed: close[0]}) if close[0] else None) or command("--help")
+        return (corrected_command({typed: close[0]}) if close[0] else None) or command("--help")
     extra = _EXTRA.search(error.message)
     if context.info_name == "verify" and extra and extra[1] in sys.argv:
         return command("verify", context.params["path"], "--source", extra[1])
     return command(*context.command_path.split()[1:], "--help")
 
 
-def _likely_option(option: str, context: Any) -> str | None:
-    """The command with the option that is most like this one; or the other command that has it."""
-    close = get_close_matches(option.strip("-"), [name.strip("-") for name in _options(context.command)], n=1)
-    if close:
-        return retyped({option: f"--{close[0]}"})
+def _option_hint(option: str, context: Any) -> str | None:
+    """For an unknown option: the command that has it, or the command line with the most similar option."""
+    options = _options(context.command)
+    synonym = _SYNONYMS.get(option)
+    if synonym in options:
+        return corrected_command({option: synonym})
     siblings = context.parent.command.commands if context.parent else {}
-    for name, other in siblings.items():
-        if option in _options(other):
-            return f"{option} is an option of {name}: {command(name, '--help')}"
-    return None
+    owners = [name for name, sibling in siblings.items() if option in _options(sibling)]
+    if owners:
+        return f"{option} is an option of {' and '.join(owners)}. Run: {command(owners[0], '--help')}"
+    names = [name.strip("-") for name in options]
+    close = get_close_matches(option.strip("-"), names, n=1, cutoff=_CUTOFF)
+    return corrected_command({option: f"--{close[0]}"}) if close else None
 
 
 def _options(of: Any) -> list[str]:
+    """Names of a command's options, with their dashes."""
     return [
         name
         for parameter in of.params

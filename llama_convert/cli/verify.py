@@ -31,6 +31,7 @@ def verify_command(
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
     debug: cli.Debug = False,
+    help_all: cli.HelpAll = False,
 ) -> None:
     """Check a checkpoint, by itself or against its source. The exit code is 1 if a check fails.
 
@@ -58,9 +59,9 @@ def verify_command(
 
       llama-convert verify out --source in --prompt "Once upon a time" --json
     """
-    from llama_convert.cli.errors import outcome, print_json, stderr_console
+    from llama_convert.cli.errors import handle_errors, print_json, stderr_console
 
-    with outcome(as_json=as_json, debug=debug):
+    with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.checkpoints.suggestions import tokenizer_named
         from llama_convert.cli.report_file import check_report_file, write_verification
         from llama_convert.cli.verify_report import VerifyDisplay, print_results

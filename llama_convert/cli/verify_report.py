@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -54,12 +52,9 @@ class VerifyDisplay(ConsoleObserver):
             quiet: print nothing.
             verbose: print details of each check.
         """
-        super().__init__(console, quiet=quiet, totals=False)
-        self._is_quiet = quiet
-        self._verbose = verbose
-        self._terminal = console
-        self._live: Live | None = None
-        self._label = ""
+        super().__init__(console, quiet=quiet, verbose=verbose, totals=False)
+        self._between_phases = ""
+        """The label while no phase is measured."""
 
     def __enter__(self) -> VerifyDisplay:
         self.show("Reading headers")
@@ -75,33 +70,17 @@ class VerifyDisplay(ConsoleObserver):
 
     def show(self, label: str) -> None:
         """Show a live line with a label and the elapsed time, until `hide` or the next label."""
-        self.hide()
-        self._label = label
-        if self._is_quiet or not (self._terminal.is_interactive and self._terminal.file.isatty()):
-            return
-        start = time.monotonic()
-        self._live = Live(
-            console=self._terminal,
-            transient=True,
-            get_renderable=lambda: styled(f"{label} {time.monotonic() - start:.0f} s"),
-        )
-        self._live.start()
+        self._between_phases = label
+        super().start(None, label)
 
     def hide(self) -> None:
         """Remove the live line."""
-        if self._live:
-            self._live.stop()
-            self._live = None
-
-    def start(self, total: int, verb: str = "written") -> None:
-        """Replace the live line by a progress bar."""
-        self.hide()
-        super().start(total, verb)
+        super().finish()
 
     def finish(self) -> None:
-        """Replace the progress bar by the live line."""
+        """Replace the progress of a phase by the live line."""
         super().finish()
-        self.show(self._label)
+        self.show(self._between_phases)
 
     def verification_started(self, report: VerifyReport) -> None:
         """Print what is verified."""
@@ -118,7 +97,7 @@ class VerifyDisplay(ConsoleObserver):
 
     def _print_parts(self, parts: Iterable[RenderableType]) -> None:
         self.hide()
-        if not self._is_quiet:
+        if not self._quiet:
             print_page(page(), parts)
 
 

@@ -232,7 +232,7 @@ def checklist_size(names: Collection[str]) -> int:
 def write_checklist(staging: Staging, options: ConvertOptions, messages: Messages) -> None:
     """Write ``checklist.chk``: the MD5 of each file in the format of ``md5sum`` and the order of Meta's."""
     files = [staging.path / name for name in checklist_names([file.name for file in staging.files])]
-    messages.observer.start(sum(file.stat().st_size for file in files), "checksummed")
+    messages.observer.start(sum(file.stat().st_size for file in files), "Computing checksums")
 
     try:
         checksums = md5_of_all(files, workers=options.workers, progress=messages.observer.advance)

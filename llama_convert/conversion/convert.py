@@ -21,7 +21,8 @@ from llama_convert.conversion.work_units import ArrayTask
 from llama_convert.conversion.workers import WorkSpec
 from llama_convert.errors import OutputError, UsageError
 from llama_convert.observer import Observer
-from llama_convert.stores.filesystem import is_url, same_place, shown
+from llama_convert.stores.filesystem import is_url, printable, same_location
+from llama_convert.stores.location import Location
 from llama_convert.stores.mount import mounted
 
 if TYPE_CHECKING:
@@ -160,20 +161,23 @@ def _convert(request: _Request) -> ConvertResult:
         options = replace(
             options, block_size=_REMOTE_BLOCK_SIZE, workers=max(options.workers, _REMOTE_WORKERS)
         )
-    if is_url(source) and is_url(destination) and same_place(str(source), str(destination)):
+    if is_url(source) and is_url(destination) and same_location(str(source), str(destination)):
         hint = "Choose another output folder."
-        raise UsageError("OUTPUT_IS_INPUT", f"{shown(str(destination))}: Is the input folder.", hint=hint)
+        raise UsageError(
+            "OUTPUT_IS_INPUT", "Is the input folder.", file=printable(str(destination)), hint=hint
+        )
     with ExitStack() as stack:
-        source_folder = stack.enter_context(mounted(source))
-        output_folder = stack.enter_context(mounted(destination, may_be_absent=True))
-        messages = Messages(request.observer)
-        store = _store(str(destination), output_folder) if is_url(destination) else None
-        job = request.make_job(source_folder, output_folder, options, messages)
-        job.result.source = str(source) if is_url(source) else job.folder
-        job.source_hashes = read_source_hashes(job, messages)
+        with request.observer.phase("Reading headers"):
+            input_ = stack.enter_context(mounted(source))
+            output = stack.enter_context(mounted(destination, may_be_absent=True))
+            messages = Messages(request.observer, (input_, output))
+            store = _store(str(destination), output.path) if is_url(destination) else None
+            job = request.make_job(input_.path, output.path, options, messages)
+            job.result.source = str(source) if is_url(source) else job.folder
+            job.source_hashes = read_source_hashes(job, messages)
         if store is None:
-            return _convert_to_folder(request, Run(job, options, messages))
-        run = _store_run(job, options, messages, store)
+            return _convert_to_folder(request, Run(job, options, messages, input_))
+        run = _store_run(job, options, messages, input_, store)
         if options.dry_run or not (options.array_task or request.executor):
             return replace(_convert_to_store(run), destination=str(destination))
         uploaded = _upload_files(request, run)
@@ -216,7 +220,7 @@ def _finish_or(uploaded: ConvertResult, request: _Request) -> ConvertResult:
     try:
         return _run(request)
     except OutputError as error:
-        if error.code != "UNITS_MISSING":
+        if error.code != "ARRAY_TASKS_MISSING":
             raise
         request.observer.note(f"{error.message} The last task finalizes the output.")
         return uploaded
@@ -237,7 +241,9 @@ def _store(url: str, folder: Path) -> Store:
     return Store(url, folder)
 
 
-def _store_run(job: Job, options: ConvertOptions, messages: Messages, store: Store) -> StoreRun:
+def _store_run(
+    job: Job, options: ConvertOptions, messages: Messages, source: Location, store: Store
+) -> StoreRun:
     from llama_convert.conversion.store_run import StoreRun
 
-    return StoreRun(job, options, messages, store)
+    return StoreRun(job, options, messages, source, store)

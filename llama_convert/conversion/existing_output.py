@@ -119,7 +119,7 @@ def _weight_difference(
 ) -> str | None:
     """Return the first tensor of the plan's files that differs from what the plan writes."""
     unpinned = Plan(plan.layouts, tuple(task for task in plan.tasks if not _is_pinned(task, manifest)))
-    messages.observer.start(unpinned.payload_bytes + plan.total_bytes, "compared")
+    messages.observer.start(unpinned.payload_bytes + plan.total_bytes, "Comparing")
     try:
         recorded = {name: (content_hash,) for name, content_hash in manifest["tensors"].items()}
         difference = first_difference(

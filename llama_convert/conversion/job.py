@@ -13,8 +13,8 @@ from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.conversion.plan import Plan
 from llama_convert.conversion.staging import Staging
-from llama_convert.formats.files import read_small
-from llama_convert.names import as_called
+from llama_convert.formats.files import read_small, remote_files
+from llama_convert.stores.location import Location
 
 MAX_AUXILIARY_SIZE = 64 << 20
 """Bytes of the largest auxiliary file that is copied."""
@@ -101,9 +101,18 @@ def plan_hash(plan: Plan | None, settings: str) -> str:
     return state.hexdigest()
 
 
-def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]]) -> str:
-    """Return the XXH3-128 of a `plan_hash` and the current states of the source files."""
+def fingerprint(identity: str, sources: Mapping[Path, tuple[object, ...]], location: Location) -> str:
+    """Return the XXH3-128 of a `plan_hash` and the current states of the source files.
+
+    Args:
+        identity: the `plan_hash`.
+        sources: size, time and version of each file.
+        location: the source. A mounted one counts by its URLs, without the inodes of downloaded copies, which
+            differ in the next run.
+    """
     state = xxhash.xxh3_128(identity.encode())
-    for file, file_state in sorted(sources.items()):
-        state.update(f"{as_called(str(file))} {' '.join(map(str, file_state))}".encode())
+    for file, (size, modified, version) in sorted(sources.items()):
+        is_copy = location.contains(file) and file not in remote_files
+        file_state = (location.display(str(file)), size, modified, "" if is_copy else version)
+        state.update(" ".join(map(str, file_state)).encode())
     return state.hexdigest()

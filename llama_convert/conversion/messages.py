@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.dtypes import Dtype
@@ -10,6 +10,7 @@ from llama_convert.errors import RefusedError
 from llama_convert.llama.releases import DetectedRelease, Release
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.observer import Observer
+from llama_convert.stores.location import Location
 from llama_convert.units import format_part
 
 
@@ -18,14 +19,17 @@ class Messages:
 
     Args:
         observer: receives every message.
+        locations: source and output; messages name their URLs, not the folders that they are mounted to.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, locations: Sequence[Location] = ()) -> None:
         self.observer = observer
+        self._locations = locations
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
         """Report something that may be wrong."""
+        text = self._display(text)
         self.warnings.append(text)
         self.observer.warning(text)
 
@@ -36,11 +40,16 @@ class Messages:
 
     def note(self, text: str) -> None:
         """Report a decision or result that every user should see."""
-        self.observer.note(text)
+        self.observer.note(self._display(text))
 
     def detail(self, text: str) -> None:
         """Report a decision that only matters to an expert."""
-        self.observer.detail(text)
+        self.observer.detail(self._display(text))
+
+    def _display(self, text: str) -> str:
+        for location in self._locations:
+            text = location.display(text)
+        return text
 
     def check_strict(self, strict: bool) -> None:
         """Refuse warnings with ``--strict``.

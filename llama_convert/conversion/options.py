@@ -24,7 +24,7 @@ def parse_format(text: str) -> CheckpointFormat:
     """
     formats: dict[str, CheckpointFormat] = {"hf": "huggingface", "huggingface": "huggingface", "meta": "meta"}
     if text.lower() not in formats:
-        raise UsageError("BAD_LAYOUT", f"--to {text}: Unknown format.", hint="Choose hf or meta.")
+        raise UsageError("BAD_FORMAT", f"--to {text}: Unknown format.", hint="Choose hf or meta.")
     return formats[text.lower()]
 
 

@@ -76,7 +76,7 @@ def first_difference(
                     if part != content:
                         return file, f"bytes {offset:,} to {offset + len(content):,}"
         except InputError as error:  # the file ends too early
-            return error.file.name if error.file else "", error.message
+            return error.file_name or "", error.message
         finally:
             stop.set()
     return None

@@ -41,6 +41,7 @@ from llama_convert.conversion.work_units import (
 from llama_convert.conversion.workers import WorkSpec, executor_writer, write_unit
 from llama_convert.conversion.write_report import WriteReport, report_findings, report_of_run
 from llama_convert.errors import ConflictError
+from llama_convert.stores.location import Location
 
 WeightWriter = Callable[[Plan, Staging, Progress], WriteReport]
 """Writes the weights into a staging folder. They are on disk when it returns."""
@@ -56,7 +57,13 @@ class Run:
     """
 
     def __init__(
-        self, job: Job, options: ConvertOptions, messages: Messages, *, private: bool = False
+        self,
+        job: Job,
+        options: ConvertOptions,
+        messages: Messages,
+        source: Location,
+        *,
+        private: bool = False,
     ) -> None:
         """Check the source files and record their current state.
 
@@ -64,6 +71,7 @@ class Run:
             job: what to convert.
             options: how.
             messages: receives the findings.
+            source: the location of the checkpoint.
             private: whether no other run can find the output folder, because it mirrors a URL.
 
         Raises:
@@ -83,7 +91,7 @@ class Run:
             {*job.source_files, *job.auxiliary_files, *(job.plan.sources if job.plan else ())}
         )
         self._identity = OutputIdentity.of(job.plan, job.settings(options))
-        self._fingerprint = fingerprint(self._identity.plan, self._sources)
+        self._fingerprint = fingerprint(self._identity.plan, self._sources, source)
         self.manifest = OutputManifest(
             job, self._identity, messages, md5s, checklist_compared=options.compare_checklist
         )
@@ -179,13 +187,13 @@ class Run:
         """Compare what other processes have written with their journals, for files that can be read back."""
         folder = staging.path
         total = sum(plan.restricted_to(file).payload_bytes for file in local_units(plan, folder))
-        with self._progress(total, "checked"):
+        with self._progress(total, "Checking"):
             verify_units(plan, folder, self._fingerprint, self.options, self.messages.observer.advance)
 
     @contextmanager
-    def _progress(self, total: int, verb: str = "written") -> Iterator[None]:
+    def _progress(self, total: int, label: str = "Converting") -> Iterator[None]:
         """Report the progress of ``total`` bytes."""
-        self.messages.observer.start(total, verb)
+        self.messages.observer.start(total, label)
         try:
             yield
         finally:
@@ -247,7 +255,8 @@ class Run:
                 self._open_journal(staging)
                 self._stage(staging, write)
             if not result.is_up_to_date:
-                result.files = staging.finalize()
+                with self.messages.observer.phase("Finalizing"):
+                    result.files = staging.finalize()
         result.finalized = True
         return result
 

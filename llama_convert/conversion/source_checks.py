@@ -17,7 +17,6 @@ from llama_convert.conversion.staging import STAGING
 from llama_convert.conversion.write_report import WriteReport
 from llama_convert.errors import InputError, LlamaConvertError, UsageError
 from llama_convert.formats.files import remote_files
-from llama_convert.names import as_called
 from llama_convert.text import listed
 
 
@@ -93,10 +92,7 @@ def file_states(files: set[Path]) -> FileStates:
 
 def _file_state(file: Path) -> FileState:
     status = file.stat()
-    if file in remote_files:
-        version = remote_files[file].version()
-    else:
-        version = "" if as_called(str(file)) != str(file) else str(status.st_ino)
+    version = remote_files[file].version() if file in remote_files else str(status.st_ino)
     return FileState(status.st_size, status.st_mtime_ns, version)
 
 
@@ -134,7 +130,7 @@ def compare_with_checklist(folder: Path, workers: int, messages: Messages) -> No
     for line in checklist.malformed:
         messages.warn(f"{file}: {line}")
     files = list(checklist.md5s)
-    messages.observer.start(sum(file.stat().st_size for file in files), f"compared with {CHECKLIST}")
+    messages.observer.start(sum(file.stat().st_size for file in files), f"Comparing with {CHECKLIST}")
     try:
         checksums = md5_of_all(files, workers=workers, progress=messages.observer.advance)
     finally:

@@ -16,6 +16,7 @@ from llama_convert.conversion.upload import Store
 from llama_convert.conversion.workers import WorkSpec, write_units
 from llama_convert.conversion.write_report import WriteReport
 from llama_convert.errors import InputError, RefusedError
+from llama_convert.stores.location import Location
 
 
 class StoreRun(Run):
@@ -24,8 +25,10 @@ class StoreRun(Run):
     The job's destination is the local folder that mirrors the store.
     """
 
-    def __init__(self, job: Job, options: ConvertOptions, messages: Messages, store: Store) -> None:
-        super().__init__(job, options, messages, private=True)
+    def __init__(
+        self, job: Job, options: ConvertOptions, messages: Messages, source: Location, store: Store
+    ) -> None:
+        super().__init__(job, options, messages, source, private=True)
         self._store = store
 
     def convert(self) -> ConvertResult:

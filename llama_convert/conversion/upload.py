@@ -37,9 +37,9 @@ from llama_convert.conversion.write_report import WriteReport
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.formats.files import MAX_TOKENIZER_JSON, read_small, remote_files
 from llama_convert.formats.tensors import FileLayout
-from llama_convert.stores.filesystem import is_web, open_filesystem, shown
+from llama_convert.stores.filesystem import is_web, open_filesystem, printable
 from llama_convert.stores.mount import put_placeholder
-from llama_convert.stores.retry import persistently
+from llama_convert.stores.retry import with_retries
 
 _PART_SIZE = 16 << 20
 _MAX_PARTS = 9_000
@@ -63,7 +63,7 @@ class Store:
     def __init__(self, url: str, folder: Path) -> None:
         if is_web(url):
             hint = "Pass a URL that begins with s3:// or gs://."
-            raise UsageError("BAD_URL", f"{shown(url)}: Web servers cannot be written to.", hint=hint)
+            raise UsageError("BAD_URL", f"{printable(url)}: Web servers cannot be written to.", hint=hint)
         if url.startswith(("file://", "local://")):
             raise UsageError("BAD_URL", "Is a local folder.", file=url, hint="Pass its path instead.")
         self.url = url.rstrip("/")
@@ -159,7 +159,9 @@ class Store:
         try:
             # The journal marks the file as this conversion's before the file appears.
             self.write(f"{STAGING}/{path.name}", read_small(path, MAX_JOURNAL))
-            output = _StoreOutput(self._fs, self._key(name), plan.layouts[name], f"{shown(self.url)}/{name}")
+            output = _StoreOutput(
+                self._fs, self._key(name), plan.layouts[name], f"{printable(self.url)}/{name}"
+            )
             execute(
                 plan,
                 {name: output},
@@ -178,7 +180,7 @@ class Store:
     def _check_not_stopped(self, _: int) -> None:
         """End an upload early if another one has failed; called with every block."""
         if self._stop.is_set():
-            raise OutputError("STOPPED", "Canceled because another file failed.")
+            raise OutputError("INTERRUPTED", "Canceled because another file failed.")
 
     def finalize(self, files: Mapping[str, int], weights: Mapping[str, int]) -> None:
         """Upload the small files, in the order that makes the weights a model last; remove the journals.
@@ -212,11 +214,11 @@ class Store:
         Raises:
             OutputError: the file cannot be written.
         """
-        url = f"{shown(self.url)}/{name}"
+        url = f"{printable(self.url)}/{name}"
         try:
-            persistently("writing", url, lambda: self._fs.pipe_file(self._key(name), content))
+            with_retries("write", url, lambda: self._fs.pipe_file(self._key(name), content))
         except LlamaConvertError as error:
-            raise OutputError("OUTPUT_IO", error.message) from error
+            raise OutputError("OUTPUT_IO", error.message, file=error.file) from error
 
     def remove(self, *names: str) -> None:
         """Remove files if they exist.
@@ -231,9 +233,9 @@ class Store:
                     self._fs.rm_file(self._key(name))
 
             try:
-                persistently("removing", f"{shown(self.url)}/{name}", remove_one)
+                with_retries("remove the file", f"{printable(self.url)}/{name}", remove_one)
             except LlamaConvertError as error:
-                raise OutputError("OUTPUT_IO", error.message) from error
+                raise OutputError("OUTPUT_IO", error.message, file=error.file) from error
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def record_verification(location: Path | str, verification: Mapping[str, Any]) -
         InputError: the manifest is damaged or describes other weights.
         OutputError: a file cannot be written.
     """
-    with mounted(location) as folder:
+    with mounted(location) as mount:
+        folder = mount.path
         contents = _new_contents(folder, verification)
         if is_url(location):
             from llama_convert.conversion.upload import Store

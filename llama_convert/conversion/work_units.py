@@ -63,7 +63,7 @@ def collect_report(plan: Plan, staging: Staging, fingerprint: str) -> WriteRepor
     missing = [file for file, entries in units.items() if entries is None]
     if missing:
         message = f"{len(missing)} of {len(units)} files are not written yet: {listed(missing)}."
-        raise OutputError("UNITS_MISSING", message, file=staging.destination)
+        raise OutputError("ARRAY_TASKS_MISSING", message, file=staging.destination)
     return report_of_units(plan, {file: entries for file, entries in units.items() if entries is not None})
 
 

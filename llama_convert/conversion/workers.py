@@ -29,6 +29,7 @@ from llama_convert.conversion.write_report import WriteReport
 from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
+from llama_convert.stores.location import Location
 from llama_convert.stores.mount import mounted
 
 _SCHEDULER_TIMEOUT = 30
@@ -97,14 +98,15 @@ def write_unit(spec: WorkSpec, file: str) -> int:
         InputError: a source file is damaged, or the source differs from the one that ``spec`` describes.
         OutputError: a file cannot be read or written.
     """
-    job = _job(spec)
-    assert job.plan
-    plan = job.plan.restricted_to(file)
-    if is_url(spec.destination):
-        _upload_unit(spec, plan, file)
-    else:
-        _write_unit(spec, job, plan, file)
-    return plan.total_bytes
+    with _source(spec.source).renaming_errors():
+        job = _job(spec)
+        assert job.plan
+        plan = job.plan.restricted_to(file)
+        if is_url(spec.destination):
+            _upload_unit(spec, plan, file)
+        else:
+            _write_unit(spec, job, plan, file)
+        return plan.total_bytes
 
 
 def _write_unit(spec: WorkSpec, job: Job, plan: Plan, file: str) -> None:
@@ -125,16 +127,22 @@ def _write_unit(spec: WorkSpec, job: Job, plan: Plan, file: str) -> None:
 def _upload_unit(spec: WorkSpec, plan: Plan, file: str) -> None:
     from llama_convert.conversion.upload import Store
 
-    with mounted(spec.destination, may_be_absent=True) as folder:
-        store = Store(spec.destination, folder)
-        (folder / STAGING).mkdir(exist_ok=True)
+    with mounted(spec.destination, may_be_absent=True) as output:
+        store = Store(spec.destination, output.path)
+        (output.path / STAGING).mkdir(exist_ok=True)
         store.upload(plan, file, spec.options, spec.fingerprint)
+
+
+@lru_cache(maxsize=1)
+def _source(path_or_url: str) -> Location:
+    """Return the source, mounted until the process ends."""
+    return _mounts_of_process.enter_context(mounted(path_or_url))
 
 
 @lru_cache(maxsize=1)
 def _job(spec: WorkSpec) -> Job:
     """Return the job, prepared once per process."""
-    source = _mounts_of_process.enter_context(mounted(spec.source))
+    source = _source(spec.source).path
     job = spec.make_job(source, Path(spec.destination), spec.options, Messages(Observer()))
     if plan_hash(job.plan, job.settings(spec.options)) != spec.identity:
         message = "Differs from the checkpoint of the process that distributes the work."

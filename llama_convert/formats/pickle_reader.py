@@ -75,9 +75,9 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(item) is int for item in value):
         raise PickleRefusedError("INPUT_PICKLE", f"The {what} of a tensor is not a tuple of integers.")
     if any(item < 0 for item in value):
-        raise PickleRefusedError("INPUT_VIEW", f"Negative number in the {what} of a tensor: {min(value)}.")
+        raise PickleRefusedError("TENSOR_INVALID", f"Negative number in the {what} of a tensor: {min(value)}.")
     if any(item >= 1 << 63 for item in value):
-        raise PickleRefusedError("INPUT_VIEW", f"Number of 64 bits or more in the {what} of a tensor.")
+        raise PickleRefusedError("TENSOR_INVALID", f"Number of 64 bits or more in the {what} of a tensor.")
     return value
 
 
@@ -89,7 +89,7 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Dtype |
     shape, strides = _integers(shape, "shape"), _integers(strides, "strides")
     if len(shape) != len(strides):
         message = f"A tensor has {len(shape)} dimensions, but {len(strides)} strides."
-        raise PickleRefusedError("INPUT_VIEW", message)
+        raise PickleRefusedError("TENSOR_INVALID", message)
     (offset,) = _integers((offset,), "offset")
     return TensorRecord(storage, dtype, offset, shape, strides)
 
@@ -140,9 +140,9 @@ def _find_global(module: str, name: str) -> _Global:
         return _Global(qualified)
     if kind := _OTHER_TENSORS.get(qualified):
         message = f"Contains a {kind} tensor. Only dense tensors are supported."
-        raise PickleRefusedError("TENSOR_LAYOUT", message)
+        raise PickleRefusedError("TENSOR_UNSUPPORTED", message)
     raise PickleRefusedError(
-        "INPUT_FOREIGN_OBJECT",
+        "INPUT_PICKLE_OBJECT",
         f"Contains an object of {quoted(qualified)}, which was not constructed. Only tensors are supported.",
     )
 
@@ -153,7 +153,7 @@ def _persistent_storage(reference: Any) -> StorageRecord:
             if not key or not key.isascii() or not key.replace("_", "").isalnum():
                 raise PickleRefusedError("INPUT_PICKLE", f"Invalid storage key {quoted(key)}.")
             if numel < 0:
-                raise PickleRefusedError("INPUT_VIEW", f"Storage {quoted(key)} has {numel} elements.")
+                raise PickleRefusedError("TENSOR_INVALID", f"Storage {quoted(key)} has {numel} elements.")
             return StorageRecord(key, _STORAGES.get(name), numel)
     raise PickleRefusedError("INPUT_PICKLE", "A persistent reference is not a storage of a tensor.")
 

@@ -69,7 +69,7 @@ def _check_reuse(file: Path, tensors: Iterable[StoredTensor]) -> None:
     stored = sum(storage.size for storage in {tensor.storage for tensor in tensors})
     if expanded > _MAX_REUSE * stored + _MAX_EXPANDED_BYTES:
         message = f"The tensors have {expanded:,} bytes, but their storages only {stored:,} bytes."
-        raise InputError("INPUT_VIEW", message, file=file)
+        raise InputError("TENSOR_INVALID", message, file=file)
 
 
 def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
@@ -87,7 +87,7 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
     if byteorder and read_at(reader, min(byteorder.size, 6), byteorder.offset) != b"little":
         message = "Byte order is big-endian."
         hint = "Load and save it with torch on a little-endian machine."
-        raise InputError("TENSOR_LAYOUT", message, file=file, hint=hint)
+        raise InputError("TENSOR_UNSUPPORTED", message, file=file, hint=hint)
     try:
         content: Any = read_pickle(data)
     except PickleRefusedError as error:
@@ -130,19 +130,19 @@ def _stored_tensor(file: Path, name: str, record: TensorRecord, directory: ZipDi
     declared = record.storage.numel * (record.storage.dtype.itemsize if record.storage.dtype else 1)
     if entry.size != declared:
         message = f"Wrong size of its storage {storage_name}."
-        raise refuse("INPUT_VIEW", message, expected=f"{declared:,} bytes", found=f"{entry.size:,}")
+        raise refuse("TENSOR_INVALID", message, expected=f"{declared:,} bytes", found=f"{entry.size:,}")
     if len(record.shape) > _MAX_DIMS:
-        raise refuse("INPUT_VIEW", f"Has {len(record.shape)} dimensions, more than the limit of {_MAX_DIMS}.")
+        raise refuse("TENSOR_INVALID", f"Has {len(record.shape)} dimensions, more than the limit of {_MAX_DIMS}.")
     numel = math.prod(record.shape)
     expanded = len(record.shape) == 1 and numel <= _MAX_EXPANDED
     if numel * itemsize > entry.size and not expanded:
         message = f"Shape {list(record.shape)} needs more than the {entry.size:,} bytes of its storage."
-        raise refuse("INPUT_VIEW", message)
+        raise refuse("TENSOR_INVALID", message)
     if 0 not in record.shape:
         last = record.offset + sum((n - 1) * s for n, s in zip(record.shape, record.strides, strict=True))
         if (last + 1) * itemsize > entry.size:
             message = f"Element {last:,} is outside its storage of {entry.size // itemsize:,} elements."
-            raise refuse("INPUT_VIEW", message)
+            raise refuse("TENSOR_INVALID", message)
     storage = Storage(file, entry.offset, entry.size, entry.crc32 or None)
     offset = entry.offset + record.offset * itemsize
     return StoredTensor(name, record.dtype, record.shape, record.strides, offset, storage)

@@ -15,7 +15,7 @@ from llama_convert import __version__
 from llama_convert.html_report.figure import WIDTH
 from llama_convert.html_report.page import Page
 from llama_convert.html_report.visible_text import visible
-from llama_convert.names import as_printed
+from llama_convert.redaction import redact
 
 _MARKER = b'<meta name="generator" content="llama-convert '
 """What the beginning of every report contains."""
@@ -48,7 +48,7 @@ def _displayed(value: Any) -> Any:
 
     Every string of a page passes through here: no secrets of URLs, no invisible characters.
     """
-    return value if isinstance(value, Markup) else visible(as_printed(str(value)))
+    return value if isinstance(value, Markup) else visible(redact(str(value)))
 
 
 def is_report(file: Path) -> bool:

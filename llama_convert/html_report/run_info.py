@@ -19,7 +19,7 @@ from llama_convert.errors import LlamaConvertError
 from llama_convert.formats.files import read_small
 from llama_convert.html_report.page import Command, Facts, Section
 from llama_convert.inspection.records import Comparison, Inspection
-from llama_convert.names import as_printed
+from llama_convert.redaction import redact
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Check, Status, VerifyReport
 
@@ -121,7 +121,7 @@ def inspect_command(result: Inspection | Comparison, *, tensors: str | None, sta
 
 def _printed(path: object) -> str:
     """A path, or the URL that it stands for."""
-    return as_printed(str(path))
+    return redact(str(path))
 
 
 def _versions() -> dict[str, str]:

@@ -39,7 +39,7 @@ from llama_convert.html_report.page import (
 from llama_convert.html_report.run_info import RunInfo
 from llama_convert.html_report.tensor_grid import TensorValue
 from llama_convert.html_report.visible_text import visible_token
-from llama_convert.names import as_printed
+from llama_convert.redaction import redact
 from llama_convert.units import format_size
 from llama_convert.verification.report import Check, CheckReport, Status, VerifyReport
 
@@ -112,7 +112,7 @@ def verification_page(report: VerifyReport, run: RunInfo | None = None) -> Page:
 
 def folder_name(path: Path | str) -> str:
     """The last component of a path, or of the URL that it stands for."""
-    printed = as_printed(str(path))
+    printed = redact(str(path))
     return PurePosixPath(printed).name or printed
 
 

@@ -46,8 +46,10 @@ def compare(
         InputError: one of the paths is not a checkpoint.
         OutputError: a file could not be read.
     """
-    with mounted(a) as local_a, mounted(b) as local_b:
-        return _compare(open_any(local_a), open_any(local_b), observer or Observer() if stats else None)
+    with mounted(a) as one, mounted(b) as other:
+        counting = observer or Observer() if stats else None
+        result = _compare(open_any(one.path), open_any(other.path), counting)
+        return other.display(one.display(result))
 
 
 def _compare(a: Opened, b: Opened, observer: Observer | None) -> Comparison:
@@ -152,7 +154,7 @@ def _compare_values(
     with SourceFiles() as files:
         try:
             all_pairs = _pairs(a, b, files)
-            with count_bytes(observer, sum(pair.found.stored.nbytes for pair in all_pairs), "compared"):
+            with count_bytes(observer, sum(pair.found.stored.nbytes for pair in all_pairs), "Comparing"):
                 found += [_value_difference(each) for each in differences_of(all_pairs, observer.advance)]
         except OutputError:
             raise

@@ -62,7 +62,7 @@ def _views(entries: Iterable[Entry]) -> Iterator[Finding]:
         several = f"{len(unused):,} storages have {size} of unused bytes in total"
         extent = several if len(unused) > 1 else f"{size} of it are not used"
         message = f"View of a larger storage; {extent}."
-        yield _warning("VIEW", message, first.file.name, owner[first])
+        yield _warning("STORAGE_UNUSED", message, first.file.name, owner[first])
 
 
 def _strided_tensors(entries: Iterable[Entry]) -> Iterator[Finding]:
@@ -71,7 +71,7 @@ def _strided_tensors(entries: Iterable[Entry]) -> Iterator[Finding]:
         others = len(strided) - 1
         also = f" So are {others:,} other tensor{'s' * (others > 1)}." if others else ""
         message = f"Not contiguous (transposed, or a slice of a wider tensor).{also}"
-        yield _warning("STRIDED", message, strided[0].files[0].name, strided[0].name)
+        yield _warning("TENSOR_STRIDED", message, strided[0].files[0].name, strided[0].name)
 
 
 def _is_strided(entry: Entry, slab: Slab) -> bool:
@@ -93,4 +93,4 @@ def _missing_checksums(opened: Opened) -> Iterator[Finding]:
 def _unknown_files(files: Iterable[File]) -> Iterator[Finding]:
     for file in files:
         if file.role == "other":
-            yield _warning("FILE_BESIDE", "Not part of a checkpoint in this format.", file.name)
+            yield _warning("UNEXPECTED_FILE", "Not part of a checkpoint in this format.", file.name)

@@ -53,20 +53,26 @@ def inspect(
         OutputError: a file could not be read.
         UsageError: no tensor matches the pattern.
     """
-    with mounted(path) as local:
-        opened = open_any(local)
-        described = describe(opened)
-        if tensors is None and not stats:
-            return described
-        chosen = [entry for entry in opened.entries if _matches(entry, tensors or "*")]
-        if tensors and not chosen:
-            raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=local)
-        listed = [_tensor(entry) for entry in chosen]
-        if not stats:
-            return replace(described, tensors=tuple(listed))
-        computed, errors = _compute_stats(chosen, observer or Observer())
-        listed = [replace(tensor, stats=computed.get(place)) for place, tensor in enumerate(listed)]
-        return replace(described, tensors=tuple(listed), findings=(*described.findings, *errors))
+    with mounted(path) as location:
+        found = _inspect(location.path, tensors, observer or Observer() if stats else None)
+        return location.display(found)
+
+
+def _inspect(path: Path, tensors: str | None, observer: Observer | None) -> Inspection:
+    """Describe a local checkpoint; with an observer, compute statistics."""
+    opened = open_any(path)
+    described = describe(opened)
+    if tensors is None and not observer:
+        return described
+    chosen = [entry for entry in opened.entries if _matches(entry, tensors or "*")]
+    if tensors and not chosen:
+        raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=path)
+    listed = [_tensor(entry) for entry in chosen]
+    if not observer:
+        return replace(described, tensors=tuple(listed))
+    computed, errors = _compute_stats(chosen, observer)
+    listed = [replace(tensor, stats=computed.get(place)) for place, tensor in enumerate(listed)]
+    return replace(described, tensors=tuple(listed), findings=(*described.findings, *errors))
 
 
 def describe(opened: Opened) -> Inspection:
@@ -192,7 +198,7 @@ def _compute_stats(entries: Sequence[Entry], observer: Observer) -> tuple[dict[i
     stored = [entries[place].stored for place in places]
     stats: dict[int, Stats] = {}
     errors: list[Finding] = []
-    with count_bytes(observer, sum(tensor.nbytes for tensor in stored), "read"), SourceFiles() as files:
+    with count_bytes(observer, sum(tensor.nbytes for tensor in stored), "Reading"), SourceFiles() as files:
         results = all_stats(stored, files, observer.advance)
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Stats):
@@ -203,9 +209,9 @@ def _compute_stats(entries: Sequence[Entry], observer: Observer) -> tuple[dict[i
 
 
 @contextmanager
-def count_bytes(observer: Observer, total: int, verb: str) -> Iterator[None]:
+def count_bytes(observer: Observer, total: int, label: str) -> Iterator[None]:
     """Report the start and the end of reading ``total`` bytes."""
-    observer.start(total, verb)
+    observer.start(total, label)
     try:
         yield
     finally:

@@ -127,7 +127,7 @@ def _weights_folder(found: Input) -> Path:
     place = found.problems[0].file if found.checkpoint is None and found.problems else None
     if place is None:
         return found.folder
-    return place if place.is_dir() else place.parent
+    return Path(place) if Path(place).is_dir() else Path(place).parent
 
 
 def weight_files(folder: Path, checkpoint_format: str) -> list[Path]:

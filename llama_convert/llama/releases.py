@@ -391,7 +391,7 @@ def _selected(version: str, candidates: list[Release], traits: ReleaseTraits) ->
     reason = reason or f"{named.title} was not released with this shape and these settings"
     found = " or ".join(_title(release, traits) for release in candidates)
     raise UsageError(
-        "VERSION_CONTRADICTED",
+        "VERSION_MISMATCH",
         f"--llama-version {version} ({named.title}) does not match the files ({found}): {reason}.",
         hint="Omit --llama-version. The release is detected from the files.",
     )

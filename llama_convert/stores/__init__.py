@@ -1,1 +1,1 @@
-"""Checkpoints by URL: object stores, the Hub, web servers; all by way of fsspec."""
+"""Remote checkpoints: object stores, the Hugging Face Hub and web servers, all through fsspec."""

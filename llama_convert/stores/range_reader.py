@@ -1,4 +1,4 @@
-"""A file elsewhere, read by ranges."""
+"""Reads byte ranges of a remote file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from llama_convert.stores.filesystem import shown
-from llama_convert.stores.retry import ShortAnswerError, persistently
+from llama_convert.stores.filesystem import printable
+from llama_convert.stores.retry import ShortResponseError, with_retries
 
 _WINDOW = 128 << 10
-"""Bytes that are fetched where fewer are asked for: headers lie together."""
-_WINDOWS = 4
+"""Bytes fetched for smaller reads: the headers of a file are next to each other."""
+_MAX_WINDOWS = 4
 
 
 class RangeReader:
-    """Every read is a request; those of a few bytes are served from what was fetched around them."""
+    """A remote file. Each large read is one request; small reads share cached windows of 128 KiB.
+
+    Args:
+        fs: an fsspec file system, or `WebFiles`.
+        path: the file's path in it.
+        url: the file's URL, for messages.
+        file: the local placeholder.
+        size: bytes of the file.
+    """
 
     is_remote = True
 
@@ -30,21 +38,24 @@ class RangeReader:
         self._windows: OrderedDict[int, bytes] = OrderedDict()
 
     def read_some(self, target: memoryview, offset: int) -> int:
-        """Fill ``target`` from ``offset`` on; fewer bytes only where the file ends.
+        """Fill ``target`` with the bytes from ``offset`` on.
+
+        Returns:
+            Bytes read: fewer than the size of ``target`` only at the end of the file.
 
         Raises:
-            InputError: the file is gone, or forbidden.
-            OutputError: it cannot be fetched.
+            InputError: the file no longer exists, or access is denied.
+            OutputError: the store cannot be reached.
         """
         end = min(offset + len(target), self.size)
         if offset >= end:
             return 0
-        target[: end - offset] = (
-            self._near(offset, end) if end - offset < _WINDOW else self._fetch(offset, end)
-        )
+        is_small = end - offset < _WINDOW
+        target[: end - offset] = self._read_window(offset, end) if is_small else self._fetch(offset, end)
         return end - offset
 
-    def _near(self, offset: int, end: int) -> bytes:
+    def _read_window(self, offset: int, end: int) -> bytes:
+        """Bytes from a cached window that has them, else from a new one."""
         with self._lock:
             for start, window in self._windows.items():
                 if start <= offset and end <= start + len(window):
@@ -53,22 +64,22 @@ class RangeReader:
         window = self._fetch(start, min(self.size, start + _WINDOW))
         with self._lock:
             self._windows[start] = window
-            while len(self._windows) > _WINDOWS:
+            while len(self._windows) > _MAX_WINDOWS:
                 self._windows.popitem(last=False)
         return window[offset - start : end - start]
 
     def _fetch(self, start: int, end: int) -> bytes:
-        def ask() -> bytes:
+        def request() -> bytes:
             content: bytes = self._fs.cat_file(self._path, start=start, end=end)
             if len(content) != end - start:
-                raise ShortAnswerError
+                raise ShortResponseError
             return content
 
-        return persistently(f"reading bytes {start:,} to {end:,}", shown(self._url), ask)
+        return with_retries(f"read bytes {start:,} to {end:,}", printable(self._url), request)
 
     def read_all(self) -> bytes:
-        """All of it; raises as `read_some`."""
+        """The whole file; raises as `read_some`."""
         return self._fetch(0, self.size) if self.size else b""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: no connection belongs to a reader."""

@@ -1,4 +1,4 @@
-"""Requests that are tried again."""
+"""Retries failed requests to a store."""
 
 from __future__ import annotations
 
@@ -9,42 +9,56 @@ from typing import TypeVar
 
 from llama_convert.errors import InputError, OutputError
 
-_FORBIDDEN = "permission denied; are the credentials in place?"
 ATTEMPTS = 6
-_FIRST_PAUSE = 0.2  # seconds; each is about twice the one before
-CONNECT, READ = 10, 60
-"""Seconds until an answer, and until the next bytes of one, are given up."""
+_FIRST_PAUSE = 0.2
+"""Seconds before the second attempt; each later pause is twice as long, ±30 %."""
+CONNECT_TIMEOUT = 10
+"""Seconds to wait for a connection."""
+READ_TIMEOUT = 60
+"""Seconds to wait for the next bytes of a response."""
 T = TypeVar("T")
 
 
-class ShortAnswerError(Exception):
-    """A server sent fewer bytes than it was asked for, or more."""
+class ShortResponseError(Exception):
+    """A server sent fewer or more bytes than the range that was requested."""
 
 
-def persistently(what: str, where: str, ask: Callable[[], T]) -> T:
-    """What ``ask`` returns; asked again, after longer and longer pauses, where it fails.
+def with_retries(action: str, url: str, request: Callable[[], T]) -> T:
+    """The result of ``request``, called up to `ATTEMPTS` times with growing pauses.
 
-    Whatever a library raises counts as a network fault, except a plain refusal.  None of its words
-    are repeated: they may hold a signature.
+    Every exception of a library counts as a network fault, except "not found" and "permission denied". Their
+    texts are never repeated in messages: they can contain a signature.
+
+    Args:
+        action: what the request does, in the infinitive, for the message.
+        url: the printable URL, for the message.
+        request: sends it.
 
     Raises:
-        InputError: there is no such thing, or we may not have it.
-        OutputError: it fails again and again.
+        InputError: the file does not exist, or access is denied.
+        OutputError: every attempt failed.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
         try:
-            return ask()
+            return request()
         except FileNotFoundError:
-            raise InputError("INPUT_NOT_FOUND", f"{where}: not found") from None
+            raise InputError("INPUT_NOT_FOUND", "Not found.", file=url) from None
         except PermissionError:
-            raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
+            raise _denied(url) from None
         except (InputError, OutputError):
             raise
         except Exception as error:
             status = getattr(error, "status", None) or getattr(error, "errno", None)
             if status in (401, 403):
-                raise InputError("INPUT_PERMISSION", f"{where}: {_FORBIDDEN}") from None
-            last = f"{type(error).__name__}{f' {status}' if status else ''}"
-    raise OutputError("INPUT_IO", f"{where}: {what} fails: {last}; tried {ATTEMPTS} times")
+                raise _denied(url) from None
+            reason = f"{type(error).__name__}{f' {status}' if status else ''}"
+    message = f"Cannot {action} after {ATTEMPTS} attempts: {reason}."
+    hint = "Check the connection. Run the same command again."
+    raise OutputError("INPUT_IO", message, file=url, hint=hint)
+
+
+def _denied(url: str) -> InputError:
+    hint = "Check that credentials for the store are configured."
+    return InputError("INPUT_PERMISSION", "Permission denied.", file=url, hint=hint)

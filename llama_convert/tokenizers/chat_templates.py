@@ -27,6 +27,6 @@ def chat_template(name: str) -> str:
     """
     if name not in CHAT_TEMPLATES:
         hint = f"Choose one of {', '.join(CHAT_TEMPLATES)}."
-        raise UsageError("CHAT_TEMPLATE", f"Unknown chat template {name!r}.", hint=hint)
+        raise UsageError("CHAT_TEMPLATE_INVALID", f"Unknown chat template {name!r}.", hint=hint)
     template = files("llama_convert.tokenizers") / "templates" / f"{name}.jinja"
     return template.read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ class TokenizerReport:
 # Other files under the name tokenizer.model: error code, beginning, message, hint.
 _OTHER_FILES = (
     ("TOKENIZER_EMPTY", rb"\s*\Z", "The file is empty.", "Download it again."),
-    ("TOKENIZER_POINTER", rb"version https://git-lfs", "Only a git-lfs pointer.", "Run: git lfs pull"),
+    ("TOKENIZER_LFS_POINTER", rb"version https://git-lfs", "Only a git-lfs pointer.", "Run: git lfs pull"),
     (
         "TOKENIZER_HTML",
         rb"\s*<(!doctype|html|\?xml)",

@@ -68,11 +68,11 @@ def special_tokens(names: SpecialTokenNames, override: Sequence[str] = ()) -> tu
     used = tuple(override) or _NAMES[names]
     if len(used) > N_SPECIAL:
         message = f"Too many special tokens: {len(used)}, but the model has only {N_SPECIAL}."
-        raise UsageError("SPECIAL_TOKENS", message)
+        raise UsageError("BAD_SPECIAL_TOKENS", message)
     if not all(used) or len(set(used)) < len(used):
-        raise UsageError("SPECIAL_TOKENS", "Special tokens are empty or duplicate.")
+        raise UsageError("BAD_SPECIAL_TOKENS", "Special tokens are empty or duplicate.")
     for required in (BEGIN_OF_TEXT, END_OF_TEXT):
         if required not in used:
-            raise UsageError("SPECIAL_TOKENS", f"Missing special token {required}.")
+            raise UsageError("BAD_SPECIAL_TOKENS", f"Missing special token {required}.")
     unused = (name for name in map(_reserved, range(2 * N_SPECIAL)) if name not in used)
     return (*used, *islice(unused, N_SPECIAL - len(used)))

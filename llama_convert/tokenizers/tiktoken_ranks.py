@@ -134,7 +134,7 @@ def read_tiktoken(path: Path, data: bytes) -> TiktokenModel:
 
 def _check_tokens(path: Path, tokens: Sequence[bytes]) -> None:
     if len(tokens) == _LLAMA4_TOKENS:
-        raise InputError("TOKENIZER_FORM", "The tokenizer of Llama 4 is not supported.", file=path)
+        raise InputError("TOKENIZER_UNSUPPORTED", "The tokenizer of Llama 4 is not supported.", file=path)
     distinct = set(tokens)
     if len(distinct) < len(tokens):
         ((duplicate, _),) = Counter(tokens).most_common(1)

@@ -39,7 +39,7 @@ def _completion(
     n_tokens, per_layer = context.options.max_new_tokens, bytes_per_layer(checkpoint)
     ids = tokenizer.encode(prompt)
     total = per_layer * checkpoint.config.n_layers * n_tokens
-    with context.progress(total, "run"), SourceFiles() as files:
+    with context.progress(total, "Generating"), SourceFiles() as files:
         model = open_model(checkpoint, files, device, getattr(torch, context.compute.name))
         generated = complete(model, ids, n_tokens, lambda: context.observer.advance(per_layer))
     return _text_after(tokenizer, ids, generated)

@@ -62,12 +62,12 @@ class Context:
         return self.output.checkpoint, self.source.checkpoint if self.source else None
 
     @contextmanager
-    def progress(self, total: int, verb: str) -> Iterator[None]:
+    def progress(self, total: int, label: str) -> Iterator[None]:
         """Let the observer count ``total`` bytes, if there are any."""
         if not total:
             yield
             return
-        self.observer.start(total, verb)
+        self.observer.start(total, label)
         try:
             yield
         finally:

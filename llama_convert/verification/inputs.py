@@ -61,7 +61,7 @@ def open_input(path: Path, version: str | None = None, tokenizer: Path | None = 
     try:
         folder = find_meta_folder(path)
     except InputError as error:
-        if error.code not in ("INPUT_NOT_FOUND", "INPUT_SEVERAL"):
+        if error.code not in ("INPUT_NOT_FOUND", "INPUT_AMBIGUOUS"):
             return Input(path, "meta", None, [error])
         has_settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
         if has_settings and error.code == "INPUT_NOT_FOUND":

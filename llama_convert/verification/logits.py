@@ -29,7 +29,7 @@ def _against_source(context: Context, output: Checkpoint, source: Checkpoint) ->
     tokens = _tokens(context, min(output.config.vocab_size, source.config.vocab_size))
     n_layers = min(output.config.n_layers, source.config.n_layers)
     per_layer = sum(weight.nbytes for weight in output.weights.values()) // n_layers
-    with context.progress(per_layer * n_layers, "run"):
+    with context.progress(per_layer * n_layers, "Running"):
         findings, measures = compare_models(
             source, output, tokens, device, context.compute, lambda: context.observer.advance(per_layer)
         )
@@ -85,7 +85,7 @@ def _perplexity(context: Context, output: Checkpoint) -> Outcome:
         finding = Finding("TOKENIZER_MISMATCH", message, file=file.name)
         return Outcome("The tokenizer does not fit the embedding", [finding])
     device, per_layer = pick_device(context.options.device), bytes_per_layer(output)
-    with context.progress(per_layer * output.config.n_layers, "run"), SourceFiles() as files:
+    with context.progress(per_layer * output.config.n_layers, "Running"), SourceFiles() as files:
         model = open_model(output, files, device, getattr(torch, context.compute.name))
         result = perplexity_of(model, ids, lambda: context.observer.advance(per_layer))
     measures = {

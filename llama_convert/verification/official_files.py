@@ -77,7 +77,7 @@ def identify_files(context: Context) -> list[FileIdentity]:
     sizes = [file.stat().st_size for _, file in every]
     total = sum(size for size in sizes if _algorithms_for(size, force))
     identities = []
-    with context.progress(total, "hashed"):
+    with context.progress(total, "Computing checksums"):
         for prefix, file in every:
             identity = identify_file(file, force=force, progress=context.observer.advance)
             if force or identity.verdict != "unknown":

@@ -63,7 +63,7 @@ def check_values(context: Context) -> Outcome:
     output, _ = context.opened()
     checked = ["NaN, infinities, zero rows, scale"]
     total = sum(stored.nbytes for stored in output.weights.values())
-    with context.progress(total, "read"), SourceFiles() as files:
+    with context.progress(total, "Reading"), SourceFiles() as files:
         scans, findings = scan_all(output.weights, files, context.observer.advance)
         if not findings:
             files.check_partly_read(BLOCK_SIZE)
@@ -170,7 +170,7 @@ def implausible(scans: Sequence[Scan]) -> list[Finding]:
             HEAD,
         ):  # rows of unused tokens may be zero
             message = f"{scan.zero_rows} of {rows} rows are zero."
-            findings.append(Finding("VALUES_DEAD_ROWS", message, file, stored.name, severity="warning"))
+            findings.append(Finding("VALUES_ZERO_ROWS", message, file, stored.name, severity="warning"))
     return findings + _out_of_scale(scans)
 
 
@@ -263,7 +263,9 @@ def check_checklist(folder: Path, context: Context) -> tuple[list[Finding], int]
         if checklist is None:
             return [], 0
         files = list(checklist.md5s)
-        with context.progress(sum(file.stat().st_size for file in files if file.exists()), "hashed"):
+        with context.progress(
+            sum(file.stat().st_size for file in files if file.exists()), "Computing checksums"
+        ):
             digests = md5_of_all(files, workers=WORKERS, progress=context.observer.advance)
     except LlamaConvertError as error:
         return [Finding.of(error)], 0

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.findings import Finding, at_most
 from llama_convert.observer import Observer
+from llama_convert.stores.location import Location
 from llama_convert.stores.mount import mounted
 from llama_convert.verification.context import Context, SkippedError, compute_dtype
 from llama_convert.verification.explanations import explained
 from llama_convert.verification.inputs import open_input, with_agreed_release
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Check, CheckReport, Outcome, Status, VerifyReport
+
+T = TypeVar("T")
 
 
 def verify(
@@ -38,10 +43,11 @@ def verify(
         OutputError: a file could not be read.
     """
     with ExitStack() as stack:
-        output_folder = stack.enter_context(mounted(path))
-        source_folder = stack.enter_context(mounted(source)) if source else None
-        context = _open(output_folder, source_folder, options or VerifyOptions(), observer or Observer())
-        return _verify(context)
+        options, observer = options or VerifyOptions(), observer or Observer()
+        with observer.phase("Reading headers"):
+            locations = [stack.enter_context(mounted(each)) for each in (path, source) if each]
+            context = _open(locations[0].path, locations[1].path if source else None, options, observer)
+        return _verify(context, locations)
 
 
 def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer: Observer) -> Context:
@@ -60,7 +66,14 @@ def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer
     return Context(output=output, source=source, options=options, observer=observer, compute=compute)
 
 
-def _verify(context: Context) -> VerifyReport:
+def _verify(context: Context, locations: Sequence[Location]) -> VerifyReport:
+    """Run the checks; reports name the URLs of remote checkpoints, not the folders they are mounted to."""
+
+    def displayed(value: T) -> T:
+        for location in locations:
+            value = location.display(value)
+        return value
+
     source, options, observer = context.source, context.options, context.observer
     detected = next((each.detected for each in reversed(context.inputs) if each.detected), None)
     report = VerifyReport(
@@ -72,11 +85,11 @@ def _verify(context: Context) -> VerifyReport:
         detected=detected,
         checks=[],
     )
-    observer.verification_started(report)
+    observer.verification_started(displayed(report))
     for check in (each for each in Check if each in options.checks):
         observer.check_started(check)
         report.checks = explained([*report.checks, _run(check, context)])
-        observer.check_finished(report.checks[-1])
+        observer.check_finished(displayed(report.checks[-1]))
     if Check.VALUES in options.checks and options.checksums is not False:
         from llama_convert.verification.official_files import identify_files
 
@@ -86,7 +99,7 @@ def _verify(context: Context) -> VerifyReport:
 
         report.completions = completions(context, options.prompt)
     report.checks = [_shortened(each) for each in report.checks]
-    return report
+    return displayed(report)
 
 
 def _run(check: Check, context: Context) -> CheckReport:

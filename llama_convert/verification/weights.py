@@ -36,7 +36,7 @@ def check_weights(context: Context) -> Outcome:
     with SourceFiles() as files:
         pairs = pairs_of(source, output, files)
         total = sum(pair.found.stored.nbytes for pair in pairs)
-        with context.progress(total, "compared"):
+        with context.progress(total, "Comparing"):
             differences = differences_of(pairs, context.observer.advance)
         causes = {each.pair.name: diagnose(each, pairs) for each in differences[:_MAX_DIAGNOSED]}
     undiagnosed = [each.pair for each in differences if not causes.get(each.pair.name)]

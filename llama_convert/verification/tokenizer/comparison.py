@@ -111,7 +111,7 @@ def _copied(copy: Original, source: Path) -> Iterator[Finding]:
         return
     if (copy.kind, copy.names, copy.order) != (original.kind, original.names, original.order):
         hint = "Pass --tokenizer PATH if the output was made with another tokenizer."
-        yield Finding("TOKENIZER_OTHER", f"The tokenizer differs from {source}.", hint=hint)
+        yield Finding("TOKENIZER_DIFFERS", f"The tokenizer differs from {source}.", hint=hint)
 
 
 def _round_trips(original: RunnableOriginal) -> Iterator[Finding]:
@@ -145,7 +145,7 @@ def _compare(original: Original, tokenizer: TokenizerJson, folder: Path, vocab_s
     if 2 * lacking > len(original.names):
         lacked = f"{lacking:,} of the {len(original.names):,} tokens of {original.source}"
         message = f"The tokenizer is a different one: it lacks {lacked}."
-        other = Finding("TOKENIZER_OTHER", message, file="tokenizer.json")
+        other = Finding("TOKENIZER_DIFFERS", message, file="tokenizer.json")
         return Outcome("The tokenizer is a different one", [other], measures)
     rows = configs.vocab_size if vocab_size is None else vocab_size
     findings = [

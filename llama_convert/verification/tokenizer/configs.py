@@ -162,7 +162,7 @@ class Configs:
             if str(ids.get(name)) != number
         ]
         what = "in added_tokens_decoder that differ from tokenizer.json"
-        for finding in group("TOKEN_DESCRIBED", "token", what, problems):
+        for finding in group("ADDED_TOKENS_MISMATCH", "token", what, problems):
             yield replace(finding, file="tokenizer_config.json")
 
 
@@ -186,11 +186,11 @@ def _template(file: str, template: str, absent: list[str]) -> Iterator[Finding]:
         _JINJA.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
         message = f"The chat template is not valid Jinja: line {error.lineno}: {short(error.message)}"
-        yield Finding("CHAT_TEMPLATE", message, file=file)
+        yield Finding("CHAT_TEMPLATE_INVALID", message, file=file)
     except (RecursionError, ValueError):
         message = "The chat template is not valid Jinja: nested too deeply, or a number is too long."
-        yield Finding("CHAT_TEMPLATE", message, file=file)
+        yield Finding("CHAT_TEMPLATE_INVALID", message, file=file)
     if absent:
         names = listed([repr(name) for name in dict.fromkeys(absent)])
         message = f"The chat template uses {names}, which tokenizer.json does not have."
-        yield Finding("CHAT_TEMPLATE", message, file=file)
+        yield Finding("CHAT_TEMPLATE_INVALID", message, file=file)

@@ -33,7 +33,7 @@ def numbering(ids: Mapping[str, int]) -> Iterator[Finding]:
     counts = Counter(ids.values())
     twice = [Problem(f"{name!r} (id {number})") for name, number in ids.items() if counts[number] > 1]
     gaps = [Problem(str(number)) for number in range(len(ids)) if number not in counts]
-    yield from group("TOKEN_TWICE", "token", "with the id of another token", twice)
+    yield from group("TOKEN_DUPLICATE", "token", "with the id of another token", twice)
     yield from group("TOKEN_GAP", "id", "without a token", gaps)
 
 
@@ -53,7 +53,7 @@ def implied_original(tokenizer: TokenizerJson) -> Original:
         return _implied_ranks(names, tokenizer)
     except (KeyError, ValueError) as error:
         message = f"Not a Llama tokenizer: a byte, or a byte that a token consists of, is missing ({error})."
-        raise InputError("TOKENIZER_FORM", message, file=tokenizer.path) from None
+        raise InputError("TOKENIZER_UNSUPPORTED", message, file=tokenizer.path) from None
 
 
 def _implied_pieces(names: list[str], tokenizer: TokenizerJson) -> Original:

@@ -64,7 +64,7 @@ def limit_merges(tokens: Collection[str], file: Path) -> None:
     sizes = (len(left) + len(right) for left, right in _all_merges(tokens))
     if upper_bound > _MAX_MERGES and any(size > _MAX_MERGES for size in accumulate(sizes)):
         message = f"The merges have more than {_MAX_MERGES:,} characters; no Llama has so many."
-        raise InputError("TOKENIZER_FORM", message, file=file)
+        raise InputError("TOKENIZER_UNSUPPORTED", message, file=file)
 
 
 def _problems(pairs: Iterable[tuple[str, str]]) -> Iterator[Problem]:

@@ -100,7 +100,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
             return tokenizer
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
-    raise InputError("TOKENIZER_FORM", "Not a BPE tokenizer with a vocabulary and merges.", file=path)
+    raise InputError("TOKENIZER_UNSUPPORTED", "Not a BPE tokenizer with a vocabulary and merges.", file=path)
 
 
 def _is_bpe(tokenizer: TokenizerJson) -> bool:
