@@ -202,7 +202,7 @@ def test_the_hugging_face_scripts_command_line(tmp_path: Path) -> None:
         *("--special_tokens", "<|begin_of_text|>,<|end_of_text|>"),
     )
     assert run.exit_code == 0, run.stderr
-    assert "--model-size 8B: the files are" in run.stderr
+    assert "--model-size 8B is ignored: detected" in run.stderr
     assert run.stdout == ""
     assert (tmp_path / "out/model.safetensors").is_file()
 

@@ -221,7 +221,7 @@ def test_two_at_once(cases: dict[str, Case], tmp_path: Path) -> None:
         codes = sorted(code for code, _ in ended)
         assert codes in ([0, 5], [0, 0]), ended  # both: the second came when all was done
         losers = [error for code, error in ended if code == 5]
-        assert all("is being written by" in loser or "holds" in loser for loser in losers)
+        assert all("Being written by" in loser or "holds" in loser for loser in losers)
         assert check(out, case) == "new"
         assert not (out / STAGING).exists()
 
@@ -235,7 +235,7 @@ def test_the_holder_is_named(cases: dict[str, Case], tmp_path: Path) -> None:
         time.sleep(0.02)
     ended = run(case.command(out))
     assert ended.exit_code == 5
-    assert f"is being written by process {holder.pid} on " in ended.message
+    assert f"Being written by process {holder.pid} on " in ended.message
     holder.kill()
     holder.communicate()
     rerun(case, out)

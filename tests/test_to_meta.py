@@ -568,7 +568,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "3 ranks of 4 heads": (
         ["{hf}", "{out}", *TO_META, "--mp", "3"],
         2,
-        ("n_heads (4), vocab_size (400)",),
+        ("n_heads (4)", "vocab_size (400)"),
     ),
     "0 ranks": (["{hf}", "{out}", *TO_META, "--mp", "0"], 2, ("--mp",)),
     "no such axis": (["{hf}", "{out}", *TO_META, "--embedding-axis", "2"], 2, ("--embedding-axis",)),

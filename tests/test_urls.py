@@ -221,7 +221,7 @@ class TestSources:
                 (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
                 store.put(changed, "hf")
 
-        with pytest.raises(InputError, match="changed while it was read"):
+        with pytest.raises(InputError, match="Changed while it was read"):
             shard("s3://bucket/hf", tmp_path / "out", max_shard_size="30KB", observer=Meddler())
 
     def test_inspect_fetches_little(self, store: ObjectStore, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ class TestTargets:
         assert run.exit_code == 0, run.stderr
         llama_convert("convert", local / "meta", tmp_path / "hf", "--max-shard-size", "100KB", "--verify")
         assert there(store, "hf", tmp_path) == read(tmp_path / "hf")
-        assert b"held it against its source: **pass**" in read(tmp_path / "hf")["README.md"]
+        assert b"compared it with its source: **pass**" in read(tmp_path / "hf")["README.md"]
 
     def test_config_comes_last(self, store: ObjectStore, proxy: FaultyProxy, local: Path) -> None:
         convert(local / "meta", "s3://bucket/hf", SMALL)

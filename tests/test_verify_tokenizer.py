@@ -485,7 +485,12 @@ CONFIG_FAULTS = {
         "'<|eom_id|>' (id 393)",
     ),
     "template cut short": (TOKENIZER, template("{% if x %}"), "CHAT_TEMPLATE_INVALID", "not valid Jinja"),
-    "template of others": (TOKENIZER, template("<|im_start|>{{ x }}"), "CHAT_TEMPLATE_INVALID", "'<|im_start|>'"),
+    "template of others": (
+        TOKENIZER,
+        template("<|im_start|>{{ x }}"),
+        "CHAT_TEMPLATE_INVALID",
+        "'<|im_start|>'",
+    ),
     "template in a list": (
         TOKENIZER,
         lambda c: c.update(chat_template=[{"name": "default", "template": "{{"}]),

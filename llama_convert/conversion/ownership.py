@@ -54,7 +54,7 @@ class Lock:
         """
         while self._descriptor < 0:
             if os.path.lexists(self._folder) and (self._folder.is_symlink() or not self._folder.is_dir()):
-                message = "Not a folder, but the output is staged here."
+                message = "Not a folder, or a link to one. The output is staged here."
                 raise ConflictError("OUTPUT_EXISTS", message, file=self._folder, hint="Remove it.")
             self._folder.mkdir(parents=True, exist_ok=True)
             try:

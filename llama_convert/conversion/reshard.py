@@ -47,6 +47,7 @@ def meta_reshard_job(source: Path, destination: Path, options: ConvertOptions, m
     tokenizer = options.tokenizer or folder.tokenizer
     kind = open_tokenizer(tokenizer).kind if tokenizer else None
     checkpoint = open_meta(folder, kind, options.llama_version)
+    report_detection(checkpoint.detected, len(folder.rank_files), checkpoint.dtype, messages)
     messages.warn_each(checkpoint.warnings)
     axis = options.embedding_axis
     if axis is None:
@@ -56,7 +57,6 @@ def meta_reshard_job(source: Path, destination: Path, options: ConvertOptions, m
     warn_of_missing_head(checkpoint, messages)
     split = RankSplit(checkpoint.config, options.mp, axis)
     plan = plan_meta(checkpoint, None, split)
-    report_detection(checkpoint.detected, len(folder.rank_files), checkpoint.dtype, messages)
     messages.detail(f"Writing {split.n_ranks} shards, with the embedding split along dim {axis}.")
     if split.kv_repeats > 1:
         messages.detail(f"Each KV head is stored {split.kv_repeats} times.")
@@ -109,10 +109,10 @@ def huggingface_reshard_job(
             "BAD_USAGE", "--tokenizer only applies to --mp; --max-shard-size copies SRC's tokenizer."
         )
     checkpoint = open_huggingface(source)
-    messages.warn_each(checkpoint.warnings)
-    plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     identity = checkpoint.detect(options.llama_version)
     report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
+    messages.warn_each(checkpoint.warnings)
+    plan = plan_huggingface(checkpoint, None, parse_size(options.max_shard_size))
     messages.detail(f"Writing {len(plan.layouts)} shards.")
     settings, tied = checkpoint.settings, checkpoint.config.tied
     copied = auxiliary_files(source, checkpoint.files, messages, skip=(settings.file.name,))

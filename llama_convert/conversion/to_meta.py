@@ -41,8 +41,9 @@ def meta_job(source: Path, destination: Path, options: ConvertOptions, messages:
             otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
         )
     checkpoint = open_huggingface(source)
-    messages.warn_each(checkpoint.warnings)
     identity, config = checkpoint.detect(options.llama_version), checkpoint.config
+    report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
+    messages.warn_each(checkpoint.warnings)
     detected_by_readers = detect_release(checkpoint.traits(), options.llama_version).release
     _check_representable(config, detected_by_readers, source / "config.json", messages)
     axis = options.embedding_axis
@@ -51,7 +52,6 @@ def meta_job(source: Path, destination: Path, options: ConvertOptions, messages:
     split = RankSplit(config, options.mp, axis)
     dtype = parse_weight_dtype(options.dtype)
     plan = plan_meta(checkpoint, dtype, split)
-    report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
     if split.kv_repeats > 1:
         messages.detail(f"Each of {config.n_kv_heads} KV heads is stored {split.kv_repeats} times.")
 

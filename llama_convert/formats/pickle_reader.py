@@ -75,7 +75,9 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(item) is int for item in value):
         raise PickleRefusedError("INPUT_PICKLE", f"The {what} of a tensor is not a tuple of integers.")
     if any(item < 0 for item in value):
-        raise PickleRefusedError("TENSOR_INVALID", f"Negative number in the {what} of a tensor: {min(value)}.")
+        raise PickleRefusedError(
+            "TENSOR_INVALID", f"Negative number in the {what} of a tensor: {min(value)}."
+        )
     if any(item >= 1 << 63 for item in value):
         raise PickleRefusedError("TENSOR_INVALID", f"Number of 64 bits or more in the {what} of a tensor.")
     return value

@@ -132,7 +132,9 @@ def _stored_tensor(file: Path, name: str, record: TensorRecord, directory: ZipDi
         message = f"Wrong size of its storage {storage_name}."
         raise refuse("TENSOR_INVALID", message, expected=f"{declared:,} bytes", found=f"{entry.size:,}")
     if len(record.shape) > _MAX_DIMS:
-        raise refuse("TENSOR_INVALID", f"Has {len(record.shape)} dimensions, more than the limit of {_MAX_DIMS}.")
+        raise refuse(
+            "TENSOR_INVALID", f"Has {len(record.shape)} dimensions, more than the limit of {_MAX_DIMS}."
+        )
     numel = math.prod(record.shape)
     expanded = len(record.shape) == 1 and numel <= _MAX_EXPANDED
     if numel * itemsize > entry.size and not expanded:

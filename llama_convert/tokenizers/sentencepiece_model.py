@@ -188,7 +188,9 @@ def _check_settings(path: Path, trainer: Fields, normalizer: Fields) -> None:
     )
     for is_present, problem in problems:
         if is_present:
-            raise InputError("TOKENIZER_UNSUPPORTED", f"Not a sentencepiece model of Llama: {problem}.", file=path)
+            raise InputError(
+                "TOKENIZER_UNSUPPORTED", f"Not a sentencepiece model of Llama: {problem}.", file=path
+            )
 
 
 def _check_pieces(path: Path, pieces: Sequence[Piece]) -> dict[str, int]:
