@@ -255,7 +255,7 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "width against params.json": (
         "plain", params(multiple_of=256),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "rows does not match"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "does not match"),
     ),
     "vocabulary against params.json": (
         "plain", params(vocab_size=95),
