@@ -577,7 +577,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "meta to meta": (["{meta}", "{out}", *TO_META], 3, ("{meta}", "shard {meta} {out} --mp 1")),
     "hf to hf": (["{hf}", "{out}"], 3, ("{hf}", "already in Hugging Face format")),
     "nowhere": (["{nowhere}", "{out}", *TO_META], 3, ("{nowhere}: Not found.",)),
-    "a file": (["{hf}/config.json", "{out}", *TO_META], 3, ("{hf}/config.json: a file",)),
+    "a file": (["{hf}/config.json", "{out}", *TO_META], 3, ("{hf}/config.json: This is a file",)),
     "no checkpoint": (["{empty}", "{out}", *TO_META], 3, ("{empty}",)),
     "no tokenizer": (["{hf}", "{out}", *TO_META, "--tokenizer", "/nowhere"], 3, ("/nowhere",)),
     "no dtype": (["{hf}", "{out}", *TO_META, "--dtype", "int4"], 2, ("--dtype int4",)),

@@ -540,7 +540,7 @@ def test_llama4_is_refused(llama3_tokenizer_model: Path) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="Not a regular file|Not found") as caught:
+        with pytest.raises(InputError, match=r"Not a regular file|Not found") as caught:
             open_tokenizer(path)
         assert caught.value.code == "TOKENIZER_MISSING"
 

@@ -252,7 +252,7 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     "damaged byte": ("plain", flip(R1, 0.5), Seen("values", "INPUT_CRC", R1, "CRC-32")),
     "file cut short": ("plain", truncate(R1, 0.6), Seen("structure", "INPUT_TRUNCATED", R1)),
     "shape against params.json": (
-        "plain", params(dim=128), Seen("structure", "RANKS_MISSING", "any", "hold 64 of 128 rows of wq")
+        "plain", params(dim=128), Seen("structure", "RANKS_MISSING", "any", "64 of 128 rows of wq")
     ),
     "heads against params.json": (
         "plain", params(n_kv_heads=3), Seen("structure", "PARAMS_VALUE", "params.json", "does not divide")
@@ -263,7 +263,7 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     ),
     "width against params.json": (
         "plain", params(multiple_of=256),
-        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "rows does not match"),
+        Seen("structure", "PARAMS_TENSORS_DISAGREE", "layers.0.feed_forward.w1.weight", "does not match"),
     ),
     "vocabulary against params.json": (
         "plain", params(vocab_size=95),
@@ -305,7 +305,7 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
         Seen("structure", "RANKS_DTYPES", W2, "not of one save"),
     ),
     "tensor missing on one rank": (
-        "plain", rank(1, lambda state: state.pop(W2)), Seen("structure", "RANKS_NAMES", W2, "missing")
+        "plain", rank(1, lambda state: state.pop(W2)), Seen("structure", "RANKS_NAMES", W2, "Missing")
     ),
     "nothing but zeros": (
         "plain", first(*(rank(n, lambda state: state.update({W2: torch.zeros_like(state[W2])}))
