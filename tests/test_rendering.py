@@ -166,10 +166,15 @@ def test_old_windows_consoles_get_digits_for_bars(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_cuts_nothing(command: str) -> None:
+    for width in WIDTHS:
+        text = fresh(command, "--help-all", COLUMNS=str(width)).stdout
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
     for width in (80, 120, 200):
         text = fresh(command, "--help", COLUMNS=str(width)).stdout
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= width
+        assert "--debug" not in text
         examples = [line for line in text.split("Examples")[1].splitlines() if line.strip()]
         examples = examples[: next(n for n, line in enumerate(examples) if "Arguments" in line)]
         assert len(examples) >= 2

@@ -21,6 +21,7 @@ from llama_convert.checkpoints.manifest import manifest_json, read_manifest
 from llama_convert.cli import errors, terminal
 from llama_convert.cli.terminal import Terminal, lines, styled
 from llama_convert.cli.verify_report import print_report
+from llama_convert.errors import InputError
 from llama_convert.findings import Finding
 from llama_convert.verification.report import Check, CheckReport, FileIdentity, Status, VerifyReport
 from tests.peers import ROOT
@@ -277,3 +278,38 @@ def test_one_module_prints() -> None:
                     called,
                 )
                 assert called != "typer.echo" or file.name in ("app.py", "help.py"), file  # text of ours
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("error: a b", ["error: a b"]),
+        ("one two three four", ["one two", "three four"]),
+        ("/a/path/that/is/longer is whole", ["/a/path/that/is/longer", "is whole"]),
+        ("  expected [1, 2], got [2]", ["  expected", "[1, 2], got", "[2]"]),
+        ("hint: Run: llama-convert convert a b", ["hint: Run: llama-convert convert a b"]),
+        (
+            "hint: Merge it first. Run: python merge.py a b",
+            ["hint: Merge", "it first.", "Run: python merge.py a b"],
+        ),
+    ],
+)
+def test_messages_break_between_words(text: str, expected: list[str]) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, lines_ in ((Screen(), expected), (io.StringIO(), [text])):
+        terminal.print_message(Terminal(file=stream, width=12), text)
+        assert stream.getvalue().splitlines() == lines_
+
+
+def test_errors_show_expected_and_found(capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    error = InputError(
+        "TENSOR_SHAPE", "Wrong shape.", file="a.pth", tensor="w", expected=[2], found=[3], hint="Do."
+    )
+    with pytest.raises(typer.Exit), errors.handle_errors(as_json=False, debug=False):
+        raise error
+    assert capsys.readouterr().err == "error: a.pth: w: Wrong shape.\n  expected [2], got [3]\nhint: Do.\n"

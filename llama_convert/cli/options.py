@@ -87,8 +87,7 @@ Ranks = Annotated[
         min=1,
         metavar="N",
         show_default=False,
-        help="Number of tensor-parallel ranks, one consolidated.NN.pth each, of output in Meta format. "
-        "1 by default.",
+        help="Number of tensor-parallel ranks, one .pth file each, of output in Meta format. 1 by default.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -137,7 +136,7 @@ NewRanks = Annotated[
         min=1,
         metavar="N",
         show_default=False,
-        help="Number of tensor-parallel ranks, one consolidated.NN.pth each. For Meta format.",
+        help="Number of tensor-parallel ranks, one .pth file each. For Meta format.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -231,7 +230,7 @@ NumShards = Annotated[
     typer.Option(
         metavar="N",
         show_default=False,
-        help="Expected number of consolidated.NN.pth files.",
+        help="Expected number of .pth files in SRC.",
         rich_help_panel=_COMPATIBLE,
     ),
 ]
