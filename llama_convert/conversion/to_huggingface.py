@@ -149,8 +149,8 @@ class _Conversion:
         if tokenizer.differing_text is not None:
             self.warn(
                 f"{path}: tokenizer.json and {tokenizer.kind} give different ids for some texts, for "
-                f"example {tokenizer.differing_text!r}. For exact ids, load the output with LlamaTokenizer of "
-                "transformers 4, which reads tokenizer.model."
+                f"example {tokenizer.differing_text!r}. For exact ids, load the output with LlamaTokenizer "
+                "of transformers 4, which reads tokenizer.model."
             )
         return tokenizer
 
