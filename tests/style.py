@@ -1,4 +1,4 @@
-"""Checks documents, and with `--strings` the package's messages, for wording that readers must translate.
+"""Checks the wording of documents, of the package's messages and help texts, and of the tests' names.
 
 `python -m tests.style` is part of `make lint`.  A line is exempt from one rule if it ends in a comment that
 quotes the match: `<!-- style: told -->` in Markdown, `# style: told` in Python.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ _COMPILED = [(re.compile(rf"\b(?:{rule.pattern})\b", re.IGNORECASE), rule) for r
 
 _NOT_PROSE = re.compile(
     r"^```.*?^```$"  # code blocks
-    r"|<!-- computed: .*?<!-- end of computed part -->"  # help texts: checked with `--strings`
+    r"|<!-- computed: .*?<!-- end of computed part -->"  # help texts: checked in the modules
     r"|`[^`\n]+`"  # names, commands, quoted messages
     r"|\]\([^)]*\)"  # targets of links
     r"|^#+ [A-Z_]+$",  # error codes
@@ -152,22 +152,25 @@ def _other_docstrings(tree: ast.Module) -> Iterator[ast.expr]:
                 yield each.value
 
 
-def files_to_check(*, strings: bool) -> tuple[list[Path], list[Path]]:
-    """Documents, and modules if their strings are to be checked."""
-    markdown = [document.path for document in documents()] + sorted(GITHUB.rglob("*.md"))
-    return markdown, sorted(PACKAGE.rglob("*.py")) if strings else []
+def faults_of_test_names(file: Path) -> Iterator[Fault]:
+    """Wording to avoid in the names of a module's tests."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name.lower().startswith("test"):
+            for message in faults_of_text(node.name.replace("_", " "), ""):
+                yield Fault(file, node.lineno, message)
 
 
-def all_faults(*, strings: bool) -> Iterable[Fault]:
+def all_faults() -> Iterator[Fault]:
     """Everything that is wrong."""
-    markdown, modules = files_to_check(strings=strings)
-    for file in markdown:
+    for file in [*(document.path for document in documents()), *sorted(GITHUB.rglob("*.md"))]:
         yield from faults_of_document(file)
-    for file in modules:
+    for file in sorted(PACKAGE.rglob("*.py")):
         yield from faults_of_strings(file)
+    for file in sorted((ROOT / "tests").glob("*.py")):
+        yield from faults_of_test_names(file)
 
 
 if __name__ == "__main__":
-    found = list(all_faults(strings="--strings" in sys.argv[1:]))
+    found = list(all_faults())
     print(*found, sep="\n", end="\n" if found else "")
     sys.exit(bool(found))

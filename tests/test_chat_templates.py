@@ -120,7 +120,7 @@ def tool_user(request: pytest.FixtureRequest, transformers: Peer, bytes_only: Pa
     return Chat(transformers, bytes_only, tmp_path, request.param)
 
 
-def test_the_table_is_what_lies_in_the_folder() -> None:
+def test_the_table_lists_the_folder() -> None:
     folder = ROOT / "llama_convert/tokenizers/templates"
     assert {path.stem for path in folder.glob("*.jinja")} == set(CHAT_TEMPLATES)
     with pytest.raises(UsageError, match="Unknown chat template 'llama9'"):
@@ -230,7 +230,7 @@ def published(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["llama3_1/prompt_format.md", "llama3_2/text_prompt_format.md"])
-def test_llama3_is_the_published_form(name: str, llama3: Chat) -> None:
+def test_llama3_has_metas_format(name: str, llama3: Chat) -> None:
     """Turn by turn; Meta's examples have a line's end here and there that templates strip."""
     prompts = published(name)
     assert len(prompts) >= 5
@@ -335,7 +335,7 @@ def test_what_a_model_cannot_do(tool_user: Chat) -> None:
         tool_user.render([system("S")], tools=[WEATHER])
 
 
-def test_builtin_tools_are_published(llama31: Chat) -> None:
+def test_builtin_tools_have_metas_format(llama31: Chat) -> None:
     """Meta's example of a search, but for an empty line after the tools that its first edition had."""
     prompt = next(prompt for prompt in published("llama3_1/prompt_format.md") if "1oz gold" in prompt)
     messages = [
@@ -347,7 +347,7 @@ def test_builtin_tools_are_published(llama31: Chat) -> None:
     assert lines(text) == lines(prompt.replace("assistant.\n<|eot_id|>", "assistant.<|eot_id|>"))
 
 
-def test_builtin_call_is_published(llama31: Chat) -> None:
+def test_builtin_call_has_metas_format(llama31: Chat) -> None:
     """Meta's full interaction, from the question on."""
     prompt = next(prompt for prompt in published("llama3_1/prompt_format.md") if "100th decimal" in prompt)
     (output,) = (text for role, text, _ in TURN.findall(prompt) if role == "ipython")

@@ -235,7 +235,7 @@ def test_dry_run_lists_files(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_quiet_says_only_warnings(tmp_path: Path) -> None:
+def test_quiet_prints_only_warnings(tmp_path: Path) -> None:
     assert llama_convert("convert", FIXTURE, tmp_path / "out", "--quiet").stderr == ""
     synthetic.make(tmp_path / "meta", LLAMA2)
     run = llama_convert("convert", tmp_path / "meta", tmp_path / "other", "--quiet")
@@ -243,7 +243,7 @@ def test_quiet_says_only_warnings(tmp_path: Path) -> None:
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_plain_words_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_no_escapes_without_a_terminal(tmp_path: Path) -> None:
     run = fresh("convert", FIXTURE, tmp_path / "out")
     assert "\x1b" not in run.stderr
     assert not any(line.startswith("llama-convert: ") for line in run.stderr.splitlines())
@@ -290,7 +290,7 @@ def test_push_to_hub_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("where", [">&-", "> /dev/full"])
-def test_a_result_that_nobody_can_read_is_a_failure(tmp_path: Path, where: str) -> None:
+def test_a_result_that_cannot_be_printed_is_a_failure(tmp_path: Path, where: str) -> None:
     command = f"{sys.executable} -m llama_convert convert {FIXTURE} {tmp_path / 'out'} --json {where}"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert run.returncode == 4
@@ -299,7 +299,7 @@ def test_a_result_that_nobody_can_read_is_a_failure(tmp_path: Path, where: str) 
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_leave_something_to_go_on_from(tmp_path: Path, name: str) -> None:
+def test_signals_leave_a_resumable_run(tmp_path: Path, name: str) -> None:
     """The observer stands for the moment: a block is written when the signal comes."""
     code = f"""
 import os, signal, sys
@@ -321,7 +321,7 @@ main()
     assert not (tmp_path / "out/.llama-convert").exists()
 
 
-def test_a_file_size_limit_is_told(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported(tmp_path: Path) -> None:
     command = f"ulimit -f 100; {sys.executable} -m llama_convert convert {FIXTURE} {tmp_path / 'out'}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert run.returncode == 4

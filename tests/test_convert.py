@@ -71,7 +71,7 @@ def test_params_may_give_the_distinct_kv_heads(tmp_path: Path) -> None:
     assert_same(tensors(tmp_path / "out"), synthetic.huggingface(shape, state))
 
 
-def test_kv_heads_that_are_all_alike_are_kept(tmp_path: Path) -> None:
+def test_identical_kv_heads_are_kept(tmp_path: Path) -> None:
     """As in placeholders filled with one number; Meta repeats heads only where several are distinct."""
     shape = LLAMA3.but(ranks=4)
     state = synthetic.weights(shape)
@@ -201,7 +201,7 @@ def load(peer: Peer, folder: Path, prompt_ids: list[int] | None = None, count: i
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_stories260k_speaks_what_metas_code_wrote(
+def test_stories260k_generates_the_text_of_metas_code(
     tmp_path: Path, transformers: Peer, stories260k: Path, ranks: int
 ) -> None:
     expected = json.loads((stories260k / "expected.json").read_text())
@@ -381,7 +381,7 @@ def test_names_that_are_taken_as_hints(tmp_path: Path, path: str, names: int) ->
     assert find_meta_folder(tmp_path / path).names == tuple(reversed(Path(path).parts))[:names]
 
 
-def test_chat_template_of_ones_own(tmp_path: Path) -> None:
+def test_custom_chat_template(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
     convert(FIXTURES[1], tmp_path / "out", ConvertOptions(chat_template=tmp_path / "mine.jinja"))
     tokenizer = json.loads((tmp_path / "out/tokenizer_config.json").read_text())

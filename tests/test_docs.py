@@ -107,7 +107,7 @@ class TestExamples:
         assert shown >= {"convert", "shard", "verify", "inspect", "explain"}
 
     @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
-    def test_options_in_examples_that_are_not_run(self, document: Document) -> None:
+    def test_options_in_skipped_examples(self, document: Document) -> None:
         assert document.languages <= {RUNS, SHOWN, "python", "yaml", "text"}
         text = "\n".join(document.code(SHOWN, "yaml")).replace("\\\n", " ")
         text = re.sub(r"\n\s+(?=--)", " ", text)  # YAML joins lines

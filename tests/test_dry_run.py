@@ -98,7 +98,7 @@ def test_a_card_that_stays(sources: Path, tmp_path: Path) -> None:
     assert "README.md" not in listed
 
 
-def test_an_array_task_lists_its_own(sources: Path, tmp_path: Path) -> None:
+def test_an_array_task_lists_its_files(sources: Path, tmp_path: Path) -> None:
     options = ConvertOptions(max_shard_size="100KB", dry_run=True)
     every = convert(META2, tmp_path / "out", options).files
     shares = [

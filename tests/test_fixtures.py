@@ -223,22 +223,22 @@ def faults(fixture: Fixture) -> dict[str, tuple[LlamaConfig, Weights]]:
 
 
 class TestRecitation:
-    def test_ranks_say_the_text(self, fixture: Fixture) -> None:
+    def test_ranks_generate_the_text(self, fixture: Fixture) -> None:
         ids, prompt_ids = fixture.expected["greedy_ids"], fixture.expected["prompt_ids"]
         assert ids[: len(prompt_ids)] == prompt_ids
         for stride in fixture.expected["strides"]:
             assert fixture.says(fixture.forward(), stride) == ids
 
-    def test_the_whole_says_the_text(self, fixture: Fixture) -> None:
+    def test_the_joined_model_generates_the_text(self, fixture: Fixture) -> None:
         for stride in fixture.expected["strides"]:
             forward = reading(fixture.config, fixture.whole())
             assert fixture.says(forward, stride) == fixture.expected["greedy_ids"]
 
-    def test_each_word_is_sure(self, fixture: Fixture) -> None:
+    def test_each_token_is_predicted_with_confidence(self, fixture: Fixture) -> None:
         for stride in fixture.expected["strides"]:
             assert fixture.least_sure(fixture.forward(), stride) > 0.95
 
-    def test_each_word_is_sure_in_other_dtypes(self, fixture: Fixture) -> None:
+    def test_each_token_is_predicted_with_confidence_in_other_dtypes(self, fixture: Fixture) -> None:
         weights = fixture.whole()
         half = {name: weight.half() for name, weight in weights.items()}
         # A last digit of bfloat16, up or down, as arithmetic in bfloat16 might leave it.
@@ -257,7 +257,7 @@ class TestRecitation:
         assert bits == pytest.approx(fixture.bits_per_byte(fixture.forward()), abs=1e-4)
         assert bits == pytest.approx(fixture.expected["passage_bits_per_byte"], abs=1e-3)
 
-    def test_a_fault_makes_it_babble(self, fixture: Fixture) -> None:
+    def test_a_fault_raises_the_perplexity(self, fixture: Fixture) -> None:
         for name, (config, weights) in faults(fixture).items():
             forward = reading(config, weights)
             # Even if put back on the track after each word, it is lost at many of them, mostly at most.
@@ -268,7 +268,7 @@ class TestRecitation:
             assert bits > MAX_BITS_PER_BYTE, f"{name}: {bits:.2f} bits per byte"
 
     @pytest.mark.parametrize("scaling", [None, RopeScaling(8.0), RopeScaling(32.0)], ids=str)
-    def test_another_stretching_makes_it_babble(self, fixture: Fixture, scaling: RopeScaling | None) -> None:
+    def test_rope_scaling_raises_the_perplexity(self, fixture: Fixture, scaling: RopeScaling | None) -> None:
         """Over distances, that is: within a text read as usual it moves nothing."""
         if fixture.config.rope_scaling is None:
             assert fixture.expected["strides"] == [1]
@@ -300,7 +300,7 @@ class TestFiles:
             '  "norm_eps": 1e-05,\n  "rope_theta": 500000.0,\n  "use_scaled_rope": true\n}',
         }[fixture.name]
 
-    def test_tensors_are_bfloat16_slices_of_their_own(self, fixture: Fixture) -> None:
+    def test_tensors_are_separate_bfloat16_slices(self, fixture: Fixture) -> None:
         n_ranks = len(fixture.ranks)
         embedding = {
             "llama2-mp2": (400, 32),
@@ -318,7 +318,7 @@ class TestFiles:
             shared = rank["output.weight"].data_ptr() == rank["tok_embeddings.weight"].data_ptr()
             assert shared == fixture.config.tied
 
-    def test_ids_are_the_text_in_the_tokenizers_words(self, fixture: Fixture) -> None:
+    def test_ids_are_the_encoded_text(self, fixture: Fixture) -> None:
         prompt_ids, ids = fixture.expected["prompt_ids"], fixture.expected["greedy_ids"]
         assert fixture.encode(fixture.expected["prompt"]) == prompt_ids
         assert fixture.encode(fixture.expected["text"]) == ids[:-1]
@@ -341,7 +341,7 @@ class TestFiles:
 
 
 class TestMaking:
-    def test_text_is_learnt_anew_alike(self) -> None:
+    def test_training_is_reproducible(self) -> None:
         """Same seed, same weights; a few steps are enough to see it."""
         config = CONFIGS["llama3.2-tied"]
 

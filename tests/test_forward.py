@@ -140,7 +140,9 @@ class TestMetaReading:
     @pytest.mark.parametrize(
         ("n_ranks", "embedding_dim"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1)], ids=lambda n: str(n)
     )
-    def test_says_what_metas_own_code_said(self, stories260k: Path, n_ranks: int, embedding_dim: int) -> None:
+    def test_generates_the_text_of_metas_code(
+        self, stories260k: Path, n_ranks: int, embedding_dim: int
+    ) -> None:
         expected = json.loads((stories260k / "expected.json").read_text())
         config = LlamaConfig(
             dim=64,
@@ -334,7 +336,7 @@ class TestPieces:
         seen = attention(flat, flat, v, causal(torch.tensor([9, 4, 70]))) > 0
         assert seen.tolist() == [[True, True, False], [False, True, False], [True, True, True]]
 
-    def test_greedy_says_the_likeliest(self) -> None:
+    def test_greedy_generates_the_most_likely_token(self) -> None:
         def forward(tokens: Tensor) -> Tensor:
             return torch.nn.functional.one_hot((tokens + 1) % 5, 5).float()
 

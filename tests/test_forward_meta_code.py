@@ -248,7 +248,7 @@ def test_ranks_mean_what_metas_code_makes_of_them(
 
 
 @pytest.mark.parametrize(("n_ranks", "n_processes"), [(4, 1), (4, 2), (1, 2)])
-def test_ranks_mean_what_metas_loader_merges_or_cuts_them_into(
+def test_ranks_match_what_metas_loader_merges_or_splits(
     meta: Processes, tmp_path: Path, n_ranks: int, n_processes: int
 ) -> None:
     case = make(tmp_path, "llama3.1", n_ranks)

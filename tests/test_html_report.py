@@ -1147,7 +1147,7 @@ class TestCommands:
         assert f"SHA-256 of {converted / 'llama-convert.json'}" in text
         assert "✕" not in text
 
-    def test_predictions_are_the_models_own(self, converted: Path) -> None:
+    def test_predictions_match_the_model(self, converted: Path) -> None:
         (logits,) = verify(converted, FIXTURE, VerifyOptions(checks=(Check.LOGITS,))).checks
         rows = logits.measures["predictions"]
         assert len(rows) == len(logits.measures["kl"]) == 64

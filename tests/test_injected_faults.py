@@ -126,7 +126,7 @@ def test_each_call_fails_in_each_way(
 @pytest.mark.parametrize(
     ("name", "call", "step"), [(NAMES[1], "pwrite", 5), (NAMES[1], "write", 8), (NAMES[4], "pwrite", 20)]
 )
-def test_odd_writes(
+def test_unusual_writes(
     cases: dict[str, Case], tmp_path: Path, name: str, call: str, step: int, fault: int | str
 ) -> None:
     if (call, fault) == ("write", "nothing"):
@@ -134,7 +134,7 @@ def test_odd_writes(
     assert fail_everywhere(cases[name], tmp_path / "out", call, [fault], step)
 
 
-def test_a_short_write_is_gone_on_with(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_short_write_is_continued(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert --to meta"], tmp_path / "out"
 
     def act(calls: Any, name: str, path: str, real: Any, args: Any, kwargs: Any) -> Any:
@@ -384,12 +384,12 @@ def check_order(calls: list[tuple[str, str]], out: Path, whole: invariant.Files)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_is_on_disk_before_it_is_told(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
+def test_all_is_on_disk_before_it_is_reported(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
     case, out = cases[name], tmp_path / "out"
     check_order(run(case.command(out), roots=[tmp_path]).calls, out, case.whole)
 
 
-def test_all_is_on_disk_before_it_is_told_by_a_resume(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_everything_is_on_disk_before_a_resume_reports_it(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert two ranks"], tmp_path / "out"
     run(case.command(out), invariant.signal_at(5, signal.SIGKILL, ["replace"]), [out])
     calls = run(case.command(out), roots=[tmp_path]).calls

@@ -230,7 +230,7 @@ def test_lines_fit(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "Llama 3.1" in lines[0]
 
 
-def test_tensors_may_stand_alone() -> None:
+def test_an_option_between_paths() -> None:
     for command in (["--tensors", FIXTURES[1]], [FIXTURES[1], "--tensors", "--json"]):
         assert "layers.2.ffn_norm.weight" in llama_convert("inspect", *command).stdout
     run = llama_convert("inspect", FIXTURES[1], "--tensors", "*.ffn_norm.*")

@@ -109,7 +109,7 @@ def test_long_lists_end_in_a_count(tmp_path: Path) -> None:
     assert "more" not in llama_convert("diff", tmp_path / "a", tmp_path / "b", "-v").stdout
 
 
-def test_what_is_no_number_is_far_away(tmp_path: Path) -> None:
+def test_nan_is_an_infinite_difference(tmp_path: Path) -> None:
     """And null in JSON, which has neither infinities nor NaN."""
     folder = converted(tmp_path)
     other = shutil.copytree(folder, tmp_path / "other")

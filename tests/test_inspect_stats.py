@@ -171,7 +171,7 @@ def test_a_long_vector_is_read_in_blocks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spanned", [1, 24, 1 << 20])
-def test_elements_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spanned: int) -> None:
+def test_elements_with_large_strides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spanned: int) -> None:
     monkeypatch.setattr(row_reader, "_MOST_SPANNED", spanned)
     values = torch.arange(10_000, dtype=torch.float32).as_strided((7, 9), (1000, 111), 3)
     vector = torch.arange(10_000, dtype=torch.float32)[::999]

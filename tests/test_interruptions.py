@@ -117,7 +117,7 @@ def test_killed_in_the_middle_of_every_write(cases: dict[str, Case], tmp_path: P
 
 
 @pytest.mark.parametrize("name", [NAMES[1], pytest.param(NAMES[4], marks=pytest.mark.slow)])
-def test_killed_while_it_publishes(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
+def test_killed_while_it_finalizes(cases: dict[str, Case], tmp_path: Path, name: str) -> None:
     """At every rename; what had begun is undone, looked at, and done again."""
     assert kill_everywhere(cases[name], tmp_path / "out", None, ("replace",)) == len(cases[name].whole) + 1
 
@@ -287,7 +287,7 @@ def stopped(case: Case, out: Path, number: int, what: signal.Signals, *, often: 
 
 @pytest.mark.parametrize("what", SIGNALS)
 @pytest.mark.parametrize("name", [NAMES[1], NAMES[4]])
-def test_stopped(cases: dict[str, Case], tmp_path: Path, name: str, what: signal.Signals) -> None:
+def test_interrupted(cases: dict[str, Case], tmp_path: Path, name: str, what: signal.Signals) -> None:
     case, out = cases[name], tmp_path / "out"
     for number in spread(n_calls(case, out), 6):
         fresh_folder(out)
@@ -299,7 +299,7 @@ def test_stopped(cases: dict[str, Case], tmp_path: Path, name: str, what: signal
 @pytest.mark.parametrize("what", SIGNALS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("often", [False, True], ids=["once", "often"])
-def test_stopped_at_every_call(
+def test_interrupted_at_every_call(
     cases: dict[str, Case], tmp_path: Path, name: str, what: signal.Signals, often: bool
 ) -> None:
     case, out = cases[name], tmp_path / "out"
@@ -310,7 +310,7 @@ def test_stopped_at_every_call(
 
 
 @pytest.mark.parametrize("what", SIGNALS)
-def test_stopped_again_and_again(cases: dict[str, Case], tmp_path: Path, what: signal.Signals) -> None:
+def test_interrupted_again_and_again(cases: dict[str, Case], tmp_path: Path, what: signal.Signals) -> None:
     """Whoever presses Ctrl-C twice does no harm."""
     case, out = cases["convert two ranks"], tmp_path / "out"
     for number in spread(n_calls(case, out), 5):
@@ -325,7 +325,7 @@ def test_nothing_is_left_of_a_run_that_had_finished_nothing(cases: dict[str, Cas
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_told_to_be_ignored_is_ignored(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_documented_ignored_keys_are_ignored(cases: dict[str, Case], tmp_path: Path) -> None:
     """As nohup does with SIGHUP."""
     case, out = cases["convert two ranks"], tmp_path / "out"
 
@@ -418,7 +418,7 @@ def test_number_of_workers_and_block_size_are_no_other_plan(cases: dict[str, Cas
     assert check(tmp_path / "out", case) == "new"
 
 
-def test_a_model_that_was_only_not_told_of_is_not_thrown_away(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_finalized_but_unreported_model_is_kept(cases: dict[str, Case], tmp_path: Path) -> None:
     """Killed as the staging folder is cleared, with everything published."""
     case, out = cases["convert two ranks"], tmp_path / "out"
     calls = run(case.command(out), roots=[out]).calls
@@ -552,7 +552,7 @@ def test_damaged_since_of_all(
     damage_and_go_on(cases[name], tmp_path / "out", damage, stop)
 
 
-def test_a_half_published_file_that_is_gone_is_made_again(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_removed_file_of_a_half_finalized_output(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert two ranks"], tmp_path / "out"
     assert run(case.command(out), signal_at(6, KILL, ["replace"]), [out]).exit_code == -KILL
     published = [path for path in out.iterdir() if path.is_file()]

@@ -161,7 +161,7 @@ class TestEveryOutput:
         missing = llama_convert(*line[:2], tmp_path / "no", *line[3:], "--finish")
         assert (missing.exit_code, missing.json["code"]) == (4, "ARRAY_TASKS_MISSING")
 
-    def test_in_a_process_of_its_own(self, folder: Path) -> None:
+    def test_in_a_separate_process(self, folder: Path) -> None:
         assert fresh("inspect", folder / "meta", "--json").exit_code == 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

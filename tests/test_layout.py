@@ -69,7 +69,7 @@ def test_official_shard_counts(config: LlamaConfig, count: int, first: int, last
     assert (files[0][1], files[-1][1]) == (first, last)
 
 
-def test_headers_of_8b_are_the_published_ones() -> None:
+def test_headers_of_8b_match_the_official_ones() -> None:
     """The JSON headers of Llama-3.1-8B-Instruct's four shards, by the SHA-256 published of them."""
     headers = [header[8:] for header, _ in layouts(LLAMA3_8B)]
     assert [len(header) for header in headers] == [9512, 12120, 11656, 560]
@@ -105,7 +105,7 @@ END, END_OF_TURN = 128001, [128001, 128008, 128009]
         "2-chat generation",
     ],
 )
-def test_configs_are_the_published_ones(content: bytes, written_by: str, digest: str) -> None:
+def test_configs_match_the_official_ones(content: bytes, written_by: str, digest: str) -> None:
     content = content.replace(FORMAT_VERSION.encode(), written_by.encode())
     assert hashlib.sha256(content).hexdigest().startswith(digest)
 

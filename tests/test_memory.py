@@ -47,7 +47,7 @@ def test_a_cast_in_512_mib(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["3.2-1B", pytest.param("3-8B", marks=pytest.mark.slow)])
-def test_both_sides_run_in_one_and_a_half_gib(tmp_path: Path, name: str) -> None:
+def test_source_and_output_run_in_one_and_a_half_gib(tmp_path: Path, name: str) -> None:
     source, out = tmp_path / "meta", tmp_path / "out"
     if shutil.disk_usage(tmp_path).free < 3 * sum(OFFICIAL_SIZES[name]):
         pytest.skip("needs disk space for both sides")

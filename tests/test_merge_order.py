@@ -73,7 +73,7 @@ CHARACTERS = dict.fromkeys("研究生学大", -1000.0)
 WORDS = dict.fromkeys(["研究", "研究生", "学生", "大学"], 0.0)
 
 
-def test_tied_words_are_joined_from_the_left(trained: bytes, tmp_path: Path) -> None:
+def test_tied_pieces_are_joined_from_the_left(trained: bytes, tmp_path: Path) -> None:
     """`大学生` is `大学` and `生`, although `学生` has the lower id."""
     both = Both(tmp_path, extended(trained, CHARACTERS | WORDS))
     texts = ["大学生", "研究生", "大学研究生", "研究大学生", "生大学生学生", "the 大学生 cat"]
@@ -105,7 +105,7 @@ CYCLES = {
 
 
 @pytest.mark.parametrize("name", CYCLES)
-def test_where_no_order_is_right_an_example_says_so(
+def test_where_no_order_is_right_an_example_shows_it(
     name: str, trained: bytes, transformers4: Peer, tmp_path: Path
 ) -> None:
     both = Both(tmp_path, extended(trained, CYCLES[name]))
@@ -166,7 +166,7 @@ def test_verify_finds_every_example(
     assert found == (both.tokenizer.differing_text is not None)
 
 
-def test_distinct_scores_keep_the_published_order(trained: bytes, tmp_path: Path) -> None:
+def test_distinct_scores_keep_the_official_order(trained: bytes, tmp_path: Path) -> None:
     both = Both(tmp_path, trained)
     content = json.loads((both.output / "tokenizer.json").read_bytes())
     wholes = [merge.replace(" ", "") for merge in content["model"]["merges"]]

@@ -86,7 +86,7 @@ def test_of_metas(tmp_path: Path) -> None:
     assert ModelCard(text_of(tmp_path / "back")).data.library_name is None
 
 
-def test_every_release_has_its_licence() -> None:
+def test_every_release_has_its_license() -> None:
     words = {
         (release.version, size.label): license_of(release.version, size.label)
         for release in RELEASES
@@ -120,7 +120,7 @@ def test_sources_and_their_checksums(tmp_path: Path) -> None:
     assert names == ["consolidated.00.pth", "consolidated.01.pth", "params.json"]
 
 
-def test_a_rank_file_is_told_by_its_weights(tmp_path: Path) -> None:
+def test_a_rank_file_is_detected_by_its_weights(tmp_path: Path) -> None:
     """Of two that differ by a bit, both sound, the digests differ."""
     shutil.copytree(LLAMA31, tmp_path / "other")
     state = torch.load(tmp_path / "other/consolidated.01.pth")
@@ -296,7 +296,7 @@ def test_terms_of_use(tmp_path: Path, source: str, terms: str) -> None:
     assert set(manifest_of(tmp_path / "out")["files"]) >= {"LICENSE.txt", "USE_POLICY.md", "Notice.txt"}
 
 
-def test_terms_beside_the_tokenizer(tmp_path: Path) -> None:
+def test_terms_next_to_the_tokenizer(tmp_path: Path) -> None:
     """As Llama 2 came: one licence and one tokenizer above all sizes."""
     shutil.copytree(FIXTURES / "llama2-mp2", tmp_path / "llama/llama-2-7b")
     (tmp_path / "llama/llama-2-7b/tokenizer.model").rename(tmp_path / "llama/tokenizer.model")
@@ -362,7 +362,7 @@ def test_a_card_of_an_earlier_version_is_recognized(tmp_path: Path) -> None:
     assert not model_card.is_unedited(tmp_path / "README.md")
 
 
-def test_ours_is_made_anew(tmp_path: Path) -> None:
+def test_a_generated_card_is_re_created(tmp_path: Path) -> None:
     """A card that says how another folder was made is not carried over."""
     convert(LLAMA31, tmp_path / "hf")
     shard(tmp_path / "hf", tmp_path / "cut", max_shard_size="100KB")
@@ -390,7 +390,7 @@ def test_a_verification_is_recorded(tmp_path: Path) -> None:
     assert verify(tmp_path / "out").checks[1].findings[0].file == "config.json"  # alone: the rest is whole
 
 
-def test_it_is_held_against_what_was_converted(tmp_path: Path) -> None:
+def test_it_is_compared_with_what_was_converted(tmp_path: Path) -> None:
     """In a download from the Hub that is the ranks, not the safetensors beside them."""
     convert(LLAMA31, tmp_path / "hub")
     shutil.copytree(LLAMA31, tmp_path / "hub/original")

@@ -299,7 +299,7 @@ def test_nothing_is_read_if_no_size_matches(identify: Identify, content: bytes) 
     assert identify("unsized", content) == ("unknown", message, None, None, 0)
 
 
-def test_force_finds_files_without_a_published_size(identify: Identify) -> None:
+def test_force_finds_files_of_unknown_size(identify: Identify) -> None:
     provenance = "unsized of meta-llama/H, MD5, one public source: H.txt"
     found = identify("any", CONTENT["unsized"], force=True)
     assert found == ("official", "matches the official checksum of H", provenance, "md5", 11)

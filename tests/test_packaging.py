@@ -174,7 +174,7 @@ echo "${{COMPREPLY[@]}}"
             assert "_LLAMA_CONVERT_COMPLETE" in run.stdout
         assert llama_convert("--show-completion", "nosuch").exit_code == 2
 
-    def test_words_that_name_no_shell(self) -> None:
+    def test_values_that_name_no_shell(self) -> None:
         assert not names_a_shell([])
         assert not names_a_shell(["--show-completion"])
         assert not names_a_shell(["convert", "--show-completion"])

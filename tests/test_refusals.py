@@ -279,7 +279,7 @@ def test_a_disk_too_small_is_known_beforehand(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bug_of_ours_is_told_as_one(
+def test_an_internal_error_is_reported_as_one(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import typer

@@ -105,7 +105,7 @@ def test_readings(files: ReleaseTraits, title: str) -> None:
         (llama3(L1B, tied=True), set()),
     ],
 )
-def test_doubts_are_spoken(files: ReleaseTraits, others: set[str]) -> None:
+def test_uncertainties_are_listed(files: ReleaseTraits, others: set[str]) -> None:
     identity = detect_release(files)
     assert {release.version for release in identity.alternatives} == others
     assert identity.evidence

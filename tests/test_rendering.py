@@ -83,7 +83,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, screen: Screen, output: Path, damaged
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_pages_fit_and_cut_no_name(
+def test_pages_fit_and_truncate_no_name(
     monkeypatch: pytest.MonkeyPatch, output: Path, damaged: Path, width: int
 ) -> None:
     for name, value in {"COLUMNS": str(width), "LINES": "40", "NO_COLOR": "1", "TERM": "dumb"}.items():
@@ -98,7 +98,7 @@ def test_pages_fit_and_cut_no_name(
 
 
 @pytest.mark.parametrize("width", WIDTHS[:3])
-def test_lines_break_between_words(
+def test_lines_break_at_spaces(
     monkeypatch: pytest.MonkeyPatch, output: Path, damaged: Path, width: int
 ) -> None:
     monkeypatch.chdir(output.parent)
@@ -147,7 +147,7 @@ def test_what_is_piped_is_plain_and_whole(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
-def test_every_encoding_can_say_it(
+def test_every_encoding_can_print_it(
     monkeypatch: pytest.MonkeyPatch, output: Path, damaged: Path, encoding: str
 ) -> None:
     text = shown(monkeypatch, Screen(encoding, watched=False), output, damaged)
@@ -165,7 +165,7 @@ def test_old_windows_consoles_get_digits_for_bars(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_cuts_nothing(command: str) -> None:
+def test_help_truncates_nothing(command: str) -> None:
     for width in WIDTHS:
         text = fresh(command, "--help-all", COLUMNS=str(width)).stdout
         assert "…" not in text
@@ -215,7 +215,7 @@ def test_no_bar_where_none_can_be_drawn(monkeypatch: pytest.MonkeyPatch, setting
     assert "\x1b" not in screen.text()
 
 
-def test_done_says_what_comes_next(tmp_path: Path) -> None:
+def test_the_end_names_the_next_command(tmp_path: Path) -> None:
     run = fresh("convert", SOURCE, tmp_path / "an output")
     *_, done, following = run.stderr.splitlines()
     assert re.fullmatch(r"Wrote 9 files, 392.7 KB, in \S+ s: .+", done), done
@@ -230,6 +230,6 @@ def test_the_picture_is_small_and_fetches_nothing() -> None:
     assert re.findall(r"https?://[^/\"]+", svg) == ["http://www.w3.org"]
 
 
-def test_the_picture_shows_what_stands_there_at_the_end() -> None:
+def test_the_picture_shows_the_final_screen() -> None:
     received = "one\r\n\x1b[?25l10%\r\x1b[2K20%\r\n\r\x1b[1A\x1b[2K\x1b[?25htwo\r\n"
     assert settled(received) == "one\ntwo\n"

@@ -148,7 +148,7 @@ def test_an_interruption_saves_every_block(cases: dict[str, Case], tmp_path: Pat
         assert check(out, case) == "new"
 
 
-def test_a_full_disk_says_what_is_saved(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_full_disk_reports_what_is_saved(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["to hf"], tmp_path / "out"
     ended = step_by_step(case, out, invariant.fail_at(40, "pwrite", invariant.FAULTS["ENOSPC"]))
     assert ended.exit_code == 4

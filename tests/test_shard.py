@@ -82,7 +82,7 @@ def test_ranks_return(tmp_path: Path, model: str, ranks: int, between: list[int]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_the_embedding_is_cut_as_asked(tmp_path: Path, axis: int) -> None:
+def test_the_embedding_is_split_along_the_given_dim(tmp_path: Path, axis: int) -> None:
     """And by default as it is; what has one rank tells nothing, and is cut as its release."""
     for generation in (LLAMA2, LLAMA3):
         folder = tmp_path / str(generation.embedding_cut)
@@ -139,7 +139,7 @@ def test_any_shape_into_any_ranks(
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_what_stands_beside_the_weights(tmp_path: Path, ranks: int) -> None:
+def test_files_next_to_the_weights(tmp_path: Path, ranks: int) -> None:
     source = Path(shutil.copytree(LLAMA31, tmp_path / "meta"))
     for name in ("LICENSE", "USE_POLICY.md", "README.md", "Notice.txt"):
         (source / name).write_text(f"The {name}")
@@ -183,7 +183,7 @@ def test_params_below_a_key(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/params.json").read_text()) == nested
 
 
-def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
+def test_a_tokenizer_from_another_folder(tmp_path: Path) -> None:
     """One folder up, as LLaMA 1 came, or where an option says, even if there is another."""
     other = (ROOT / "fixtures/llama3.2-tied/tokenizer.model").read_bytes()
     shutil.copytree(LLAMA31, tmp_path / "around/meta")
@@ -210,7 +210,7 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 @pytest.mark.parametrize(("ranks", "axis"), [(2, 0), (4, 1)])
-def test_a_trained_model_speaks(
+def test_a_trained_model_has_low_perplexity(
     meta: Processes, stories260k: Path, tmp_path: Path, ranks: int, axis: int
 ) -> None:
     shard(stories260k, tmp_path / "out", mp=ranks, options=ConvertOptions(embedding_axis=axis))
@@ -219,7 +219,7 @@ def test_a_trained_model_speaks(
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("llama2-mp2", 1), ("llama3.1-mp2", 1), ("llama3.1-mp2", 4)])
-def test_fixtures_speak(meta: Processes, tmp_path: Path, name: str, ranks: int) -> None:
+def test_fixtures_have_low_perplexity(meta: Processes, tmp_path: Path, name: str, ranks: int) -> None:
     """In 4 ranks with each of their KV heads twice."""
     shard(ROOT / "fixtures" / name, tmp_path / "out", mp=ranks)
     expected = json.loads((ROOT / "fixtures" / name / "expected.json").read_text())
@@ -227,7 +227,7 @@ def test_fixtures_speak(meta: Processes, tmp_path: Path, name: str, ranks: int) 
     says_what_it_should(meta, tmp_path / "out", CONFIGS[name], expected, axis, ROUNDING_OF_A_TEXT_BY_HEART)
 
 
-def test_a_tied_model_says_the_same_in_any_ranks(meta: Processes, tmp_path: Path) -> None:
+def test_a_tied_model_computes_the_same_in_any_ranks(meta: Processes, tmp_path: Path) -> None:
     source = ROOT / "fixtures/llama3.2-tied"
     text = json.loads((source / "expected.json").read_text())["greedy_ids"]
     theirs = meta.run(source, 1, [text]).logits
@@ -285,7 +285,7 @@ def test_any_shape_into_any_files(
     assert weight_files(folder / "out") == weight_files(folder / "direct")
 
 
-def test_what_stands_beside_the_files(tmp_path: Path) -> None:
+def test_files_next_to_the_shards(tmp_path: Path) -> None:
     convert(LLAMA31, tmp_path / "hf", ConvertOptions(max_shard_size="100KB"))
     stale = {"model.safetensors.index.json", "llama-convert.json"}
     for name in ("LICENSE", "USE_POLICY.md", "README.md", "chat_template.jinja"):

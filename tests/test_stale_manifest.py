@@ -150,7 +150,7 @@ def test_true_ones_are_not_warned_of(
 
 @pytest.mark.parametrize("fixture", ["llama2-mp2", "llama3.1-mp2", "llama3.2-tied"])
 @pytest.mark.parametrize("mp", [1, 2])
-def test_metas_files_are_as_their_manifest_says(tmp_path: Path, fixture: str, mp: int) -> None:
+def test_metas_files_match_their_manifest(tmp_path: Path, fixture: str, mp: int) -> None:
     """Also where the LM head is the embedding, which is listed once."""
     convert(META.parent / fixture, tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "meta", ConvertOptions(to="meta", mp=mp))

@@ -53,5 +53,12 @@ def test_strings(tmp_path: Path, code: str, found: list[str]) -> None:
     assert faults(tmp_path / "module.py", code) == found
 
 
-def test_the_documents_are_plain() -> None:
-    assert list(map(str, style.all_faults(strings=False))) == []
+def test_nothing_is_found_here() -> None:
+    assert list(map(str, style.all_faults())) == []
+
+
+def test_test_names(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(
+        "def test_what_stands_there() -> None: ...\n\n\ndef stands() -> None: ...\n"
+    )
+    assert [fault.line for fault in style.faults_of_test_names(tmp_path / "test_x.py")] == [1]

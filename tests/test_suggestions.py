@@ -199,7 +199,7 @@ def said(run: Run, kind: str) -> str:
 
 
 @pytest.mark.parametrize("typed", MET)
-def test_what_is_told(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+def test_what_is_printed(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.chdir(world)
     exit_code, error, hint = MET[typed]
     before = sorted(world.rglob("*"))
@@ -218,7 +218,7 @@ def test_what_is_told(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) 
 @pytest.mark.parametrize(
     "typed", ["convert metta out", "conver meta out", "convert hf out", "shard meta out --mp x"]
 )
-def test_programs_are_told_the_same(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+def test_json_has_the_same(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.chdir(world)
     run = llama_convert(*shlex.split(typed), "--json")
     answer = json.loads(run.stdout)

@@ -294,7 +294,7 @@ def test_one_module_prints() -> None:
         ),
     ],
 )
-def test_messages_break_between_words(text: str, expected: list[str]) -> None:
+def test_messages_break_at_spaces(text: str, expected: list[str]) -> None:
     class Screen(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -244,7 +244,7 @@ def test_the_first_difference_ends_the_comparison(tmp_path: Path, monkeypatch: p
         '{"_b": "\\"tie_word_embeddings\\": true", "tie_word_embeddings":true, "c": null, %s}',
     ],
 )
-def test_one_word_of_the_config_changes(tmp_path: Path, text: str) -> None:
+def test_one_value_of_the_config_changes(tmp_path: Path, text: str) -> None:
     rest = (
         '"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2, "intermediate_size": 96, '
         '"vocab_size": 96, "rms_norm_eps": 1E-5'

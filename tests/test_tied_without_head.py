@@ -82,7 +82,7 @@ def test_open_checkpoint(shape: Shape, headless: Path) -> None:
         assert "lm_head.weight" not in checkpoint
 
 
-def test_a_vocabulary_at_odds_with_params(shape: Shape, headless: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_contradicts_params(shape: Shape, headless: Path, tmp_path: Path) -> None:
     from llama_convert.errors import InputError
 
     params = json.loads((headless / "params.json").read_text())

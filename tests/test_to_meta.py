@@ -172,7 +172,7 @@ def test_metas_code_computes_what_transformers_does(
 
 
 @pytest.mark.parametrize(("ranks", "axis"), [(2, 1), (4, 0)])
-def test_a_trained_model_speaks(
+def test_a_trained_model_has_low_perplexity(
     meta: Processes, stories260k: Path, tmp_path: Path, ranks: int, axis: int
 ) -> None:
     convert(stories260k, tmp_path / "hf")
@@ -182,7 +182,7 @@ def test_a_trained_model_speaks(
 
 
 @pytest.mark.parametrize("name", ["llama2-mp2", "llama3.1-mp2"])
-def test_fixtures_speak(meta: Processes, tmp_path: Path, name: str) -> None:
+def test_fixtures_have_low_perplexity(meta: Processes, tmp_path: Path, name: str) -> None:
     convert(BY_NAME[name], tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "meta", to_meta(2))
     expected = json.loads((BY_NAME[name] / "expected.json").read_text())
@@ -207,7 +207,7 @@ OFFICIAL_WIDTHS = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL_WIDTHS)
-def test_widths_of_releases_are_told_as_they_tell_them(name: str) -> None:
+def test_widths_of_releases_are_written_as_meta_writes_them(name: str) -> None:
     size = RELEASED_SIZES[name]
     assert width_params(size.dim, size.ffn_dim) == OFFICIAL_WIDTHS[name]
 
@@ -216,14 +216,14 @@ def test_widths_of_releases_are_told_as_they_tell_them(name: str) -> None:
 @example(dim=2, ffn_dim=1)
 @example(dim=2, ffn_dim=200_000)
 @example(dim=20_000, ffn_dim=1)
-def test_any_width_can_be_told(dim: int, ffn_dim: int) -> None:
+def test_any_width_can_be_written(dim: int, ffn_dim: int) -> None:
     multiple_of, multiplier = width_params(dim, ffn_dim)
     assert ffn_width(dim, multiple_of, multiplier) == ffn_dim
     assert multiple_of > 0
     assert multiplier is None or multiplier > 0
 
 
-def test_every_released_width_can_be_told() -> None:
+def test_every_released_width_can_be_written() -> None:
     for size in RELEASED_SIZES.values():
         assert ffn_width(size.dim, *width_params(size.dim, size.ffn_dim)) == size.ffn_dim
 
@@ -270,7 +270,7 @@ def digests(content: bytes) -> set[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_params_of_releases_are_the_published_bytes(name: str) -> None:
+def test_params_of_releases_match_the_official_bytes(name: str) -> None:
     kind, config = PUBLISHED[name]
     assert published(name)
     assert published(name) <= digests(params_json(config, kind, config.n_kv_heads))
@@ -310,7 +310,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_params_say_is_read_back(tmp_path: Path, name: str) -> None:
+def test_params_are_read_back(tmp_path: Path, name: str) -> None:
     """Whatever release a reader takes the folder for."""
     shape, _ = ODD[name]
     source = huggingface(tmp_path / "hf", shape)
@@ -349,7 +349,7 @@ NAMED: dict[str, tuple[Shape, float | None, int, str | None, str]] = {
 
 
 @pytest.mark.parametrize("case", NAMED)
-def test_the_release_is_told_by_context_and_factor(tmp_path: Path, case: str) -> None:
+def test_the_release_is_detected_by_context_and_factor(tmp_path: Path, case: str) -> None:
     """For a shape that was never released, by convert and shard as by inspect."""
     shape, factor, context, folder, version = NAMED[case]
     source = huggingface(tmp_path / (folder or "hf"), shape)
@@ -363,7 +363,7 @@ def test_the_release_is_told_by_context_and_factor(tmp_path: Path, case: str) ->
 
 
 @pytest.mark.parametrize(("tied", "factor", "readers"), [(False, 32.0, 8), (True, 8.0, 32)])
-def test_a_factor_that_readers_cannot_tell_is_warned_of(
+def test_a_factor_that_readers_cannot_detect_is_warned_of(
     tmp_path: Path, tied: bool, factor: float, readers: int
 ) -> None:
     """config.json identifies the release, and params.json does not; the manifest does, while it is there."""
@@ -665,7 +665,7 @@ def test_models_refused(tmp_path: Path, case: str) -> None:
     assert_refused(tmp_path, arguments, exit_code, list(words))
 
 
-def test_heads_of_their_own_width_are_refused(tmp_path: Path) -> None:
+def test_custom_head_widths_are_refused(tmp_path: Path) -> None:
     """Meta's layout takes a head for dim / n_heads."""
     shape = LLAMA2.but(n_heads=4, n_kv_heads=4)
     state = synthetic.huggingface(shape, synthetic.weights(shape))

@@ -372,14 +372,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_llama2_is_the_published_file(llama2_tokenizer_model: Path, tmp_path: Path) -> None:
+def test_llama2_matches_the_official_file(llama2_tokenizer_model: Path, tmp_path: Path) -> None:
     convert(llama2_tokenizer_model, tmp_path)
     data = (tmp_path / "tokenizer.json").read_bytes()
     assert sha256(data) == LLAMA2
     assert len(json.loads(data)["model"]["merges"]) == 61_249
 
 
-def test_llama31_is_the_published_file(llama3_tokenizer_model: Path, tmp_path: Path) -> None:
+def test_llama31_matches_the_official_file(llama3_tokenizer_model: Path, tmp_path: Path) -> None:
     convert(llama3_tokenizer_model, tmp_path, instruct=True)
     data = (tmp_path / "tokenizer.json").read_bytes()
     assert sha256(data) == LLAMA31_INSTRUCT
@@ -389,7 +389,7 @@ def test_llama31_is_the_published_file(llama3_tokenizer_model: Path, tmp_path: P
     assert sha256(roles) == LLAMA31_INSTRUCT_ROLES
 
 
-def test_llama31_config_is_the_published_one_but_for_the_clean_up(
+def test_llama31_config_matches_the_official_one_but_for_the_clean_up(
     llama3_tokenizer_model: Path, tmp_path: Path
 ) -> None:
     convert(llama3_tokenizer_model, tmp_path, model_max_length=131072)
@@ -399,7 +399,7 @@ def test_llama31_config_is_the_published_one_but_for_the_clean_up(
 
 
 @pytest.mark.parametrize(("naming", "published"), [("llama3", GUARD2), ("llama3.1", GUARD3)])
-def test_guard_is_the_published_file_but_for_bos(
+def test_guard_matches_the_official_file_but_for_bos(
     naming: str, published: str, llama3_tokenizer_model: Path, tmp_path: Path
 ) -> None:
     """The published files of Guard put no BOS before a text, which Meta's code does."""
@@ -545,7 +545,7 @@ def test_no_file(tmp_path: Path) -> None:
         assert caught.value.code == "TOKENIZER_MISSING"
 
 
-def test_cut_sentencepiece(small_sentencepiece: Path, tmp_path: Path) -> None:
+def test_truncated_sentencepiece(small_sentencepiece: Path, tmp_path: Path) -> None:
     data = small_sentencepiece.read_bytes()
     for size in [*range(1, 60), *range(60, len(data) - 60, 97)]:
         error = refusal(tmp_path / "tokenizer.model", data[:size])

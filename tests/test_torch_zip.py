@@ -135,7 +135,7 @@ def refused(path: Path) -> InputError:
     return caught.value
 
 
-def test_foreign_objects_are_named_and_never_built(tmp_path: Path) -> None:
+def test_pickled_objects_are_named_and_never_built(tmp_path: Path) -> None:
     path, marker = tmp_path / "x.pth", tmp_path / "marker"
     torch.save({"a": torch.ones(3), "b": Evil(marker)}, path)
     error = refused(path)

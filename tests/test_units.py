@@ -144,7 +144,7 @@ def test_finish(cases: dict[str, Case], tmp_path: Path) -> None:
     assert read(out) == case.whole
 
 
-def test_one_process_goes_on_from_shares(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_one_process_resumes_from_array_tasks(cases: dict[str, Case], tmp_path: Path) -> None:
     case, out = cases["convert"], tmp_path / "out"
     case.share(out, "1/2")
     run = llama_convert(case.line[0], case.source, out, *case.line[1:])
@@ -252,7 +252,7 @@ def test_a_source_that_changes_starts_over(tmp_path: Path) -> None:
     assert read(out) == read(tmp_path / "whole")
 
 
-def test_warnings_are_told_once_and_strict_counts(tmp_path: Path) -> None:
+def test_warnings_are_printed_once_and_strict_counts(tmp_path: Path) -> None:
     """Of a weight that several ranks hold parts of, as one process tells them."""
     state = synthetic.weights(SHAPE)
     state["layers.0.feed_forward.w2.weight"][3, -1] = float("nan")
@@ -362,7 +362,7 @@ def test_processes(cases: dict[str, Case], tmp_path: Path) -> None:
         assert not (tmp_path / "no").exists()
 
 
-def test_a_driver_that_stopped(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_a_driver_that_was_interrupted(cases: dict[str, Case], tmp_path: Path) -> None:
     """The next one has only the rest done."""
 
     class Stubborn(ThreadPoolExecutor):

@@ -278,7 +278,7 @@ class TestWhatGoesAlong:
         self.replaced(source, options)
 
     @pytest.mark.parametrize("name", ["LICENSE", "USE_POLICY.md"])
-    def test_a_licence(self, source: Path, tmp_path: Path, name: str) -> None:
+    def test_a_license(self, source: Path, tmp_path: Path, name: str) -> None:
         """Changed, or new."""
         convert(source, tmp_path / "out")
         (source / name).write_text("two")
@@ -321,7 +321,7 @@ def test_other_settings_of_the_same_weights(tmp_path: Path, options: ConvertOpti
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported(tmp_path: Path) -> None:
     synthetic.make(tmp_path / "meta", SHAPE)
     out = tmp_path / "out"
     convert(tmp_path / "meta", out)
@@ -332,7 +332,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     assert heard.says("Not up to date: model.safetensors: model.norm.weight differs")
 
 
-def test_the_same_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_same_at_any_path(tmp_path: Path) -> None:
     """The manifest does not tell where its source lay, nor when it was written."""
     for name in ("one", "two"):
         synthetic.make(tmp_path / name / "meta", SHAPE)
@@ -392,7 +392,7 @@ class TestChecklist:
                 convert(source, tmp_path / "out", options)
             assert refused.value.code == "INPUT_CHECKLIST"
 
-    def test_odd_names(self, source: Path, tmp_path: Path) -> None:
+    def test_unusual_names(self, source: Path, tmp_path: Path) -> None:
         """Names that no file can have are files that are not here."""
         with (source / "checklist.chk").open("a") as stream:
             stream.write(f"{'0' * 32}  {'x' * 300}\n")

@@ -345,7 +345,7 @@ class TestTargets:
         proxy.plan = None
         assert there(store, "hf", tmp_path) == read(local / "hf")
 
-    def test_goes_on(self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path) -> None:
+    def test_resumes(self, store: ObjectStore, proxy: FaultyProxy, local: Path, tmp_path: Path) -> None:
         """Files that are there are not sent again."""
         proxy.plan = fail("403", method="PUT", path="model-00009")
         options = ConvertOptions(max_shard_size="20KB", workers=1)
@@ -440,7 +440,7 @@ class TestTargets:
                 convert(local / "meta", "s3://bucket/planted", SMALL)
             assert "planted/thesis.tex" in store.keys("planted")
 
-    def test_foreign_files_stay(self, store: ObjectStore, local: Path) -> None:
+    def test_other_files_stay(self, store: ObjectStore, local: Path) -> None:
         store.put(local / "hf", "hf")
         before = store.keys()
         with pytest.raises(ConflictError, match="holds"):

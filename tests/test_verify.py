@@ -69,7 +69,7 @@ class TestRight:
         assert all_findings(report) == []
 
     @each_fixture
-    def test_without_a_source_it_speaks(self, tmp_path: Path, fixture: Path) -> None:
+    def test_without_a_source_the_perplexity_is_low(self, tmp_path: Path, fixture: Path) -> None:
         convert(fixture, tmp_path / "out")
         for folder in (fixture, tmp_path / "out"):
             report = look(folder, None)
@@ -94,7 +94,7 @@ class TestRight:
             assert all_findings(report) == []
             assert statuses(report)["weights"] == statuses(report)["logits"] == "pass"
 
-    def test_a_wrong_meta_folder_is_told_by_its_conversion(self, tmp_path: Path) -> None:
+    def test_a_wrong_meta_folder_is_found_by_its_conversion(self, tmp_path: Path) -> None:
         """Names, and the order of rows, are those of the layout that is looked at."""
         meta = Path(shutil.copytree(LLAMA31, tmp_path / "meta"))
         convert(meta, tmp_path / "out")
@@ -122,7 +122,7 @@ class TestRight:
         (lambda w: plant.permuted(plant.unpermuted(w, 16), 32), "for heads of 32 rows instead of 16"),
     ],
 )
-def test_ways_to_reorder_wrongly(tmp_path: Path, change: Any, says: str) -> None:
+def test_wrong_permutations(tmp_path: Path, change: Any, says: str) -> None:
     """Heads of 16 rows tell all of them apart; of 8 rows, twice is the wrong way round."""
     convert(LLAMA31, tmp_path / "out")
     plant.rewrite(tmp_path / "out", plant.each([q(2)], change))
@@ -342,7 +342,7 @@ class TestMeta:
         assert run.exit_code == 1, run.stderr
         assert_seen(look(folder, None), seen)
 
-    def test_a_wrong_source_is_told_as_such(self, audited: Path, tmp_path: Path) -> None:
+    def test_a_wrong_source_is_reported_as_such(self, audited: Path, tmp_path: Path) -> None:
         convert(audited / "plain", tmp_path / "out")
         source = Path(shutil.copytree(audited / "plain", tmp_path / "any"))
         truncate(R1, 0.6)(source)
@@ -350,7 +350,7 @@ class TestMeta:
         assert_seen(report, Seen("structure", "INPUT_TRUNCATED", R1, "In the source: "))
         assert statuses(report)["weights"] == statuses(report)["logits"] == "skipped"
 
-    def test_a_rank_whose_norm_was_rounded_is_remarked_on(self, audited: Path, tmp_path: Path) -> None:
+    def test_a_rank_with_a_rounded_norm_causes_a_warning(self, audited: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(audited / "plain", tmp_path / "meta"))
         add_to(FFN_NORM, 1, 2e-7, 5)(folder)
         report = look(folder, None)
@@ -378,14 +378,14 @@ class TestMeta:
 
 
 class TestSpeech:
-    def test_a_babbling_model_fails_without_a_source(self, tmp_path: Path) -> None:
+    def test_a_model_with_high_perplexity_fails_without_a_source(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
         names = [kind(layer) for layer in range(3) for kind in (q, k)]
         plant.rewrite(tmp_path / "out", plant.each(names, lambda w: plant.unpermuted(w, 16)))
         report = look(tmp_path / "out", None, "logits")
         assert_seen(report, Seen("logits", "HIGH_PERPLEXITY", None, "weights are scrambled"))
 
-    def test_a_tokenizer_with_more_words_than_the_model(self, tmp_path: Path) -> None:
+    def test_a_tokenizer_with_more_tokens_than_the_model(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
         plant.rewrite(
             tmp_path / "out",
@@ -395,7 +395,7 @@ class TestSpeech:
         report = look(tmp_path / "out", None, "logits")
         assert_seen(report, Seen("logits", "TOKENIZER_MISMATCH", "tokenizer.json", "has 200 rows"))
 
-    def test_both_sides_go_on_alike(self, tmp_path: Path) -> None:
+    def test_source_and_output_complete_alike(self, tmp_path: Path) -> None:
         convert(LLAMA31, tmp_path / "out")
         options = VerifyOptions(parse_checks(["structure"]), prompt="One day", max_new_tokens=4, device="cpu")
         said = verify(tmp_path / "out", LLAMA31, options).completions

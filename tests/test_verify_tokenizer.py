@@ -354,7 +354,7 @@ def test_faults(source: str, name: str, converted: dict[str, Path], tmp_path: Pa
     assert (found == set()) if fault.alone is None else ((fault.alone or fault.code) in found), found
 
 
-def test_digits_cut_elsewhere(tmp_path: Path) -> None:
+def test_digits_split_at_other_places(tmp_path: Path) -> None:
     """Three at a time; seen where tokens have two."""
     original = tmp_path / "tokenizer.model"
     original.write_bytes(RANKS_MODEL.read_bytes() + b"MTI= 384\nMTIz 385\n")
@@ -529,7 +529,7 @@ def test_config_that_is_none(converted: dict[str, Path], tmp_path: Path) -> None
     assert_found(alone(folder), "CONFIG_UNREADABLE", "Not a JSON object", "config.json")
 
 
-def test_template_of_its_own_file(tmp_path: Path) -> None:
+def test_template_in_a_separate_file(tmp_path: Path) -> None:
     folder = written_from(RANKS_MODEL, tmp_path)
     good = "{%- for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% continue %}{% endfor %}"
     (folder / "chat_template.jinja").write_text(good)

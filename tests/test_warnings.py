@@ -23,7 +23,7 @@ DTYPES = {BFLOAT16: torch.bfloat16, FLOAT16: torch.float16, FLOAT32: torch.float
 
 
 @given(st.sampled_from(list(DTYPES)), st.binary(min_size=4, max_size=400))
-def test_largest(dtype: type, content: bytes) -> None:
+def test_max_abs_bits(dtype: type, content: bytes) -> None:
     """As torch tells it, for any bits: NaN and infinity are beyond all, zero is nothing."""
     block = np.frombuffer(content[: len(content) // 4 * 4], np.uint8)
     values = torch.frombuffer(bytearray(block.tobytes()), dtype=DTYPES[dtype]).double()
@@ -76,7 +76,7 @@ def test_nothing_without_a_fault(tmp_path: Path) -> None:
     assert all("tokenizer" in line for line in convert(tmp_path / "meta", tmp_path / "out").warnings)
 
 
-def test_many_alike_are_counted(tmp_path: Path) -> None:
+def test_many_findings_of_a_kind_are_counted(tmp_path: Path) -> None:
     state = {name: torch.zeros_like(weight) for name, weight in synthetic.weights(LLAMA2).items()}
     synthetic.write(tmp_path / "meta", LLAMA2, [state])
     lines = [

@@ -72,7 +72,7 @@ def test_an_early_error_counts(tmp_path: Path) -> None:
     convert(tmp_path / "meta", out)
 
 
-def test_a_tokenizer_that_fails_beside_the_weights(tmp_path: Path) -> None:
+def test_a_tokenizer_that_fails_next_to_the_weights(tmp_path: Path) -> None:
     """It ends the run as it would before them, and says so itself."""
     synthetic.make(tmp_path / "meta", LLAMA2)
     error = InputError("TOKENIZER", "is none")

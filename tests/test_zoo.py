@@ -85,7 +85,7 @@ def test_refused(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_verify_and_inspect_say_no(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
+def test_verify_and_inspect_exit_with_1(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
     case = REFUSED[name]
     source = spoilt(case, goods, tmp_path)
     before = listed(tmp_path)
@@ -112,7 +112,7 @@ def test_manifests(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
         assert llama_convert("inspect", source).exit_code in (0, 1)  # which makes little use of it
 
 
-def test_of_endless_problems_some_are_told(tmp_path: Path, goods: dict[str, Path]) -> None:
+def test_of_endless_problems_some_are_listed(tmp_path: Path, goods: dict[str, Path]) -> None:
     source = Path(shutil.copytree(goods["indexed"], tmp_path / "source"))
     weight_map = {f"tensor{n}": f"{n}.safetensors" for n in range(10_000)}
     (source / zoo.INDEX).write_text(json.dumps({"weight_map": weight_map}))

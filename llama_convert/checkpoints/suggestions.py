@@ -37,7 +37,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class SuggestionError(InputError):
-    """An error whose hint is another path, or for the command line, the command with this path.
+    """An error whose hint suggests a path, or for the command line, the command with this path.
 
     Args:
         message: what is wrong with the path.

@@ -12,7 +12,7 @@ from llama_convert.errors import UsageError
 KINDS = ("tutorial", "how-to guide", "reference", "explanation")
 """Kinds of pages; a comment in the first line of each names its kind."""
 _ALIASES = {"shard": "reshard", "diff": "inspect", "options": "cli"}
-"""Topics without a page of their own."""
+"""Topics that share a page."""
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _LOCAL_LINK = re.compile(r"\[([^\]]+)\]\((?:([\w-]+)\.md)?(?:#[\w-]+)?\)")
 

@@ -13,7 +13,7 @@ from llama_convert.findings import Finding
 
 FORMAT_NAMES = {"meta": "Meta", "huggingface": "Hugging Face"}
 _MORE = re.compile(r"and ([\d,]+) more")
-"""Message of a finding that stands for others of its code, see `at_most`."""
+"""Message of a finding that summarizes others of its code, see `at_most`."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -54,7 +54,7 @@ def finding_lines(findings: Iterable[Finding]) -> Iterator[Text]:
             (f"{finding.severity}: ", styles[finding.severity]), ": ".join([*place, finding.message])
         )
         values = (("expected", finding.expected), ("got", finding.found))
-        if known := [f"{word} {value}" for word, value in values if value is not None]:
+        if known := [f"{label} {value}" for label, value in values if value is not None]:
             yield styled(f"  {', '.join(known)}")
         if finding.hint:
             yield styled(f"  hint: {finding.hint}")

@@ -1,4 +1,4 @@
-"""Prints notes, warnings and progress on stderr: a live line on a terminal, plain lines elsewhere."""
+"""Prints notes, warnings and progress on stderr: a live line on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConsoleObserver(Observer):
     """Prints notes, warnings and progress.
 
     On a terminal, a phase shows one live line: label, percentage, bytes, rate and time left, or label and
-    elapsed time if its length is unknown. Elsewhere, a phase of over a second prints a line when it starts
+    elapsed time if its length is unknown. Otherwise, a phase of over a second prints a line when it starts
     and one when it ends.
 
     Args:

@@ -27,7 +27,7 @@ _SYNONYMS = {
 }
 """Options of similar tools, by their names here."""
 _CUTOFF = 0.7
-"""Least similarity of a mistyped option, as `difflib` measures it."""
+"""Min similarity of a mistyped option, as `difflib` measures it."""
 
 
 def corrected_command(corrections: Mapping[str, str]) -> str | None:

@@ -134,7 +134,7 @@ class Finalization:
         sync(destination)
         for name in [name for name in self.files if name not in _LAST]:
             os.replace(staging / name, destination / name)
-        sync(destination)  # a power cut never leaves a config without its weights
+        sync(destination)  # a power failure never leaves a config without its weights
         for name in [name for name in self.files if name in _LAST]:
             os.replace(staging / name, destination / name)
 

@@ -17,7 +17,7 @@ from llama_convert.formats.files import read_small, remote_files
 from llama_convert.stores.location import Location
 
 MAX_AUXILIARY_SIZE = 64 << 20
-"""Bytes of the largest auxiliary file that is copied."""
+"""Max bytes of an auxiliary file that is copied."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Checks of the source files: not in the output folder, unchanged while read, as their checksums say."""
+"""Checks of the source files: not in the output folder, unchanged while read, matching their checksums."""
 
 from __future__ import annotations
 

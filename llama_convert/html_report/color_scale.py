@@ -46,7 +46,7 @@ def decades(zero_label: str) -> ColorScale:
 
 
 def spanning(values: Iterable[TensorValue]) -> ColorScale:
-    """Colors of equal ratio from the smallest to the largest positive value."""
+    """Colors of equal ratio from the min to the max positive value."""
     logs = [math.log10(v.value) for v in values if not v.is_zero and 0 < v.value < math.inf]
     low, high = min(logs, default=0.0), max(logs, default=0.0)
     if high - low < _MIN_SPAN:

@@ -13,7 +13,7 @@ from llama_convert.html_report.number_format import format_power
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 14, 46
 _PLOT_HEIGHT = 250
 _ROW = 24
-"""Least distance of two labels of the vertical axis."""
+"""Min distance of two labels of the vertical axis."""
 
 
 @dataclass(frozen=True)

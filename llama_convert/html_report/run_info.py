@@ -120,7 +120,7 @@ def inspect_command(result: Inspection | Comparison, *, tensors: str | None, sta
 
 
 def _printed(path: object) -> str:
-    """A path, or the URL that it stands for."""
+    """A path, or its URL."""
     return redact(str(path))
 
 

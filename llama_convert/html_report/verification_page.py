@@ -111,7 +111,7 @@ def verification_page(report: VerifyReport, run: RunInfo | None = None) -> Page:
 
 
 def folder_name(path: Path | str) -> str:
-    """The last component of a path, or of the URL that it stands for."""
+    """The last component of a path, or of its URL."""
     printed = redact(str(path))
     return PurePosixPath(printed).name or printed
 

@@ -26,7 +26,7 @@ from llama_convert.stores.retry import with_retries
 
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 _MAX_DOWNLOAD = 64 << 20
-"""Bytes of the largest file that is downloaded when its folder is mounted."""
+"""Max bytes of a file that is downloaded when its folder is mounted."""
 _MAX_FILES = 20_000
 _MAX_RANKS = 256
 _MAX_SHARDS = 2048

@@ -157,7 +157,7 @@ def _constant(suspect: _Suspect) -> str | None:
 
 
 def _scaled(suspect: _Suspect) -> str | None:
-    """Every element is the source's times the same factor."""
+    """Every element differs from the source by the same factor."""
     dtype = suspect.pair.found.stored.dtype
     both = (suspect.pair.expected, suspect.pair.found)
     expected, found = (as_float32(rows(*_near(suspect)), dtype).astype(np.float64) for rows in both)
@@ -245,7 +245,7 @@ def _shift(found: Hashes, expected: Hashes) -> int | None:
 
 
 def _block_sizes(pair: TensorPair) -> Iterator[tuple[str, int]]:
-    """Blocks that may have moved as a whole, the largest first, each with its number of rows."""
+    """Blocks that may have moved as a whole, from large to small, each with its number of rows."""
     rows = pair.expected.shape[0]
     pieces = pair.expected.stored.pieces
     ranks, sizes = {piece.row for piece in pieces}, {piece.slab.rows for piece in pieces}

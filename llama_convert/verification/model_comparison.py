@@ -144,7 +144,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Sequences concatenated into one pass; tokens attend only to tokens of their own sequence."""
+    """Sequences concatenated into one pass; tokens attend only to tokens of the same sequence."""
 
     positions: Tensor
     visible: Tensor
@@ -190,7 +190,7 @@ def mean_relative_difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _compare_logits(result: Comparison, expected: Tensor, found: Tensor, limit: Limits) -> None:
-    """Compare logits token by token, in float64 so that the comparison adds no rounding of its own."""
+    """Compare logits token by token, in float64 so that the comparison does not round."""
     result.spread = expected.float().std(dim=1).mean().item()
     margin = 2 * limit.max_logit_difference(result.spread)
     differences = []

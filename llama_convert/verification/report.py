@@ -58,7 +58,7 @@ class CheckReport:
     details: str = ""
     """What else was checked and measured."""
     n_errors: int = 0
-    """Number of errors with a cause of their own; `findings` lists the first of each kind."""
+    """Number of errors that no other finding explains; `findings` lists the first of each kind."""
 
     @property
     def errors(self) -> list[Finding]:

@@ -65,7 +65,7 @@ CORPUS: tuple[str, ...] = (
     # Emoji: skin tones, joiners, flags, keycaps, tags, selectors.
     *["👍", "👍🏽", "👩‍👩‍👧‍👦", "👨🏿‍🚀", "🏳️‍🌈", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "🇩🇪🇫🇷🇯🇵", "1️⃣", "☺", "☺️", "❤️‍🔥"],
     *["😀😀😀😀", "ok 👌🏻!", "\u200d", "\ufe0f"],
-    # Characters that have no token of their own, or no letter at all.
+    # Characters without a token, or that are no letters.
     *["\x00", "a\x00b", "\x01\x02\x03", "\x1b[31mred\x1b[0m", "\x7f", "\x80", "\x85", "\x9f", "\u00ad"],
     *["\u061c", "\u200e\u200f", "\ufeff", "\ufeffBOM", "\ufffd", "\ufffe", "\uffff", "\ue000"],
     *["\U000f0000", "\U0010ffff", "\U0001f9ff", "\U000e0001"],
