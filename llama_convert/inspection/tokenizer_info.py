@@ -57,7 +57,7 @@ def _read_tokenizer(file: Path, model: TokenizerModel | None) -> Tokenizer:
 
 def _read_tokenizer_json(file: Path) -> Tokenizer:
     content = read_json_object(
-        file, "TOKENIZER_JSON", max_bytes=MAX_TOKENIZER_JSON, max_lists=MAX_LISTS_OF_TOKENIZER
+        file, "TOKENIZER", max_bytes=MAX_TOKENIZER_JSON, max_lists=MAX_LISTS_OF_TOKENIZER
     ).content
     model, added = content.get("model"), content.get("added_tokens") or []
     model = model if isinstance(model, dict) else {}
