@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llama_convert.checkpoints.lazy import LazyWeight, OpenCheckpoint, open_checkpoint
     from llama_convert.conversion.options import ConvertOptions, ConvertResult
     from llama_convert.errors import LlamaConvertError
+    from llama_convert.json_output import to_json
     from llama_convert.observer import Observer
     from llama_convert.verification.options import VerifyOptions
     from llama_convert.verification.report import VerifyReport
@@ -38,6 +39,7 @@ __all__ = [
     "inspect",
     "open_checkpoint",
     "shard",
+    "to_json",
     "verify",
 ]
 
@@ -46,6 +48,7 @@ _MODULES = {
     "checkpoints.lazy": ("LazyWeight", "OpenCheckpoint", "open_checkpoint"),
     "conversion.options": ("ConvertOptions", "ConvertResult"),
     "errors": ("LlamaConvertError",),
+    "json_output": ("to_json",),
     "observer": ("Observer",),
     "verification.options": ("VerifyOptions",),
     "verification.report": ("VerifyReport",),

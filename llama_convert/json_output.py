@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llama_convert.errors import LlamaConvertError
     from llama_convert.findings import Finding, RootCause
     from llama_convert.inspection import records
-    from llama_convert.inspection.records import Comparison, Mismatch, ValueDifference
+    from llama_convert.inspection.records import Comparison, Inspection, Mismatch, ValueDifference
     from llama_convert.inspection.stats import Histogram, Stats
     from llama_convert.llama.releases import DetectedRelease
     from llama_convert.verification.report import CheckReport, FileIdentity, VerifyReport
@@ -34,6 +34,21 @@ SCHEMA = 2
 def schema_text() -> str:
     """The JSON Schema (draft 2020-12) of everything that ``--json`` prints."""
     return (files("llama_convert") / "docs" / "output.schema.json").read_text(encoding="utf-8")
+
+
+def to_json(result: ConvertResult | VerifyReport | Inspection | Comparison) -> Json:
+    """What ``--json`` prints of a result, as plain data, without the keys of `envelope`.
+
+    Args:
+        result: of `llama_convert.convert`, `shard`, `verify` or `inspect`.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    for name, of_class in _RESULTS.items():
+        if type(result).__name__ == name:
+            return of_class(result)
+    raise TypeError(f"not a result of llama-convert: {type(result).__name__}")
 
 
 def envelope(command: str | None, exit_code: int, content: Json) -> Json:
@@ -557,3 +572,11 @@ def value_difference(one: ValueDifference) -> Json:
         "relative_difference": one.relative_difference,
         "cosine_similarity": one.cosine_similarity,
     }
+
+
+_RESULTS: dict[str, Callable[[Any], Json]] = {
+    "ConvertResult": converted,
+    "VerifyReport": verification,
+    "Inspection": inspection,
+    "Comparison": comparison,
+}

@@ -21,6 +21,7 @@ import typer
 from llama_convert import convert, inspect, json_output, verify
 from llama_convert.cli.errors import outcome
 from llama_convert.findings import Finding
+from llama_convert.json_output import to_json
 from tests import large, plant
 from tests.peers import ROOT
 from tests.run import fresh, llama_convert
@@ -256,12 +257,12 @@ class TestValues:
     def test_to_json_of_records(self, folder: Path) -> None:
         """The same as on the command line, without the envelope."""
         records = (
-            ("verify", verify(folder / "hf").to_json()),
-            ("inspect", inspect(folder / "hf").to_json()),
+            ("verify", to_json(verify(folder / "hf"))),
+            ("inspect", to_json(inspect(folder / "hf"))),
         )
         for command, content in records:
             check_output(json_output.envelope(command, 0, content))
-        content = convert(LLAMA31, folder / "again").to_json()
+        content = to_json(convert(LLAMA31, folder / "again"))
         check_output(json_output.envelope("convert", 0, {"dry_run": False, **content, "verification": None}))
 
     def test_explained_by(self) -> None:

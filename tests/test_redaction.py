@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from llama_convert import ConvertOptions, convert
+from llama_convert.json_output import to_json
 from llama_convert.redaction import redact, redact_url
 from llama_convert.stores import retry
 from tests import synthetic
@@ -150,8 +151,8 @@ def test_the_api(served: tuple[RangeServer, Path], tmp_path: Path) -> None:
     url = f"{server.url.replace('//', f'//me:{SECRET}@')}/models/meta?token={SECRET}"
     result = convert(url, tmp_path / "out", ConvertOptions())
     assert result.source == url  # for the caller that continues with it
-    assert SECRET not in str(result.to_json())
-    assert result.to_json()["source"] == f"{server.url}/models/meta"
+    assert SECRET not in str(to_json(result))
+    assert to_json(result)["source"] == f"{server.url}/models/meta"
 
 
 def test_an_internal_error(

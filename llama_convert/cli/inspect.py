@@ -255,9 +255,9 @@ def _print(result: Inspection | Comparison, *, verbose: bool, as_json: bool) -> 
     """
     if as_json:
         from llama_convert.cli.errors import print_json
-        from llama_convert.json_output import envelope
+        from llama_convert.json_output import envelope, to_json
 
-        print_json(envelope("inspect", 0 if result.ok else 1, result.to_json()))
+        print_json(envelope("inspect", 0 if result.ok else 1, to_json(result)))
     else:
         from llama_convert.cli.inspect_report import print_result
 

@@ -67,7 +67,7 @@ def verify_command(
         from llama_convert.cli.verify_report import VerifyDisplay, print_results
         from llama_convert.conversion.verification_record import record_verification, require_manifest
         from llama_convert.errors import UsageError
-        from llama_convert.json_output import envelope
+        from llama_convert.json_output import envelope, to_json
         from llama_convert.verification.options import VerifyOptions, parse_checks
         from llama_convert.verification.verify import verify
 
@@ -109,7 +109,7 @@ def verify_command(
                 write_verification(result, options, report_file)
         if as_json:
             exit_code = 0 if result.ok else 1
-            print_json(envelope("verify", exit_code, result.to_json()))
+            print_json(envelope("verify", exit_code, to_json(result)))
         else:
             print_results(result, quiet=quiet, verbose=verbose)
         if not result.ok:

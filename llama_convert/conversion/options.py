@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from llama_convert import json_output
 from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
 from llama_convert.conversion.cast import CastCounts
 from llama_convert.conversion.execute import DEFAULT_BLOCK_SIZE, DEFAULT_WORKERS
@@ -132,7 +130,3 @@ class ConvertResult:
     def total_bytes(self) -> int:
         """Bytes of all output files."""
         return sum(self.files.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that ``convert --json`` adds to those of every command, without the options."""
-        return json_output.converted(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llama_convert import json_output
 from llama_convert.findings import Finding
 
 if TYPE_CHECKING:
@@ -163,10 +162,6 @@ class Inspection:
         """Whether there is no error; warnings do not count."""
         return all(finding.is_warning for finding in self.findings)
 
-    def to_json(self) -> dict[str, Any]:
-        """The keys that ``inspect PATH --json`` adds to those of every command."""
-        return json_output.inspection(self)
-
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -227,7 +222,3 @@ class Comparison:
     def ok(self) -> bool:
         """Whether no difference and no error was found."""
         return self.same and self.a.ok and self.b.ok and not self.findings
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that ``inspect A B --json`` adds to those of every command."""
-        return json_output.comparison(self)

@@ -7,7 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from llama_convert import json_output
 from llama_convert.findings import Finding
 from llama_convert.llama.releases import DetectedRelease
 
@@ -120,10 +119,6 @@ class VerifyReport:
     def seconds(self) -> float:
         """Time that all checks took."""
         return sum(report.seconds for report in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that ``verify --json`` adds to those of every command."""
-        return json_output.verification(self)
 
     @property
     def abstract(self) -> dict[str, Any]:
