@@ -51,7 +51,7 @@ def test_keywords(tmp_path: Path) -> None:
     back = convert(tmp_path / "both", tmp_path / "back", to="meta", mp=2, checklist=False)
     assert "consolidated.01.pth" in back.files
     assert "checklist.chk" not in back.files
-    assert shard(tmp_path / "back", tmp_path / "one", mp=1, dry_run=True).published is False
+    assert shard(tmp_path / "back", tmp_path / "one", mp=1, dry_run=True).finalized is False
     with pytest.raises(UsageError):
         convert(SOURCE, tmp_path / "no", to="gguf")
     with pytest.raises(TypeError, match="dtpye"):

@@ -122,7 +122,7 @@ def test_the_flag_wins(tmp_path: Path) -> None:
     report, notes = check(tmp_path / "out", tmp_path / "meta", "structure", version="3.1")
     assert not notes.notes
     assert [one.message for one in all_findings(report)] == ["factor differs from the source."]
-    with pytest.raises(UsageError, match="cannot be true of these files"):
+    with pytest.raises(UsageError, match="does not match the files"):
         check(tmp_path / "out", tmp_path / "meta", version="3")
 
 

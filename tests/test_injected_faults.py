@@ -175,7 +175,7 @@ def test_a_source_that_cannot_be_read(cases: dict[str, Case], tmp_path: Path, na
         ended = run(case.command(out), fail_at(number, "preadv", errno.EIO), [case.source])
         clean(ended, out, case)
         assert ended.exit_code == 4
-        assert "cannot be read at byte" in ended.message
+        assert "Cannot read at byte" in ended.message
         assert str(case.source) in ended.message
         assert check(out, case) == "none"
         rerun(case, out)

@@ -307,7 +307,7 @@ def test_csv() -> None:
     for row, tensor in zip(rows, listed(), strict=True):
         assert row["name"] == tensor["name"]
         assert row["shape"] == "x".join(map(str, tensor["shape"]))
-        assert row["files"].split(";") == tensor["files"]
+        assert row["stored_in"].split(";") == tensor["stored_in"]
         assert int(row["bytes"]) == tensor["bytes"]
         statistics = {name: value for name, value in tensor["stats"].items() if name != "histogram"}
         assert {name: float(row[name]) for name in statistics} == statistics

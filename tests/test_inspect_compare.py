@@ -80,7 +80,7 @@ def test_no_cosine_with_zero(tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     plant.rewrite(other, lambda state: state.update({plant.q(1): torch.zeros_like(state[plant.q(1)])}))
     run = llama_convert("diff", folder, other, "--stats", "--json")
-    (value,) = run.json["values"]
+    (value,) = run.json["value_differences"]
     assert (value["cosine_similarity"], value["relative_difference"]) == (None, 1.0)
 
 

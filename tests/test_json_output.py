@@ -11,7 +11,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,8 +18,8 @@ import pytest
 import typer
 
 from llama_convert import convert, inspect, json_output, verify
-from llama_convert.cli.errors import outcome
-from llama_convert.findings import Finding
+from llama_convert.cli.errors import handle_errors
+from llama_convert.findings import Finding, RootCause
 from llama_convert.json_output import to_json
 from tests import large, plant
 from tests.peers import ROOT
@@ -151,7 +150,7 @@ class TestEveryOutput:
             key for content in outputs.values() for key, value in fields(content) if value not in (None, [])
         }
         unseen = set(types_in_the_schema()) - seen
-        assert unseen - {"explained_by"} == {"shared_storages", "saved"}
+        assert unseen - {"explained_by"} == {"shared_storages", "saved", "provenance"}
 
     def test_finished_array_tasks(self, folder: Path, tmp_path: Path) -> None:
         line = ("convert", folder / "meta", tmp_path / "out", "--max-shard-size", "100KB", "--json")
@@ -197,7 +196,7 @@ class TestEveryOutput:
         with (
             mock.patch.object(sys, "argv", ["llama-convert", "inspect", "x"]),
             pytest.raises(typer.Exit),
-            outcome(as_json=True, debug=False),
+            handle_errors(as_json=True, debug=False),
         ):
             raise error
         content = json.loads(capsys.readouterr().out)
@@ -266,10 +265,10 @@ class TestValues:
         check_output(json_output.envelope("convert", 0, {"dry_run": False, **content, "verification": None}))
 
     def test_explained_by(self) -> None:
-        """Findings may have no such attribute."""
+        """The finding that explains another one."""
         assert json_output.finding(Finding("TENSOR_SHAPE", "x"))["explained_by"] is None
-        cause = {"check": "structure", "code": "CONFIG_DIFFERS", "message": "x"}
-        assert json_output.root_cause(SimpleNamespace(**cause)) == cause
+        cause = {"check": "structure", "code": "CONFIG_DIFFERS", "message": "x", "tensor": None}
+        assert json_output.root_cause(RootCause("structure", "CONFIG_DIFFERS", "x")) == cause
 
 
 class TestSchema:

@@ -218,7 +218,7 @@ def test_no_bar_where_none_can_be_drawn(monkeypatch: pytest.MonkeyPatch, setting
 def test_the_end_names_the_next_command(tmp_path: Path) -> None:
     run = fresh("convert", SOURCE, tmp_path / "an output")
     *_, done, following = run.stderr.splitlines()
-    assert re.fullmatch(r"Wrote 9 files, 392.7 KB, in \S+ s: .+", done), done
+    assert re.fullmatch(r"Wrote 9 files, 392\.\d KB, in \S+ s: .+", done), done
     assert done.endswith(f": {tmp_path / 'an output'}")
     assert following.endswith(f"llama-convert verify '{tmp_path / 'an output'}' --source {SOURCE}")
 

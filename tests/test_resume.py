@@ -140,8 +140,8 @@ def test_an_interruption_saves_every_block(cases: dict[str, Case], tmp_path: Pat
         report = json.loads(ended.stdout)
         check_output(report)
         assert report["resumable"]
-        assert ended.message == f"Interrupted. {report['kept']}"
-        saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", report["kept"])
+        assert ended.message == f"Interrupted. {report['saved']}"
+        saved = re.fullmatch(r"Saved (\S+ of \S+ KB)\. Run the same command to resume\.", report["saved"])
         assert saved
         resumed = step_by_step(case, out)
         assert f"Resumed: reused {saved[1]} from the previous run" in resumed.stderr

@@ -176,7 +176,7 @@ _CSV_FIELDS: dict[str, Callable[[Tensor], object]] = {
     "shape": lambda tensor: "x".join(map(str, tensor.shape)),
     "dtype": lambda tensor: tensor.dtype,
     "bytes": lambda tensor: tensor.bytes,
-    "files": lambda tensor: escaped(";".join(tensor.files)),
+    "stored_in": lambda tensor: escaped(";".join(tensor.files)),
 }
 
 

@@ -20,6 +20,7 @@ from llama_convert.formats.files import read_small
 from llama_convert.html_report.page import Command, Facts, Section
 from llama_convert.inspection.records import Comparison, Inspection
 from llama_convert.redaction import redact
+from llama_convert.stores.filesystem import is_url
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Check, Status, VerifyReport
 
@@ -144,14 +145,15 @@ def _device(name: str) -> str:
 
 
 def _checksums(result: VerifyReport | Inspection | Comparison) -> Iterator[tuple[str, str]]:
-    """Path and SHA-256 of the small files that list checksums of weights, where they can be read."""
+    """Path and SHA-256 of the small files that list checksums of weights, where they are local."""
+    locations: list[Path | str | None]
     if isinstance(result, VerifyReport):
-        folders = [folder for folder in (result.path, result.source) if folder]
+        locations = [result.path, result.source]
     elif isinstance(result, Inspection):
-        folders = [Path(result.path)]
+        locations = [result.path]
     else:
-        folders = [Path(result.a.path), Path(result.b.path)]
-    for folder in dict.fromkeys(folders):
+        locations = [result.a.path, result.b.path]
+    for folder in (Path(each) for each in dict.fromkeys(locations) if each and not is_url(each)):
         for name in (MANIFEST, CHECKLIST):
             with suppress(LlamaConvertError):
                 content = read_small(folder / name, _MAX_BYTES)

@@ -97,10 +97,11 @@ class FileIdentity:
 class VerifyReport:
     """The result of a verification."""
 
-    path: Path
+    path: Path | str
+    """A folder, or a URL."""
     format: str
     """``huggingface`` or ``meta``."""
-    source: Path | None
+    source: Path | str | None
     source_format: str | None
     release: str | None
     checks: list[CheckReport]
