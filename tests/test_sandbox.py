@@ -272,7 +272,7 @@ def test_many_added_tokens(converted: Path, tmp_path: Path) -> None:
 
     folder = changed(converted, tmp_path / "x", "tokenizer.json", add)
     run = llama_convert("verify", folder, "--check", "tokenizer", "--json")
-    assert not [one for one in run.json["levels"][0]["findings"] if one["code"] == "TOKENIZER_RESOURCES"]
+    assert not [one for one in run.json["checks"][0]["findings"] if one["code"] == "TOKENIZER_RESOURCES"]
 
 
 @pytest.mark.parametrize("letter", ["a", " "])

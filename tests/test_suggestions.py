@@ -32,7 +32,7 @@ MET: dict[str, tuple[int, str, str]] = {
     "convert hf --to meta": (2, "DST is missing", "llama-convert convert hf hf-meta --to meta"),
     "shard meta": (2, "DST is missing", "llama-convert shard meta meta-resharded --mp 2"),
     "shard hf out": (2, "Pass either --mp N", "llama-convert shard hf out --max-shard-size 2GB"),
-    "verify": (2, "PATH is missing", "Run: llama-convert verify PATH --source ORIGINAL"),
+    "verify": (2, "PATH is missing", "llama-convert verify PATH --source ORIGINAL"),
     "inspect": (2, "PATH is missing", "llama-convert inspect PATH"),
     "diff": (2, "A is missing", "llama-convert diff A B"),
     "diff hf": (2, "B is missing", "llama-convert diff A B"),
@@ -65,7 +65,7 @@ MET: dict[str, tuple[int, str, str]] = {
     # The other layout.
     "convert hf out": (3, "already in Hugging Face format", "llama-convert convert hf out --to meta"),
     'convert "my hf\'s" "my out"': (3, "my hf's", "llama-convert convert \"my hf's\" 'my out' --to meta"),
-    "convert meta out --to meta": (3, "files of Meta's layout", "llama-convert shard meta out --mp 1"),
+    "convert meta out --to meta": (3, "a checkpoint in Meta format", "llama-convert shard meta out --mp 1"),
     "shard hf out --mp 2": (
         2,
         "hf is in Hugging Face",
@@ -140,9 +140,21 @@ MET: dict[str, tuple[int, str, str]] = {
         "3 does not divide n_heads (4)",
         "Choose a number of shards",
     ),
-    "convert meta out --max-shard-size 5": (2, "'5' would be 5 bytes; write it like 5GB", ""),
-    "convert meta out --max-shard-size 5G": (2, "'5G' is not a size; write it like 5GB", ""),
-    "convert meta out --llama-version 4": (2, "choose one of 1, 2, 3, 3.1", ""),
+    "convert meta out --max-shard-size 5": (
+        2,
+        "'5' would be only 5 bytes.",
+        "Add a unit: for example 5GB, 500MB or 512MiB.",
+    ),
+    "convert meta out --max-shard-size 5G": (
+        2,
+        "'5G' is not a size.",
+        "Pass a size with a unit, for example 5GB, 500MB or 512MiB.",
+    ),
+    "convert meta out --llama-version 4": (
+        2,
+        "Unknown release",
+        "Choose one of 1, 2, 3, 3.1, 3.2, 3.3, Guard-1, Guard-2, Guard-3, code.",
+    ),
     "verify hf --check logit": (
         2,
         "No such check",
