@@ -301,7 +301,7 @@ def test_folder_layouts(tmp_path: Path, layout: str, model_size: str | None) -> 
 def test_several_checkpoints_are_not_guessed_between(tmp_path: Path) -> None:
     for size in ("7B", "13B"):
         shutil.copytree(FIXTURES[0], tmp_path / "LLaMA" / size)
-    with pytest.raises(InputError, match="13B, 7B"):
+    with pytest.raises(InputError, match="7B, 13B"):
         convert(tmp_path / "LLaMA", tmp_path / "out")
     convert(tmp_path / "LLaMA", tmp_path / "out", ConvertOptions(model_size="13B"))
 

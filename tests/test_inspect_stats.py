@@ -141,7 +141,7 @@ def test_a_long_vector_is_read_in_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spanned", [1, 24, 1 << 20])
 def test_elements_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spanned: int) -> None:
-    monkeypatch.setattr(row_reader, "_MOST_SPANNED", spanned)
+    monkeypatch.setattr(row_reader, "_MAX_SPAN", spanned)
     values = torch.arange(10_000, dtype=torch.float32).as_strided((7, 9), (1000, 111), 3)
     vector = torch.arange(10_000, dtype=torch.float32)[::999]
     torch.save({"a": values, "b": vector, "c": torch.ones(1).expand(33)}, tmp_path / "x.pth")
