@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llama_convert.conversion.convert import convert
 from llama_convert.conversion.options import ConvertOptions
-from llama_convert.llama import rotary
+from llama_convert.llama import rope
 from llama_convert.llama.rope import RowTranspose
 from llama_convert.verification.options import VerifyOptions
 from llama_convert.verification.report import Check
@@ -62,7 +62,7 @@ def test_a_wrong_row_order_is_noticed(
 ) -> None:
     """By the fixtures, which then babble; in the right order they speak."""
     convert(fixture, tmp_path / "right")
-    monkeypatch.setitem(rotary._REORDERINGS, ("meta", "huggingface"), fault)
+    monkeypatch.setitem(rope._PERMUTATIONS, ("meta", "huggingface"), fault)
     convert(fixture, tmp_path / "wrong")
     logits = VerifyOptions((Check.LOGITS,), device="cpu")
     assert verify(tmp_path / "right", None, logits).ok

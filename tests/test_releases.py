@@ -150,6 +150,7 @@ def test_flags_that_cannot_be_true_name_both(files: ReleaseTraits, version: str)
 )
 def test_flags_choose(files: ReleaseTraits, version: str, title: str) -> None:
     assert detect_release(files, version).title == title
+    assert not detect_release(files, version).alternatives
 
 
 def test_unknown_version() -> None:

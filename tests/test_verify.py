@@ -275,11 +275,11 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
     "params.json no JSON": ("plain", params_text(b"{"), Seen("structure", "PARAMS_JSON", "params.json")),
     "norms differ": (
         "plain", add_to(FFN_NORM, 1, 1.0, 5),
-        Seen("values", "RANKS_REPLICAS", FFN_NORM, "though this release repeats it on every rank"),
+        Seen("values", "RANKS_REPLICAS", FFN_NORM, "this tensor must be the same"),
     ),
     "KV heads differ": (
         "copies", add_to(WV, 1, 1.0, 0, 0),
-        Seen("values", "RANKS_REPLICAS", WV, "though this release repeats this KV head"),
+        Seen("values", "RANKS_REPLICAS", WV, "this KV head must be the same"),
     ),
     "NaN": (
         "plain", add_to(W2, 1, NAN, 3, 4),
@@ -294,15 +294,15 @@ META_FAULTS: dict[str, tuple[str, Spoil, Seen]] = {
         Seen("structure", "RANKS_MISSING", "any", "Missing shard: consolidated.02.pth"),
     ),
     "rank of another model": (
-        "plain", rank_of_another_model, Seen("values", "RANKS_REPLICAS", R1, "files of two models mixed up?")
+        "plain", rank_of_another_model, Seen("values", "RANKS_REPLICAS", R1, "shards of two models?")
     ),
     "rank of another size": (
         "plain", rank(1, lambda state: state.update({W2: state[W2][:, :-1].contiguous()})),
-        Seen("structure", "RANKS_SHAPES", W2, "is [64, 47]"),
+        Seen("structure", "RANKS_SHAPES", W2, "The shape differs"),
     ),
     "rank of another dtype": (
         "plain", rank(1, lambda state: state.update({W2: state[W2].half()})),
-        Seen("structure", "RANKS_DTYPES", W2, "not of one save"),
+        Seen("structure", "RANKS_DTYPES", W2, "The dtype differs"),
     ),
     "tensor missing on one rank": (
         "plain", rank(1, lambda state: state.pop(W2)), Seen("structure", "RANKS_NAMES", W2, "Missing")
@@ -528,11 +528,11 @@ class TestConvertVerify:
     def test_it_fails_if_the_conversion_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from llama_convert.llama import rotary
+        from llama_convert.llama import rope
         from llama_convert.llama.rope import RowTranspose
 
         wrong = {("meta", "huggingface"): lambda head_dim: RowTranspose(head_dim, 1)}
-        monkeypatch.setattr(rotary, "_REORDERINGS", wrong)
+        monkeypatch.setattr(rope, "_PERMUTATIONS", wrong)
         run = llama_convert("convert", LLAMA31, tmp_path / "out", "--verify", "--json")
         answer = json.loads(run.stdout)
         assert run.exit_code == answer["exit_code"] == 1
