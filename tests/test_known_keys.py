@@ -184,7 +184,7 @@ def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
         assert (code, True) in {(one.code, one.is_warning) for one in inspect(source).findings}
         report = look(source, source, "structure")
         assert report.ok
-        assert_seen(report, Seen("structure", code, file, "in the source", warning=True))
+        assert_seen(report, Seen("structure", code, file, "In the source", warning=True))
         assert_seen(report, Seen("structure", code, file, "Check that", warning=True))
 
 

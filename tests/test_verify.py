@@ -515,7 +515,7 @@ class TestJson:
 
     def test_checks_are_chosen(self, converted: Path) -> None:
         answer = self.envelope(converted, "--check", "values,structure")
-        assert [level["level"] for level in answer["levels"]] == ["structure", "values"]
+        assert [check["check"] for check in answer["checks"]] == ["structure", "values"]
 
 
 class TestConvertVerify:

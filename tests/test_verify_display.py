@@ -90,7 +90,7 @@ def test_each_row_is_printed_when_its_check_ends(
     assert re.search(r"weights +skipped +No source", display.before["tokenizer"])
     assert "tokenizer is right" in display.before["logits"]
     for check in ("structure", "values", "tokenizer", "logits"):
-        assert (f"Checking {check} 0 s" in stderr.text()) == is_terminal
+        assert (f"Checking {check} 0:00" in stderr.text()) == is_terminal
     if not is_terminal:
         assert stderr.text() == ""
         assert "\x1b" not in stdout.text()
@@ -101,7 +101,7 @@ def test_the_live_line_counts_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=stderr, force_terminal=True, width=100, legacy_windows=False)
     with VerifyDisplay(console):
         time.sleep(1.4)
-    assert "Reading headers 1 s" in stderr.text()
+    assert "Reading headers 0:01" in stderr.text()
 
 
 def test_official_checksums_and_completions_show_progress(
@@ -110,8 +110,8 @@ def test_official_checksums_and_completions_show_progress(
     counted: dict[str, list[int]] = {}
 
     class Counter(module.Observer):
-        def start(self, total: int, verb: str = "") -> None:
-            self.counts = counted.setdefault(verb, [])
+        def start(self, total: int | None, label: str = "") -> None:
+            self.counts = counted.setdefault(label, [])
 
         def advance(self, count: int) -> None:
             self.counts.append(count)
@@ -121,8 +121,8 @@ def test_official_checksums_and_completions_show_progress(
     )
     verify(converted, None, options, Counter())
     total = sum(file.stat().st_size for file in converted.iterdir() if file.is_file())
-    assert sum(counted["hashed"]) == total
-    assert len(counted["run"]) == 2 * 3  # tokens, layers
+    assert sum(counted["Computing checksums"]) == total
+    assert len(counted["Generating"]) == 2 * 3  # tokens, layers
 
 
 def test_an_error_removes_the_live_line(converted: Path) -> None:
@@ -152,7 +152,7 @@ def test_verbose_adds_details(output: Path) -> None:
 
 def test_level_is_the_hidden_former_name_of_check(output: Path) -> None:
     run = llama_convert("verify", output, "--level", "structure", "--check", "values", "--json")
-    assert [level["level"] for level in run.json["levels"]] == ["structure", "values"]
+    assert [check["check"] for check in run.json["checks"]] == ["structure", "values"]
     assert "--level" not in llama_convert("verify", "--help").stdout
 
 
@@ -197,9 +197,9 @@ def test_a_config_difference_is_not_repeated_by_logits(output: Path) -> None:
     assert (logits.status, logits.n_errors, report.ok) == (Status.FAIL, 0, False)
     assert of(report, "structure").n_errors == 1
     run = llama_convert("verify", output, "--source", SOURCE, "--json")
-    levels = {level["level"]: level for level in json.loads(run.stdout)["levels"]}
-    assert {one["explained_by"] for one in levels["logits"]["findings"]} == {"CONFIG_DIFFERS"}
-    assert {one["explained_by"] for one in levels["structure"]["findings"]} == {None}
+    checks = {check["check"]: check for check in json.loads(run.stdout)["checks"]}
+    assert {one["explained_by"]["code"] for one in checks["logits"]["findings"]} == {"CONFIG_DIFFERS"}
+    assert {one["explained_by"] for one in checks["structure"]["findings"]} == {None}
     run = llama_convert("verify", output, "--source", SOURCE)
     assert run.exit_code == 1
     assert run.stdout.count("expected 500000, got 10000") == 1
@@ -268,7 +268,7 @@ def test_provenance_is_shown_with_verbose_and_in_json_only(output: Path) -> None
     assert line in verbose.stdout.splitlines()
     assert "public source" not in plain.stdout
     assert "public source" in verbose.stdout
-    files = llama_convert(*arguments, "--json").json["files"]
+    files = llama_convert(*arguments, "--json").json["official_files"]
     provenance = [file["provenance"] for file in files if file["file"] == "special_tokens_map.json"]
     assert "public source" in provenance[0]
 

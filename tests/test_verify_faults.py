@@ -562,7 +562,9 @@ FILES = {
         weights(lambda state: state.pop(up(1))),
         (
             Seen("structure", "TENSOR_MISSING", up(1), "is in no file"),
-            Seen("structure", "INDEX_MISMATCH", up(1), "where the index has it"),
+            Seen(
+                "structure", "INDEX_MISMATCH", up(1), "The tensor is not in model-00004-of-00006.safetensors"
+            ),
             Seen("weights", "TENSOR_MISSING", up(1), "The source has this tensor"),
         ),
         Seen("logits", "INDEX_MISMATCH", up(1)),
@@ -804,7 +806,12 @@ CONFIGS = {
         "gqa",
         config(head_dim=16),
         (
-            Seen("structure", "TENSOR_SHAPE", q(0), "is [64, 64], config.json makes it [128, 64]"),
+            Seen(
+                "structure",
+                "TENSOR_SHAPE",
+                q(0),
+                "The shape does not match config.json (in 3 layers). expected [128, 64], got [64, 64]",
+            ),
             Seen(
                 "structure", "CONFIG_DIFFERS", CONFIG, "head_dim differs from the source. expected 8, got 16"
             ),
@@ -815,7 +822,12 @@ CONFIGS = {
         "gqa",
         config(vocab_size=95),
         (
-            Seen("structure", "TENSOR_SHAPE", EMBED, "is [96, 64], config.json makes it [95, 64]"),
+            Seen(
+                "structure",
+                "TENSOR_SHAPE",
+                EMBED,
+                "The shape does not match config.json. expected [95, 64], got [96, 64]",
+            ),
             Seen(
                 "structure",
                 "CONFIG_DIFFERS",

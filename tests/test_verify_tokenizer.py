@@ -388,9 +388,9 @@ def test_faults_in_real_ones(
 # -------------------------------------------------------------------------------- faults of whole files
 
 BROKEN = {
-    "cut short": (lambda data: data[: len(data) // 2], "TOKENIZER_UNREADABLE", "not valid JSON"),
-    "empty": (lambda data: b"", "TOKENIZER_UNREADABLE", "not valid JSON"),
-    "not text": (lambda data: b"\x00\xff", "TOKENIZER_UNREADABLE", "not UTF-8"),
+    "cut short": (lambda data: data[: len(data) // 2], "TOKENIZER_UNREADABLE", "Invalid JSON"),
+    "empty": (lambda data: b"", "TOKENIZER_UNREADABLE", "Invalid JSON"),
+    "not text": (lambda data: b"\x00\xff", "TOKENIZER_UNREADABLE", "Not UTF-8"),
     "nested": (lambda data: b"[" * 100_000, "TOKENIZER_UNREADABLE", "nested"),
     "a list": (lambda data: b"[]", "TOKENIZER_UNSUPPORTED", "BPE"),
     "odd merges": (lambda data: data.replace(b'"h e"', b"7"), "TOKENIZER_UNSUPPORTED", "BPE"),

@@ -621,7 +621,7 @@ _CONTAINER: dict[str, Case] = {
         change_bytes(TWO, lambda c: c[:30_000] + bytes(2000) + c[32_000:]), (TWO,), structure=False
     ),
     "an entry with a name of many lines": Case(
-        entries(lambda all_: [*all_, (all_[0][0] + "\nerror: done", b"")]), (TWO, "called"),
+        entries(lambda all_: [*all_, (all_[0][0] + "\nerror: done", b"")]), (TWO, "Invalid name of an entry"),
     ),
 }  # fmt: skip
 
