@@ -1,6 +1,7 @@
-"""The README's picture: what a terminal shows of a real conversion and its verification.
+"""The README's picture: the screen after a conversion of a 1B model and its verification.
 
-`python -m tests.picture OUT.svg`"""
+`python -m tests.picture OUT.svg` writes a checkpoint of that shape with random weights, which takes 5 GB of disk.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +21,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from tests import large
 from tests.peers import ROOT
 
 WIDTH = 92
 COMMANDS = (
-    "llama-convert convert llama2-mp2 llama-2-hf",
-    "llama-convert verify llama-2-hf --source llama2-mp2",
+    "llama-convert convert Llama3.2-1B-Instruct llama-3.2-1b-instruct",
+    "llama-convert verify llama-3.2-1b-instruct --source Llama3.2-1B-Instruct",
 )
 REMOTE = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
-"""Where rich has its font fetched from another host; any monospaced one does."""
+"""Rich's references to a font on another host; any monospaced font will do."""
 
 
 def terminal(command: str, folder: Path) -> str:
-    """What a terminal receives from a command, escape sequences and all."""
+    """Everything that a terminal receives from a command, with escape sequences."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -46,14 +48,14 @@ def terminal(command: str, folder: Path) -> str:
         try:
             while chunk := stream.read(65536):
                 received += chunk
-        except OSError:  # the other side is closed
+        except OSError:  # the process has ended
             pass
     assert process.wait() == 0, received.decode()
     return received.decode()
 
 
 def settled(received: str) -> str:
-    """What stands there at the end: a line that was erased, or written over, is gone."""
+    """The final screen, without lines that were erased or overwritten."""
     lines = [""]
     for part in re.split(r"(\n|\r|\x1b\[2K|\x1b\[1A|\x1b\[\?25[hl])", received.replace("\r\n", "\n")):
         if part == "\n":
@@ -68,10 +70,11 @@ def settled(received: str) -> str:
 
 
 def picture() -> str:
-    """An SVG of both commands and all they say."""
+    """An SVG of both commands and their output."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "fixtures/llama2-mp2", Path(folder) / "llama2-mp2")
+        source = large.make(Path(folder, "Llama3.2-1B-Instruct"), large.SHAPES["3.2-1B"])
+        shutil.copy(ROOT / ".peers/meta/llama_models/llama3/tokenizer.model", source)
         for command in COMMANDS:
             console.print(Text.assemble(("$ ", "green"), (command, "bold")))
             console.print(Text.from_ansi(settled(terminal(command, Path(folder)))))

@@ -168,7 +168,9 @@ class TestEveryOutput:
     def test_interruptions(
         self, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # A background job ignores some of them, and so would the command.
+        handlers = {each: signal.signal(each, signal.default_int_handler) for each in signals}
 
         def stopped(*_: Any, **__: Any) -> None:
             signal.raise_signal(number)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -216,10 +217,14 @@ class TestSources:
         from llama_convert.observer import Observer
 
         class Meddler(Observer):
+            lock = Lock()
+
             def advance(self, count: int) -> None:
-                changed.mkdir(exist_ok=True)
-                (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
-                store.put(changed, "hf")
+                with self.lock:  # called from several threads
+                    if not changed.exists():
+                        changed.mkdir()
+                        (changed / name).write_bytes((local / "hf" / name).read_bytes()[::-1])
+                        store.put(changed, "hf")
 
         with pytest.raises(InputError, match="Changed while it was read"):
             shard("s3://bucket/hf", tmp_path / "out", max_shard_size="30KB", observer=Meddler())
