@@ -235,7 +235,8 @@ def write_checklist(staging: Staging, options: ConvertOptions, messages: Message
     messages.observer.start(sum(file.stat().st_size for file in files), "Computing checksums")
 
     try:
-        checksums = md5_of_all(files, workers=options.workers, progress=messages.observer.advance)
+        with staging.reading_staged_files():
+            checksums = md5_of_all(files, workers=options.workers, progress=messages.observer.advance)
     finally:
         messages.observer.finish()
     lines = [_CHECKLIST_LINE.format(md5, file.name) for md5, file in zip(checksums, files, strict=True)]

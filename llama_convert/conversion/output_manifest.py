@@ -61,7 +61,8 @@ class OutputManifest:
         if is_user_edited(self._destination / CARD):
             self._messages.note(f"{self._destination / CARD}: Kept, because it was edited.")
             staging.remove(CARD)
-        files = {file.name: file_record(file) for file in staging.files}
+        with staging.reading_staged_files():
+            files = {file.name: file_record(file) for file in staging.files}
         staging.write(MANIFEST, manifest_json(content | {"files": files}))
 
     def estimated_sizes(self, plan: Plan) -> dict[str, int]:

@@ -12,8 +12,8 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llama_convert.conversion.disk import output_error, remove, remove_if_possible, sync, write_new
@@ -257,6 +257,18 @@ class Staging:
                 folder.rmdir()
             except OSError:
                 break  # not empty
+
+    @contextmanager
+    def reading_staged_files(self) -> Iterator[None]:
+        """Turn errors of reading into errors of the output: the source is right, and a resume can succeed.
+
+        Raises:
+            OutputError: a staged file cannot be read.
+        """
+        try:
+            yield
+        except InputError as error:
+            raise OutputError("OUTPUT_IO", error.message, file=error.file) from error
 
     @property
     def files(self) -> list[Path]:
