@@ -369,7 +369,7 @@ def inspection(result: records.Inspection) -> Json:
     """Everything that `inspect` reports about one checkpoint."""
     return {
         "ok": result.ok,
-        "path": result.path,
+        "path": str(result.path),
         "format": result.format,
         "single_file": result.single_file,
         "release": inspected_release(result.release) if result.release else None,

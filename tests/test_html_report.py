@@ -215,7 +215,7 @@ def tensor(name: str, of: Stats | None = None) -> Tensor:
 def inspection(**more: Any) -> Inspection:
     """An inspection with all that a page can show except statistics."""
     fields: dict[str, Any] = {
-        "path": "models/llama-3.1-8b",
+        "path": Path("models/llama-3.1-8b"),
         "format": "huggingface",
         "single_file": False,
         "release": Release("Llama 3.1 8B", "3.1", "8B", ("rope_theta 500000",), ("Llama Guard 3",)),

@@ -36,7 +36,7 @@ def comparison_page(result: Comparison, run: RunInfo | None = None) -> Page:
         status=status,
         tone=tone,
         summary=summary,
-        facts=[("A", result.a.path), ("B", result.b.path)],
+        facts=[("A", str(result.a.path)), ("B", str(result.b.path))],
         sections=sections,
     )
 

@@ -39,7 +39,7 @@ def inspection_page(result: Inspection, run: RunInfo | None = None) -> Page:
         status="OK" if result.ok else "ERRORS",
         tone="good" if result.ok else "bad",
         summary=f"{count(n_errors, 'error')}, {count(n_warnings, 'warning')}.",
-        facts=[("Path", result.path), *checkpoint_facts(result)],
+        facts=[("Path", str(result.path)), *checkpoint_facts(result)],
         sections=sections,
     )
 

@@ -88,7 +88,7 @@ def describe(opened: Opened) -> Inspection:
     dtypes = count_dtypes(opened.entries)
     files = list_files(opened)
     return Inspection(
-        path=str(opened.path),
+        path=opened.path,
         format=opened.format,
         single_file=opened.single_file,
         release=_release(opened, tokenizer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_convert.findings import Finding
@@ -127,7 +128,8 @@ class Tensor:
 class Inspection:
     """Description of one checkpoint."""
 
-    path: str
+    path: Path | str
+    """A folder or file, or a URL."""
     format: str
     """``meta`` or ``huggingface``."""
     single_file: bool
