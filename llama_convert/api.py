@@ -64,7 +64,8 @@ def convert(
         destination: folder to create, or a URL, for example ``s3://bucket/name``. It must be empty or absent.
         options: settings for several calls.
         observer: receives progress, notes and warnings.
-        executor: writes the weights, one task per output file. Its workers must see both folders.
+        executor: writes the weights, one task per output file. Its workers must see both folders under the
+            same paths.
         progress: show progress, notes and warnings on stderr, as the command does. Ignored if ``observer`` is
             given.
         keywords: fields of `ConvertOptions`; they take precedence over ``options``.

@@ -41,23 +41,7 @@ def convert(
     observer: Observer | None = None,
     executor: Executor | None = None,
 ) -> ConvertResult:
-    """Convert a checkpoint from Meta to Hugging Face format, or with ``options.to="meta"`` the other way.
-
-    Args:
-        source: a folder in the other format or a folder around it, or its URL.
-        destination: the folder to write, or its URL, for example ``s3://bucket/name``; empty or absent.
-        options: differences from the defaults.
-        observer: receives progress, notes and warnings.
-        executor: runs the workers that write the weights, one file per call; both folders must be visible to
-            them under the same path.
-
-    Raises:
-        UsageError: an option is invalid, or the destination is the source or holds files of it.
-        InputError: the source is missing, damaged, inconsistent or unsupported.
-        OutputError: a file cannot be read or written.
-        ConflictError: the destination holds something else.
-        RefusedError: `strict` is set and there was a warning.
-    """
+    """Convert a checkpoint; arguments, result and errors are those of `llama_convert.convert`."""
     from llama_convert.conversion.to_huggingface import huggingface_job
     from llama_convert.conversion.to_meta import meta_job
 
@@ -76,22 +60,7 @@ def shard(
     observer: Observer | None = None,
     executor: Executor | None = None,
 ) -> ConvertResult:
-    """Reshard a checkpoint in its own format.
-
-    Args:
-        source: a folder in Meta or Hugging Face format, or its URL.
-        destination: the folder to write, or its URL; empty or absent.
-        mp: number of shards (tensor-parallel ranks) of a Meta checkpoint.
-        max_shard_size: maximum file size of a Hugging Face checkpoint, for example ``5GB``.
-        options: differences from the defaults.
-        observer: receives progress, notes and warnings.
-        executor: as for `convert`.
-
-    Raises:
-        UsageError: not exactly one of ``mp`` and ``max_shard_size`` is given, it is for the other format, or
-            the dimensions are not divisible by the number of shards.
-        InputError, OutputError, ConflictError, RefusedError: as `convert`.
-    """
+    """Reshard a checkpoint; arguments, result and errors are those of `llama_convert.shard`."""
     from llama_convert.conversion.reshard import huggingface_reshard_job, meta_reshard_job
 
     options = options or ConvertOptions()

@@ -29,19 +29,7 @@ def verify(
     options: VerifyOptions | None = None,
     observer: Observer | None = None,
 ) -> VerifyReport:
-    """Check a checkpoint, by itself or against the checkpoint it was converted from.
-
-    Args:
-        path: a folder in Hugging Face or Meta format, or its URL.
-        source: the folder it was converted from, in either format, or its URL.
-        options: which checks to run, and how.
-        observer: receives notes, progress, and the report of each check when it ends.
-
-    Raises:
-        UsageError: an option is invalid.
-        InputError: one of the folders contains no checkpoint.
-        OutputError: a file could not be read.
-    """
+    """Check a checkpoint; arguments, result and errors are those of `llama_convert.verify`."""
     with ExitStack() as stack:
         options, observer = options or VerifyOptions(), observer or Observer()
         with observer.phase("Reading headers"):
