@@ -1,4 +1,4 @@
-"""What a person is told who typed something else than was meant: what was seen, and what to type."""
+"""Mistyped commands: the error shows what was found, and the hint what to type."""
 
 from __future__ import annotations
 
@@ -218,12 +218,12 @@ def test_what_is_printed(world: Path, monkeypatch: pytest.MonkeyPatch, typed: st
     run = llama_convert(*shlex.split(typed))
     assert run.exit_code == exit_code, run.stderr
     assert error in said(run, "error")
-    told = said(run, "hint").removeprefix("Run: ")
+    printed = said(run, "hint").removeprefix("Run: ")
     if hint.startswith("llama-convert") and ";" not in hint:
-        assert shlex.split(told.removeprefix("Run: ")) == shlex.split(hint)
+        assert shlex.split(printed.removeprefix("Run: ")) == shlex.split(hint)
     else:
-        assert hint in told
-        assert bool(hint) == bool(told)
+        assert hint in printed
+        assert bool(hint) == bool(printed)
     assert sorted(world.rglob("*")) == before
 
 

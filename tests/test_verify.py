@@ -190,9 +190,9 @@ def test_rounding_that_a_model_amplifies_is_no_failure(tmp_path: Path) -> None:
     convert(tmp_path / "meta", tmp_path / "out", ConvertOptions(dtype="fp16"))
     report = look(tmp_path / "out", tmp_path / "meta", "logits")
     assert report.ok
-    told = findings(report, "logits")
-    assert {(one.code, one.is_warning) for one in told} == {("LOGITS_DIFFER", True)}
-    assert all("Every layer matches on the same input" in str(one.hint) for one in told)
+    differing = findings(report, "logits")
+    assert {(one.code, one.is_warning) for one in differing} == {("LOGITS_DIFFER", True)}
+    assert all("Every layer matches on the same input" in str(one.hint) for one in differing)
 
 
 # What Meta's folders are looked at for.
@@ -440,9 +440,9 @@ class TestExitCodes:
         run = llama_convert("verify", out, "--source", LLAMA31, "--check", "logits")
         assert run.exit_code == 1
         assert "rope_theta" in run.stdout
-        told = look(out, LLAMA31, "logits")
+        differing = look(out, LLAMA31, "logits")
         assert_seen(
-            told,
+            differing,
             Seen(
                 "logits",
                 "CONFIG_DIFFERS",
@@ -451,7 +451,8 @@ class TestExitCodes:
             ),
         )
         assert_seen(
-            told, Seen("logits", "LOGITS_DIFFER", "model.layers.0", "; rope_theta differs from the source.")
+            differing,
+            Seen("logits", "LOGITS_DIFFER", "model.layers.0", "; rope_theta differs from the source."),
         )
 
     @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def wrapped(text: Text, width: int) -> Text:
 def print_message(console: Console, *parts: Part, style: str = "", one_line: bool = False) -> None:
     """Print one line. On a terminal it is broken between words.
 
-    From "Run: " on it is a command, which stays on one line of its own, so that it can be copied.
+    From "Run: " on it is a command, which stays on a separate line, unbroken, so that it can be copied.
 
     Args:
         console: where to print.

@@ -1,6 +1,6 @@
 """The model card and the NOTICE file of an output folder.
 
-The card is computed from the manifest and ends in a checksum of its own text. A card whose checksum does not
+The card is computed from the manifest and ends in a checksum of its text. A card whose checksum does not
 match was edited by a user and is never overwritten.
 """
 
