@@ -1,4 +1,4 @@
-"""Restricted reader of the pickle in a ``.pth`` file: it builds only records of tensors and imports nothing.
+"""Restricted reader of pickles: it builds only records of tensors and allowed objects, and imports nothing.
 
 A pickle is a program.  This reader implements the opcodes that `torch.save` uses and resolves class names
 only from an allow-list; any other class is refused and never constructed.  It does not subclass
@@ -11,7 +11,7 @@ Opcodes: ``pickletools`` of Python.  Tensor records: ``torch/_utils.py: _rebuild
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,25 @@ class _Global:
     name: str
 
 
+def global_name(value: Any) -> str | None:
+    """Qualified name of a class, function or dtype that a pickle only mentions; None for other values."""
+    return value.name if isinstance(value, _Global) else None
+
+
 class _Mark:
     """The MARK that opens a tuple, list or dict on the stack."""
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object of an allowed class: only what the pickle contains of it, nothing is constructed."""
+
+    class_name: str
+    """Qualified name of its class, or of the function that returns it."""
+    arguments: tuple[Any, ...]
+    """Positional arguments of that class or function."""
+    state: Any = None
+    """Argument of ``__setstate__``: usually its attributes as `Pairs`."""
 
 
 class Pairs(list[tuple[Any, Any]]):
@@ -127,7 +144,6 @@ _CALLABLES: dict[str, Callable[..., Any]] = {
 }
 _STORAGES = {f"torch.{storage}": dtype for storage, dtype in BY_STORAGE.items()}
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
-_ALLOWED = {*_CALLABLES, *_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)}
 _OTHER_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch._utils._rebuild_qtensor": "quantized",
@@ -136,9 +152,27 @@ _OTHER_TENSORS = {
 }
 
 
-def _find_global(module: str, name: str) -> _Global:
+@dataclass(frozen=True)
+class AllowList:
+    """Classes and functions that a pickle may name, by qualified name."""
+
+    callables: Mapping[str, Callable[..., Any]]
+    """For each that may be called, what is called in its place."""
+    mentioned: Collection[str] = ()
+    """Those that may only be mentioned, for example dtypes."""
+    records: Collection[str] = ()
+    """Those whose results are read as `Record`."""
+
+
+TENSORS = AllowList(_CALLABLES, {*_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)})
+"""What `torch.save` writes for a dict of tensors."""
+
+
+def _find_global(allowed: AllowList, module: Any, name: Any) -> _Global:
+    if type(module) is not str or type(name) is not str:
+        raise TypeError
     qualified = f"{module}.{name}"
-    if qualified in _ALLOWED:
+    if qualified in allowed.callables or qualified in allowed.mentioned or qualified in allowed.records:
         return _Global(qualified)
     if kind := _OTHER_TENSORS.get(qualified):
         message = f"Contains a {kind} tensor. Only dense tensors are supported."
@@ -160,15 +194,15 @@ def _persistent_storage(reference: Any) -> StorageRecord:
     raise PickleRefusedError("INPUT_PICKLE", "A persistent reference is not a storage of a tensor.")
 
 
-def read_pickle(data: bytes) -> Any:
-    """The value of a pickle, made only of tuples, lists, `Pairs`, scalars and `TensorRecord`.
+def read_pickle(data: bytes, allowed: AllowList = TENSORS) -> Any:
+    """The value of a pickle: tuples, lists, `Pairs`, scalars, and what the allow-list builds.
 
     Time and memory are proportional to ``len(data)``.
 
     Raises:
         PickleRefusedError: the pickle is damaged, or contains something outside the allow-list.
     """
-    machine = _Machine(data)
+    machine = _Machine(data, allowed)
     try:
         return machine.run()
     except PickleRefusedError:
@@ -189,8 +223,9 @@ _UINT64 = struct.Struct("<Q")
 
 
 class _Machine:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, allowed: AllowList) -> None:
         self.data = data
+        self.allowed = allowed
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -256,20 +291,40 @@ class _Machine:
         target.extend(items)
 
     def reduce(self) -> None:
+        if isinstance(self.stack[-2], _Global) and self.stack[-2].name in self.allowed.records:
+            self.new_object()
+            return
         arguments, function = self.stack.pop(), self.stack.pop()
         if (
             not isinstance(function, _Global)
-            or function.name not in _CALLABLES
+            or function.name not in self.allowed.callables
             or type(arguments) is not tuple
         ):
             message = "data.pkl calls a function that does not build a tensor."
             raise PickleRefusedError("INPUT_PICKLE", message)
-        self.stack.append(_CALLABLES[function.name](*arguments))
+        self.stack.append(self.allowed.callables[function.name](*arguments))
+
+    def stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(_find_global(self.allowed, module, name))
+
+    def new_object(self) -> None:
+        arguments, created = self.stack.pop(), self.stack.pop()
+        if (
+            not isinstance(created, _Global)
+            or created.name not in self.allowed.records
+            or type(arguments) is not tuple
+        ):
+            message = "data.pkl creates an object that is not a tensor."
+            raise PickleRefusedError("INPUT_PICKLE", message)
+        self.stack.append(Record(created.name, arguments))
 
     def build(self) -> None:
-        """Discard the attributes of a state dict: torch sets `_metadata`."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], Pairs):
+        """Keep the attributes of a record; discard those of a state dict: torch sets `_metadata`."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Record):
+            self.stack[-1].state = state
+        elif not isinstance(self.stack[-1], Pairs):
             message = "data.pkl sets attributes of an object that is not a state dict."
             raise PickleRefusedError("INPUT_PICKLE", message)
 
@@ -343,10 +398,11 @@ def _handlers() -> dict[int, Callable[[_Machine], None]]:
         "\x94": lambda m: m.memo.__setitem__(len(m.memo), m.stack[-1]),  # MEMOIZE
         "h": get(uint8),
         "j": get(uint32),
-        "c": lambda m: m.stack.append(_find_global(m.line(), m.line())),
-        "\x93": lambda m: m.stack.append(_find_global(*reversed([m.stack.pop(), m.stack.pop()]))),
+        "c": lambda m: m.stack.append(_find_global(m.allowed, m.line(), m.line())),
+        "\x93": _Machine.stack_global,
         "Q": lambda m: m.stack.append(_persistent_storage(m.stack.pop())),
         "R": _Machine.reduce,
+        "\x81": _Machine.new_object,
         "b": _Machine.build,
     }
     table = {ord(opcode): handler for opcode, handler in by_name.items()}

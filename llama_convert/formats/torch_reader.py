@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from llama_convert.text import is_printable_name, quoted
 
 _MAX_PICKLE = 2 << 20
 """Bytes; 405B has 0.4 MB in each file.  A byte of a pickle can need 100 bytes of memory."""
+_SHORT_PICKLE = 512
+"""Bytes; the pickle of one tensor has 160."""
 _MAX_DIMS = 8
 _MAX_EXPANDED = 1 << 20
 """Elements of a vector made by `Tensor.expand`, which repeats elements of its storage; no model is wider."""
@@ -63,6 +66,24 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_torch_tensor(reader: Reader, name: str) -> StoredTensor:
+    """The tensor of an archive that contains nothing else; reads no values.
+
+    Args:
+        reader: the archive; offsets of the result count from its start.
+        name: name of the tensor, which the archive does not contain.
+
+    Raises:
+        InputError: not a complete PyTorch file, or it contains something else than a dense tensor.
+    """
+    directory = read_directory(reader)
+    content = _read_content(reader, directory)
+    if not isinstance(content, TensorRecord):
+        kind = "dict" if isinstance(content, Pairs) else type(content).__name__
+        raise InputError("INPUT_PICKLE", f"Not a tensor but a {kind}.", file=reader.file, tensor=name)
+    return _stored_tensor(reader.file, name, content, directory)
+
+
 def _check_reuse(file: Path, tensors: Iterable[StoredTensor]) -> None:
     """Refuse a small file whose tensors would expand to too many bytes."""
     expanded = sum(tensor.nbytes for tensor in tensors)
@@ -73,6 +94,16 @@ def _check_reuse(file: Path, tensors: Iterable[StoredTensor]) -> None:
 
 
 def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
+    content = _read_content(reader, directory)
+    if not isinstance(content, Pairs):
+        kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
+        message = f"The file does not contain a dict of tensors but a {kind}."
+        raise InputError("INPUT_PICKLE", message, file=reader.file)
+    return content
+
+
+def _read_content(reader: Reader, directory: ZipDirectory) -> Any:
+    """The value that was saved."""
     file = reader.file
     entry = directory.entries.get("data.pkl")
     if entry is None:
@@ -89,14 +120,15 @@ def _read_state_dict(reader: Reader, directory: ZipDirectory) -> Pairs:
         hint = "Load and save it with torch on a little-endian machine."
         raise InputError("TENSOR_UNSUPPORTED", message, file=file, hint=hint)
     try:
-        content: Any = read_pickle(data)
+        return _read_short_pickle(data) if len(data) <= _SHORT_PICKLE else read_pickle(data)
     except PickleRefusedError as error:
         raise InputError(error.code, str(error), file=file) from None
-    if not isinstance(content, Pairs):
-        kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
-        message = f"The file does not contain a dict of tensors but a {kind}."
-        raise InputError("INPUT_PICKLE", message, file=file)
-    return content
+
+
+@lru_cache(maxsize=256)
+def _read_short_pickle(data: bytes) -> Any:
+    """As `read_pickle`: archives of one tensor differ in their pickles only if their shapes or dtypes do."""
+    return read_pickle(data)
 
 
 def _check_crc(file: Path, data: bytes, entry: ZipEntry, directory: ZipDirectory) -> None:

@@ -159,19 +159,18 @@ def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
     """Offset of the data of an entry, from its local header; None if the header is of another entry."""
     if not 0 <= info.header_offset < 1 << 62:
         return None
-    header = read_at(reader, _LOCAL_HEADER.size, info.header_offset)
-    if len(header) < _LOCAL_HEADER.size:
+    name = info.orig_filename.encode("utf-8", "surrogateescape")
+    header = read_at(reader, _LOCAL_HEADER.size + len(name), info.header_offset)
+    if len(header) < _LOCAL_HEADER.size + len(name):
         return None
     signature, _version, _flags, method, _time, _date, _crc, _packed, _size, name_length, extra_length = (
-        _LOCAL_HEADER.unpack(header)
+        _LOCAL_HEADER.unpack_from(header)
     )
-    start = info.header_offset + _LOCAL_HEADER.size
-    name = info.orig_filename.encode("utf-8", "surrogateescape")
     if signature != b"PK\3\4" or method != zipfile.ZIP_STORED or name_length != len(name):
         return None
-    if read_at(reader, name_length, start) != name:
+    if header[_LOCAL_HEADER.size :] != name:
         return None
-    return int(start + name_length + extra_length)
+    return int(info.header_offset + len(header) + extra_length)
 
 
 def _refuse_other_kinds(reader: Reader) -> None:
