@@ -9,6 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -506,6 +507,15 @@ def test_metadata_that_is_too_large(alone: Path, monkeypatch: pytest.MonkeyPatch
     assert refused(alone).code == "INPUT_TOO_LARGE"
 
 
+def test_a_dtype_that_is_not_of_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": {"a": torch.ones(2, dtype=torch.int8)}}, checkpoint_id=tmp_path, no_dist=True)
+    error = refused(tmp_path)
+    assert (error.code, error.tensor) == ("TENSOR_DTYPE", "model.a")
+    assert "int8" in str(error)
+
+
 def test_a_dimension_that_is_not_of_a_matrix(tmp_path: Path) -> None:
     value = torch.arange(24.0).view(2, 3, 4)
     dcp.save({"model": {"a": value}}, checkpoint_id=tmp_path, no_dist=True)
@@ -523,6 +533,19 @@ def test_a_dimension_that_is_not_of_a_matrix(tmp_path: Path) -> None:
     edit(tmp_path, change)
     error = refused(tmp_path)
     assert (error.code, error.tensor) == ("TENSOR_UNSUPPORTED", "model.a")
+
+
+@given(st.integers(0, 9000), st.integers(0, 9000), st.integers(0, 9000), st.integers(0, 9000))
+def test_a_range_is_read_like_a_file(start: int, size: int, offset: int, count: int) -> None:
+    content = bytes(range(256)) * 36
+    part = content[start : start + size]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        with files.reading(Path(file.name)) as reader:
+            target = bytearray(count)
+            done = files.read_into(files.FileRange(reader, start, len(part)), memoryview(target), offset)
+    assert target[:done] == part[offset : offset + count]
 
 
 # Other folders.
@@ -732,7 +755,6 @@ HOSTILE = {
     "lists of lists as a name": BOMB + b"\x8c\x01x\x93.",
     "an object of a list": BOMB + b")\x81.",
     "a record of itself": b"\x80\x04ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81\x94h\x00b.",
-    "arguments that are no tuple": b"\x80\x04ctorch.distributed.checkpoint.metadata\nMetadata\n]\x81.",
     "many marks": b"\x80\x04" + b"(" * 100_000,
     "a long integer": b"\x80\x04\x8a\xff" + b"\x7f" * 255 + b".",
     "a size of many": b"\x80\x04ctorch\nSize\n(" + b"K\x01" * 100_000 + b"t\x85R.",
@@ -749,7 +771,7 @@ def test_hostile_metadata(tmp_path: Path, name: str) -> None:
 
 def test_attributes_used_repeatedly(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time stays proportional to the bytes: many attributes are not copied for each record that has them."""
-    attributes = {f"{number}": number for number in range(30_000)}
+    attributes = {"fqn": "a"} | {f"{number}": number for number in range(30_000)}
     metadata = load(alone)
     metadata.storage_data = {MetadataIndex(f"{number}"): None for number in range(30_000)}
     with monkeypatch.context() as context:

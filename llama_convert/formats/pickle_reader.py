@@ -74,12 +74,10 @@ class _Mark:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of an allowed class: only what the pickle contains of it, nothing is constructed."""
+    """The state of an object of an allowed class; the object is not constructed."""
 
     class_name: str
     """Qualified name of its class, or of the function that returns it."""
-    arguments: tuple[Any, ...]
-    """Positional arguments of that class or function."""
     state: Any = None
     """Argument of ``__setstate__``: usually its attributes as `Pairs`."""
 
@@ -161,7 +159,7 @@ class AllowList:
     mentioned: Collection[str] = ()
     """Those that may only be mentioned, for example dtypes."""
     records: Collection[str] = ()
-    """Those whose results are read as `Record`."""
+    """Those whose results are read as `Record`, whatever their arguments."""
 
 
 TENSORS = AllowList(_CALLABLES, {*_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)})
@@ -309,15 +307,11 @@ class _Machine:
         self.stack.append(_find_global(self.allowed, module, name))
 
     def new_object(self) -> None:
-        arguments, created = self.stack.pop(), self.stack.pop()
-        if (
-            not isinstance(created, _Global)
-            or created.name not in self.allowed.records
-            or type(arguments) is not tuple
-        ):
+        _arguments, created = self.stack.pop(), self.stack.pop()
+        if not isinstance(created, _Global) or created.name not in self.allowed.records:
             message = "data.pkl creates an object that is not a tensor."
             raise PickleRefusedError("INPUT_PICKLE", message)
-        self.stack.append(Record(created.name, arguments))
+        self.stack.append(Record(created.name))
 
     def build(self) -> None:
         """Keep the attributes of a record; discard those of a state dict: torch sets `_metadata`."""
