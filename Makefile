@@ -33,7 +33,7 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 # What the tests of stores and clusters need is pinned and installed as it is: pip would search for hours.
 .venv/ready: pyproject.toml tests/stores.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable ".[dev,hub]"
+	$(PIP) --editable ".[dev,verify,report,hub]"
 	$(PIP) --no-deps --requirement tests/stores.txt
 	@touch $@
 

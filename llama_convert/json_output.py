@@ -231,6 +231,7 @@ def check(report: CheckReport) -> Json:
         "seconds": report.seconds,
         "metrics": metrics(report.check.value, report.measures),
         "findings": findings(report.findings),
+        "hint": report.hint,
     }
 
 

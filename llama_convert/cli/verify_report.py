@@ -123,6 +123,8 @@ def _results(report: VerifyReport, verbose: bool) -> Iterator[RenderableType]:
     shown = [(check, finding) for check, finding in every if verbose or not finding.explained_by]
     if shown:
         yield _findings(sorted(shown, key=lambda pair: pair[1].is_warning))
+    hints = dict.fromkeys(each.hint for each in report.checks if each.hint)
+    yield from (styled(f"To run the skipped checks: {hint.removeprefix('Run: ')}") for hint in hints)
     if hidden := len(every) - len(shown):
         are = "finding has the same cause" if hidden == 1 else "findings have the same causes"
         yield styled(f"{hidden} more {are} and can be shown with --verbose.")
