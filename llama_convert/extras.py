@@ -1,4 +1,7 @@
-"""Optional dependencies: the packages of each extra, which of them are missing, and how to install them."""
+"""Optional dependencies: the packages of each extra, which of them are missing, and how to install them.
+
+importlib.metadata is imported where it is used: it takes as long as all other imports of a short command.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 
 from llama_convert.errors import UsageError
@@ -56,8 +58,10 @@ def missing_packages(extra: str, packages: Iterable[str] | None = None) -> list[
 
 def installed_version(package: str) -> str | None:
     """The version of a package that can be imported; None if it is not installed."""
+    from importlib import metadata
+
     try:
-        return version(package) if find_spec(package) else None
+        return metadata.version(package) if find_spec(package) else None
     except (ImportError, ValueError):  # PackageNotFoundError, or find_spec's for an unusual module
         return None
 
@@ -122,7 +126,9 @@ def _requirement(extra: str) -> str:
 
 def _recorded(file: str) -> str | None:
     """What the installer recorded about the installation in a file (PEP 376, PEP 610)."""
+    from importlib import metadata
+
     try:
-        return distribution("llama-convert").read_text(file)
-    except PackageNotFoundError:
+        return metadata.distribution("llama-convert").read_text(file)
+    except metadata.PackageNotFoundError:
         return None

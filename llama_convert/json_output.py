@@ -368,7 +368,6 @@ def planned_conversion(plan: records.Conversion) -> Json:
         "bytes": plan.bytes,
         "dtype": plan.dtype,
         "peak_memory_bytes": plan.peak_memory,
-        "peak_memory_with_cast_bytes": plan.peak_memory_with_cast,
     }
 
 

@@ -64,7 +64,7 @@ class TestMissingPackages:
         ],
     )
     def test_too_old(self, monkeypatch: pytest.MonkeyPatch, installed: str, is_missing: bool) -> None:
-        monkeypatch.setattr(extras, "version", lambda _: installed)
+        monkeypatch.setattr(metadata, "version", lambda _: installed)
         expected = [f"tokenizers 0.20 or newer, not {installed}"] if is_missing else []
         assert extras.missing_packages("verify", ["tokenizers"]) == expected
 
@@ -112,7 +112,7 @@ class TestInstallCommand:
         def absent(name: str) -> None:
             raise metadata.PackageNotFoundError(name)
 
-        monkeypatch.setattr(extras, "distribution", absent)
+        monkeypatch.setattr(metadata, "distribution", absent)
         assert extras.install_command("verify") == "pip install '.[verify]'"
 
     def test_source_tree(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def record(monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str]) -> None:
         def read_text(self, name: str) -> str | None:
             return files.get(name)
 
-    monkeypatch.setattr(extras, "distribution", lambda _: Distribution())
+    monkeypatch.setattr(metadata, "distribution", lambda _: Distribution())
 
 
 @pytest.fixture(scope="module")
