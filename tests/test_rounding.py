@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from llama_convert.conversion.cast import CastCounts, cast_block
 from llama_convert.dtypes import BFLOAT16, FLOAT16, FLOAT32, WEIGHT_DTYPES, Dtype
 from llama_convert.rounding import convert_dtype
 
@@ -29,7 +30,7 @@ def by_torch(bits: npt.NDArray[np.uint32 | np.uint16], source: Dtype, target: Dt
 
 
 def by_us(bits: npt.NDArray[np.uint32 | np.uint16], source: Dtype, target: Dtype) -> list[int]:
-    result = convert_dtype(bits.view(np.uint8), source, target)
+    result, _ = convert_dtype(bits.view(np.uint8), source, target)
     return canonical(result.view(f"<u{target.itemsize}"), target)
 
 
@@ -52,7 +53,7 @@ def test_every_16_bit_number(source: Dtype, target: Dtype) -> None:
 @pytest.mark.parametrize("between", [FLOAT16, BFLOAT16], ids=str)
 def test_ties_and_their_neighbors(between: Dtype, target: Dtype) -> None:
     """Around each 16-bit number, and around the middle between it and the next."""
-    exact = convert_dtype(EVERY_HALF.view(np.uint8), between, FLOAT32).view(np.uint32)
+    exact = convert_dtype(EVERY_HALF.view(np.uint8), between, FLOAT32)[0].view(np.uint32)
     halfway = 1 << (15 if between == BFLOAT16 else 12)
     bits = np.concatenate(
         [exact + np.uint32(step % 2**32) for step in (-1, 0, 1, halfway - 1, halfway, halfway + 1)]
@@ -78,13 +79,59 @@ def test_a_million_random_bit_patterns(target: Dtype) -> None:
     assert by_us(bits, FLOAT32, target) == by_torch(bits, FLOAT32, target)
 
 
-def test_nan() -> None:
+@pytest.mark.parametrize(
+    ("source", "target", "nan", "converted"),
+    [
+        (FLOAT32, FLOAT16, [0x7F800001, 0xFF8FE000], [0x7E00, 0xFE7F]),
+        (FLOAT32, BFLOAT16, [0x7F800001, 0xFF8FE000], [0x7FC0, 0x7FC0]),
+        (FLOAT16, FLOAT32, [0x7C01, 0xFD00], [0x7FC02000, 0xFFE00000]),
+        (FLOAT16, BFLOAT16, [0x7C01, 0xFD00], [0x7FC0, 0x7FC0]),
+        (BFLOAT16, FLOAT32, [0x7F81, 0xFFC1], [0x7F810000, 0xFFC10000]),
+        (BFLOAT16, FLOAT16, [0x7F81, 0xFFC1], [0x7E08, 0xFE08]),
+    ],
+    ids=str,
+)
+def test_nan(source: Dtype, target: Dtype, nan: list[int], converted: list[int]) -> None:
     """Quiet, with the sign and the upper bits of the payload; bfloat16 has one for all of float32's."""
-    nan = np.array([0x7F800001, 0xFF8FE000], np.uint32)
-    assert convert_dtype(nan.view(np.uint8), FLOAT32, FLOAT16).view(np.uint16).tolist() == [0x7E00, 0xFE7F]
-    assert convert_dtype(nan.view(np.uint8), FLOAT32, BFLOAT16).view(np.uint16).tolist() == [0x7FC0, 0x7FC0]
-    half = np.array([0x7C01, 0xFD00], np.uint16)
-    assert convert_dtype(half.view(np.uint8), FLOAT16, FLOAT32).view(np.uint32).tolist() == [
-        0x7FC02000,
-        0xFFE00000,
-    ]
+    bits = np.array(nan, f"<u{source.itemsize}")
+    result, _ = convert_dtype(bits.view(np.uint8), source, target)
+    assert [hex(each) for each in result.view(f"<u{target.itemsize}")] == [hex(each) for each in converted]
+
+
+def counts_by_torch(bits: npt.NDArray[np.uint32 | np.uint16], source: Dtype, target: Dtype) -> CastCounts:
+    values = torch.from_numpy(bits.view(f"<i{source.itemsize}")).view(getattr(torch, source.name)).float()
+    cast = values.to(getattr(torch, target.name)).float()
+    overflowed = values[cast.isinf() & values.isfinite()].abs()
+    underflowed = int(((values != 0) & (cast == 0)).sum())
+    return CastCounts(
+        len(bits), len(overflowed), underflowed, float(overflowed.max()) if len(overflowed) else 0.0
+    )
+
+
+class TestCounts:
+    """Numbers that become infinite or zero."""
+
+    @pytest.mark.parametrize("target", WEIGHT_DTYPES, ids=str)
+    @pytest.mark.parametrize("source", [FLOAT16, BFLOAT16], ids=str)
+    def test_every_16_bit_number(self, source: Dtype, target: Dtype) -> None:
+        counts = cast_block(EVERY_HALF.view(np.uint8), source, target)[1]
+        assert counts == counts_by_torch(EVERY_HALF, source, target)
+        if (source, target) == (BFLOAT16, FLOAT16):
+            assert counts.overflowed > 0 < counts.underflowed
+
+    @pytest.mark.parametrize("target", WEIGHT_DTYPES, ids=str)
+    @given(arrays.arrays(np.uint32, st.integers(0, 3000), elements=st.integers(0, 2**32 - 1)))
+    def test_any_float32(self, target: Dtype, bits: npt.NDArray[np.uint32]) -> None:
+        assert cast_block(bits.view(np.uint8), FLOAT32, target)[1] == counts_by_torch(bits, FLOAT32, target)
+
+    @pytest.mark.parametrize("target", [FLOAT16, BFLOAT16], ids=str)
+    def test_around_the_ends_of_the_range(self, target: Dtype) -> None:
+        """The neighbors of every power of two and of the largest numbers, in both signs."""
+        edges = [0, 0x477FEFFF, 0x477FF000, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0x33000000, 0x00008000]
+        edges += [exponent << 23 for exponent in range(255)]
+        near = {max(0, edge + step) for edge in edges for step in (-1, 0, 1)}
+        bits = np.array(sorted(near | {1 << 31 | edge for edge in near}), np.uint32)
+        cast, counts = cast_block(bits.view(np.uint8), FLOAT32, target)
+        assert counts == counts_by_torch(bits, FLOAT32, target)
+        assert canonical(cast.view(np.uint16), target) == by_torch(bits, FLOAT32, target)
+        assert counts.overflowed > 0 < counts.underflowed

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llama_convert.checkpoints.row_reader import as_float32
-from llama_convert.checkpoints.value_scan import INFINITY, Bytes, abs_bits, count_nonzero, max_abs_bits
-from llama_convert.dtypes import FLOAT16, FLOAT32, Dtype
+from llama_convert.checkpoints.value_scan import INFINITY, Bytes, abs_bits
+from llama_convert.dtypes import Dtype
 from llama_convert.rounding import convert_dtype
 
 
@@ -52,15 +54,12 @@ def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastC
     Returns:
         Bytes [n * target.itemsize], and the counts.
     """
-    values = block.reshape(-1)
-    cast, elements = convert_dtype(values, source, target), len(values) // source.itemsize
-    if source == FLOAT16 or target == FLOAT32:  # all values are in the range of the target
+    cast, unusual = convert_dtype(block, source, target)
+    elements = block.size // source.itemsize
+    if not len(unusual):
         return cast, CastCounts(elements)
-    overflowed, max_overflowed = 0, 0.0
-    if max_abs_bits(cast, target) >= INFINITY[target]:
-        before = abs_bits(values, source)
-        finite = before[(abs_bits(cast, target) == INFINITY[target]) & (before < INFINITY[source])]
-        overflowed = len(finite)
-        max_overflowed = float(as_float32(finite.max(keepdims=True), source)[0]) if overflowed else 0.0
-    underflowed = count_nonzero(values, source) - count_nonzero(cast, target)
-    return cast, CastCounts(elements, overflowed, underflowed, max_overflowed)
+    before, after = abs_bits(block.reshape(-1), source, unusual), abs_bits(cast, target, unusual)
+    overflowed = before[(after == INFINITY[target]) & (before < INFINITY[source])]
+    maximum = float(as_float32(overflowed.max(keepdims=True), source)[0]) if len(overflowed) else 0.0
+    underflowed = int(np.count_nonzero((before != 0) & (after == 0)))
+    return cast, CastCounts(elements, len(overflowed), underflowed, maximum)
