@@ -220,6 +220,13 @@ def wrapped(folder: Path) -> None:
     (folder / "consolidated.00.pth").unlink()
 
 
+def nested(folder: Path) -> None:
+    synthetic.make(folder, LLAMA2)
+    state = torch.load(folder / "consolidated.00.pth")
+    torch.save({"weights": state, "step": 3}, folder / "checkpoint.pt")
+    (folder / "consolidated.00.pth").unlink()
+
+
 def adapter(folder: Path) -> None:
     folder.mkdir()
     save_file({"base_model.model.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
@@ -263,7 +270,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "a tied state dict": (lambda folder: huggingface_state(folder, tied=True), "model.pt", "Run: python"),
     "two files": (two_files_of_huggingface, "(hf_model_0001_0.pt and 1 more)", "Run: python"),
-    "a nested dict": (wrapped, "model: Not a tensor but a dict", "save it alone with torch.save"),
+    "a training checkpoint": (
+        wrapped,
+        "a PyTorch file (checkpoint.pt) with Meta tensor names",
+        "Rename checkpoint.pt to consolidated.00.pth.",
+    ),
+    "a nested dict": (nested, "weights: Not a tensor but a dict", "save it alone with torch.save"),
     "an adapter": (adapter, "a LoRA adapter", "Merge it into its base model first. Run: python"),
     "an adapter and a tokenizer": (adapter_with_tokenizer, "a LoRA adapter", "Run: python"),
     "distributed": (distributed, "a distributed checkpoint", "Run: python -m torch.distributed"),

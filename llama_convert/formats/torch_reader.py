@@ -20,6 +20,7 @@ from llama_convert.formats.file_kinds import (
 )
 from llama_convert.formats.files import Reader, read_at, reading
 from llama_convert.formats.pickle_reader import Pairs, PickleRefusedError, TensorRecord
+from llama_convert.formats.state_dict import find_state_dict
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_legacy import legacy_header, read_legacy_torch
 from llama_convert.formats.torch_zip import read_torch_zip, zip_header
@@ -47,11 +48,28 @@ _MAX_EXPANDED_BYTES = 256 << 20
 """Bytes of all expanded vectors of a file; the norms of 405B have 17 MB in float32."""
 
 
+@dataclass(frozen=True)
+class TorchCheckpoint:
+    """The state dict of a PyTorch file."""
+
+    tensors: dict[str, StoredTensor]
+    """By name, in the order of the file."""
+    wrapper_keys: tuple[str, ...]
+    """Keys that lead to the state dict, outermost first, for example ``("model",)`` in a training checkpoint;
+    empty if the file contains only the state dict."""
+
+
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a state dict by name, in the order of the file; reads no weights.
+    """The tensors of `read_torch_checkpoint`."""
+    return read_torch_checkpoint(file).tensors
+
+
+def read_torch_checkpoint(file: Path) -> TorchCheckpoint:
+    """The state dict of a PyTorch file, which may be a training checkpoint; reads no weights.
 
     Raises:
-        InputError: not a complete PyTorch file, or it contains something else than a dict of dense tensors.
+        InputError: not a complete PyTorch file, it contains several state dicts, or the state dict contains
+            something else than dense tensors.
     """
     with reading(file) as reader:
         content, storages = _read_content(reader)
@@ -59,8 +77,16 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         kind = "tensor" if isinstance(content, TensorRecord) else type(content).__name__
         message = f"The file does not contain a dict of tensors but a {kind}."
         raise InputError("INPUT_PICKLE", message, file=file)
+    state_dict = find_state_dict(content, file)
+    tensors = _stored_tensors(file, state_dict.items, storages)
+    _check_reuse(file, tensors.values())
+    return TorchCheckpoint(tensors, state_dict.keys)
+
+
+def _stored_tensors(file: Path, items: Pairs, storages: dict[str, Storage]) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name, after checking names and values."""
     tensors: dict[str, StoredTensor] = {}
-    for name, value in content:
+    for name, value in items:
         if type(name) is not str:
             kind = type(name).__name__
             message = f"A key of the state dict is not a name but a {kind}."
@@ -82,7 +108,6 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         tensors[name] = _stored_tensor(file, name, value, storages[value.storage.key])
     if not tensors:
         raise InputError("INPUT_PICKLE", "The state dict is empty.", file=file)
-    _check_reuse(file, tensors.values())
     return tensors
 
 
