@@ -186,7 +186,7 @@ def test_keys_are_sorted_as_strings(tmp_path: Path) -> None:
 
 
 def test_views_of_old_files(tmp_path: Path) -> None:
-    """Until version 0.4 a storage could be a view of another one."""
+    """Old versions of torch wrote storages that are views of another one."""
     root = ("7", "cpu", 24)
     state = {
         "whole": tensor(Persistent(torch.FloatStorage, *root, None), 0, (4, 6), (6, 1)),
@@ -229,7 +229,7 @@ def test_a_view_with_two_sizes(tmp_path: Path) -> None:
 
 
 def test_the_function_of_old_files(tmp_path: Path) -> None:
-    """Until version 0.4 tensors had no gradient flag."""
+    """Old versions of torch wrote tensors without a gradient flag."""
     storage = Persistent(torch.FloatStorage, "7", "cpu", 6, None)
     state = {"a": Tensor(storage, 0, (2, 3), (3, 1), build=torch._utils._rebuild_tensor)}
     (tmp_path / "x.pth").write_bytes(container(dumps(state), [("7", 6, floats(6))]))

@@ -60,7 +60,7 @@ class StorageRecord:
     numel: int
     """Elements of the whole storage."""
     view: tuple[int, int] | None = None
-    """First element and number of elements of a view, as torch wrote before version 0.4; None: no view."""
+    """First element and number of elements of a view, as old versions of torch wrote; None: no view."""
 
     @property
     def nbytes(self) -> int:
