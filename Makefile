@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench fixtures clean
+.PHONY: demo test test-all test-install lint bench fixtures clean
 
 demo: .venv/ready  ## convert a fixture, verify the result, and let both speak
 	@rm -rf build/demo build/demo.html && mkdir -p build
@@ -17,6 +17,9 @@ test: .venv/ready .peers/ready  ## everything that fits into ten minutes on two 
 
 test-all: .venv/ready .peers/ready  ## the long ones too
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+test-install: .venv/ready  ## the wheel without extras, in new environments
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py -k TestCore
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 # What the tests of stores and clusters need is pinned and installed as it is: pip would search for hours.
 .venv/ready: pyproject.toml tests/stores.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable ".[dev,hub]"
+	$(PIP) --editable ".[dev,verify,report,hub]"
 	$(PIP) --no-deps --requirement tests/stores.txt
 	@touch $@
 

@@ -231,6 +231,7 @@ def check(report: CheckReport) -> Json:
         "seconds": report.seconds,
         "metrics": metrics(report.check.value, report.measures),
         "findings": findings(report.findings),
+        "hint": report.hint,
     }
 
 
@@ -367,7 +368,6 @@ def planned_conversion(plan: records.Conversion) -> Json:
         "bytes": plan.bytes,
         "dtype": plan.dtype,
         "peak_memory_bytes": plan.peak_memory,
-        "peak_memory_with_cast_bytes": plan.peak_memory_with_cast,
     }
 
 

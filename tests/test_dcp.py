@@ -491,6 +491,12 @@ def test_every_truncation_of_metadata_is_refused(alone: Path) -> None:
         assert refused(alone).code == "INPUT_PICKLE"
 
 
+def test_bytes_after_metadata(alone: Path) -> None:
+    with (alone / METADATA).open("ab") as file:
+        file.write(b".")
+    assert refused(alone).code == "INPUT_DCP"
+
+
 def test_files_that_are_not_regular(alone: Path) -> None:
     file = alone / "__0_0.distcp"
     file.unlink()
@@ -738,7 +744,7 @@ def test_getattr_is_not_called(alone: Path) -> None:
 
 def test_records_are_refused_in_other_files(tmp_path: Path) -> None:
     """What `.metadata` may contain is not allowed in a `.pth` file."""
-    for content in (torch.Size([1]), MetadataIndex("a"), Path("/")):
+    for content in (MetadataIndex("a"), Path("/"), getattr):
         with pytest.raises(PickleRefusedError):
             read_pickle(pickle.dumps({"a": content}))
     with pytest.raises(PickleRefusedError):

@@ -74,7 +74,7 @@ class TestExamples:
         for line in document.commands(RUNS):
             program, *arguments = shlex.split(line, comments=True)
             if program != "llama-convert":
-                assert program in ("pip", "hf", "llama-model"), line
+                assert program in ("pip", "pipx", "uvx", "hf", "llama-model"), line
                 continue
             arguments = [str(Path(a).expanduser()) if a[0] == "~" else a for a in arguments]
             arguments = ["cpu" if a == "cuda" else a for a in arguments]

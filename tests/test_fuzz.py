@@ -193,9 +193,10 @@ def read_torch(path: Path) -> bool:
     """Read it, and where torch reads it too, the same; True if it did."""
     found = read_torch_file(path)
     ours = {name: values(tensor) for name, tensor in found.items() if readable(tensor)}
-    with zipfile.ZipFile(path) as archive:
-        if any(info.external_attr for info in archive.infolist()):
-            return False  # of a "folder" torch returns memory that it never filled
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(info.external_attr for info in archive.infolist()):
+                return False  # of a "folder" torch returns memory that it never filled
     try:
         expected = torch.load(path, weights_only=True)
     except Exception:
@@ -274,6 +275,14 @@ def small_pth() -> list[bytes]:
         saved(state, crc32=False),
         zoo.zipped(entries_of(saved(state))),
     ]
+
+
+@cache
+def small_legacy() -> list[bytes]:
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.randn(4, 4).bfloat16(), "c": torch.ones(5).half()}
+    state["d"] = state["b"][1:3, :2]
+    options: tuple[dict[str, int], ...] = ({}, {"pickle_protocol": 4})
+    return [saved(state, _use_new_zipfile_serialization=False, **more) for more in options]
 
 
 def with_checksums() -> list[bytes]:
@@ -386,6 +395,7 @@ KINDS: dict[str, Kind] = {
     "archive": Kind("x.pth", small_pth, damage, read_torch, 15),
     "archive's directory": Kind("x.pth", small_pth, damaged_directory, read_torch, 15),
     "archived pickle": Kind("x.pth", with_checksums, damaged_pickle, read_torch, 15),
+    "format before 1.6": Kind("x.pth", small_legacy, damage, read_torch, 15),
     "pickle": Kind("data.pkl", pickles, damage, read_bare_pickle, 10),
     "safetensors": Kind("x.safetensors", small_safetensors, damage, read_safetensors, 10),
     "safetensors' header": Kind("x.safetensors", small_safetensors, misstated_header, read_safetensors, 10),

@@ -237,7 +237,7 @@ def inspection(**more: Any) -> Inspection:
         "tokenizer": Tokenizer("tokenizer.json", "tiktoken", 128_256, 256),
         "checksums": ("llama-convert.json",),
         "shared": (("lm_head.weight", "model.embed_tokens.weight"),),
-        "conversion": Conversion({"x": 1}, 16_000_000_000, "bfloat16", 128 << 20, 512 << 20),
+        "conversion": Conversion({"x": 1}, 16_000_000_000, "bfloat16", 128 << 20),
         "findings": (Finding("ODD", "a warning", severity="warning"),),
         "tensors": (),
     }
@@ -468,7 +468,7 @@ class TestHostileText:
             tokenizer=Tokenizer(text, text, 1, 1),
             checksums=(text,),
             shared=((text, text),),
-            conversion=Conversion({text: 1}, 1, text, 1, 1),
+            conversion=Conversion({text: 1}, 1, text, 1),
             findings=(finding, warning),
             tensors=(replace(tensor(text, stats()), dtype=text),),
         )
@@ -1016,7 +1016,7 @@ class TestInspection:
             """Inspection report: llama-3.1-8b|OK|0 errors, 1 warning.|models/llama-3.1-8b|Llama 3.1 8B
             |rope_theta 500000|Llama Guard 3|Hugging Face format|4; each KV head is on 2 of them|8,030,261,248
             |bfloat16: 291 tensors, 16.1 GB|tiktoken, 128,256 tokens, 256 special (tokenizer.json)
-            |llama-convert.json|1 file, 5.0 GB|16.0 GB of bfloat16 in 1 file, 128 MiB of memory (512 MiB
+            |llama-convert.json|1 file, 5.0 GB|16.0 GB of bfloat16 in 1 file, 128 MiB of memory
             |Config|dim|4096|rope_scaling|factor=8|tied|false
             |Parameters|Embedding|525,336,576|6,979,588,096 (218,112,128 each)|Final norm|4,096|LM head|7
             |Kinds of tensors|model.embed_tokens.weight|1|[9, 9]|bfloat16|dim 0

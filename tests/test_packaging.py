@@ -1,7 +1,7 @@
-"""What pip builds and installs, the oldest and newest of what it meets there, and completion in a shell.
+"""What pip builds and installs, with the oldest and newest dependencies, and completion in a shell.
 
-The slow tests download with pip, some gigabytes where torch has no CPU build.  ``LLAMA_CONVERT_PYTHONS``
-names interpreters that are not found as ``python3.10`` and the like, separated as in ``PATH``.
+The slow tests download with pip; those of `TestExtras` some gigabytes where torch has no CPU build.
+``LLAMA_CONVERT_PYTHONS`` lists interpreters not found as ``python3.10`` and the like, as ``PATH`` does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 
 from llama_convert import __version__
 from llama_convert.cli.dropin import names_a_shell, rewrite_legacy_options
+from llama_convert.extras import EXTRAS
 from tests.peers import ROOT
 from tests.run import llama_convert
 
@@ -46,7 +47,7 @@ class TestMetadata:
     def test_the_oldest_are_the_lower_bounds(self, pyproject: dict[str, Any]) -> None:
         extras = pyproject["project"]["optional-dependencies"]
         wanted = [*pyproject["project"]["dependencies"]]
-        wanted += [each for extra, needs in extras.items() if extra != "dev" for each in needs]
+        wanted += [each for extra, needs in extras.items() if extra not in ("all", "dev") for each in needs]
         bounds = {re.match(r"([\w-]+)>=([\d.]+)(,|$)", each).groups()[:2] for each in wanted}  # type: ignore[union-attr]
         lines = [line for line in OLDEST.read_text().splitlines() if line and line[0] != "#"]
         assert {tuple(line.split("==")) for line in lines} == bounds
@@ -209,11 +210,11 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def commands(out: Path) -> Iterator[list[str]]:
-    """Whose outputs are the same anywhere."""
+    """Command lines whose outputs are the same in every environment."""
     for name in FIXTURES:
         source, hf, back = str(ROOT / "fixtures" / name), str(out / name), str(out / f"{name}-meta")
         yield ["convert", source, hf]
-        yield ["verify", hf, "--source", source, "--report", str(out / f"{name}.html")]
+        yield ["verify", hf, "--source", source]
         yield ["inspect", hf, "--stats"]
         yield ["inspect", source, hf, "--json"]
         yield ["convert", source, str(out / f"{name}-fp16"), "--dtype", "fp16", "--json"]
@@ -224,11 +225,11 @@ def commands(out: Path) -> Iterator[list[str]]:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """SHA-256s of all files but the reports, which tell seconds."""
+    """SHA-256s of all files."""
     return {
         str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(out.rglob("*"))
-        if file.is_file() and file.suffix != ".html"
+        if file.is_file()
     }
 
 
@@ -250,14 +251,14 @@ def run_all(new: Path, out: Path) -> dict[str, str]:
     """The digests of what an installed llama-convert writes."""
     out.mkdir()
     for arguments in [["--help"], ["--version"], ["convert", "--help"], *commands(out)]:
-        run = told(new, *arguments, cwd=out)
+        run = run_installed(new, *arguments, cwd=out)
         assert run.returncode == 0, (arguments, run.stderr)
         assert "Warning" not in run.stderr, (arguments, run.stderr)
     return digests(out)
 
 
-def told(new: Path, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # what only the tests' environment has is not to be found
+def run_installed(new: Path, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an installed llama-convert without what only the environment of the tests has."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     return subprocess.run(
         [new / "llama-convert", *arguments],
@@ -269,15 +270,16 @@ def told(new: Path, *arguments: str | Path, cwd: Path) -> subprocess.CompletedPr
     )
 
 
-def interpreter(version: str) -> str:
-    """A Python of this version that runs and makes environments; without one, the test is skipped."""
+def interpreter(*versions: str) -> str:
+    """A Python of the first version that runs and makes environments; without one, the test is skipped."""
     code = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"
     named = os.environ.get("LLAMA_CONVERT_PYTHONS", "").split(os.pathsep)
-    for python in filter(None, [sys.executable, *named, shutil.which(f"python{version}")]):
-        run = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-        if run.stdout.strip() == version:
-            return python
-    pytest.skip(f"no Python {version}")
+    for version in versions:
+        for python in filter(None, [sys.executable, *named, shutil.which(f"python{version}")]):
+            run = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+            if run.stdout.strip() == version:
+                return python
+    pytest.skip(f"no Python {' or '.join(versions)}")
 
 
 def torch_here() -> str:
@@ -313,51 +315,96 @@ def test_what_is_built(built: Path, wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_extras(wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
-    """What only developers install is not needed; what an extra brings is named."""
-    fixture = ROOT / "fixtures" / "llama2-mp2"
-    with installed(sys.executable, wheel, torch_here()) as new:
-        subprocess.run([new / "python", "-I", "-c", IMPORT_ALL], check=True, cwd=tmp_path)
-        assert run_all(new, tmp_path / "out") == right
-        # tokenizers and torch bring these two along; nothing of ours is to lean on that
-        uninstall = [
-            new / "python",
-            "-m",
-            "pip",
-            "uninstall",
-            "--quiet",
-            "--yes",
-            "huggingface_hub",
-            "fsspec",
-        ]
-        subprocess.run(uninstall, check=True, capture_output=True)
-        subprocess.run([new / "python", "-I", "-c", IMPORT_ALL], check=True, cwd=tmp_path)
-        assert run_all(new, tmp_path / "again") == right
-        for arguments in (
-            ["inspect", "s3://bucket/x"],
-            ["convert", str(fixture), "out", "--scheduler", "tcp://127.0.0.1:1"],
-            ["convert", str(fixture), "out", "--push-to-hub"],
-        ):
-            run = told(new, *arguments, "--json", cwd=tmp_path)
+class TestCore:
+    """An installation without extras runs all commands, except checks and options that need an extra."""
+
+    def test_newest(self, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
+        with installed(sys.executable, wheel) as new:
+            check_core(new, right, tmp_path)
+
+    def test_oldest(self, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
+        """All lower bounds at once."""
+        with installed(interpreter("3.10", "3.11"), wheel, "--constraint", OLDEST) as new:
+            check_core(new, right, tmp_path)
+
+
+def check_core(new: Path, right: dict[str, str], folder: Path) -> None:
+    """Run all commands with the extras missing."""
+    site_packages = next(new.parent.glob("lib/python*/site-packages"))
+    names = {each.name.lower() for each in site_packages.iterdir()}
+    assert not names & {"torch", "tokenizers", "tiktoken", "sentencepiece", "jinja2", "fsspec"}
+    run = run_installed(new, "--version", cwd=folder)
+    for extra in EXTRAS:
+        assert f"[{extra}] missing: " in run.stdout
+    assert run_all(new, folder / "out") == right
+    fixture = str(ROOT / "fixtures" / "llama2-mp2")
+    converted = str(folder / "out" / "llama2-mp2")
+    run = run_installed(new, "verify", converted, "--source", fixture, cwd=folder)
+    assert "PASS 3/5 checks" in run.stdout
+    assert "(skipped: tokenizer, logits)" in run.stdout
+    assert "[verify]" in run.stdout.splitlines()[-2]
+    run = run_installed(new, "convert", fixture, "verified", "--verify", "--dtype", "fp16", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    assert "PASS 3/5 checks" in run.stdout
+    for arguments in (
+        ["verify", converted, "--check", "logits"],
+        ["verify", converted, "--check", "tokenizer"],
+        ["verify", converted, "--prompt", "Once"],
+        ["verify", converted, "--report", "report.html"],
+        ["inspect", converted, "--report", "report.html"],
+        ["inspect", "s3://bucket/x"],
+        ["inspect", "gs://bucket/x"],
+        ["inspect", "hf://org/x"],
+        ["convert", "https://host/x", "new"],
+        ["convert", fixture, "new", "--scheduler", "tcp://127.0.0.1:1"],
+        ["convert", fixture, "new", "--push-to-hub"],
+    ):
+        run = run_installed(new, *arguments, "--json", cwd=folder)
+        assert run.returncode == 2, arguments
+        assert '"code": "EXTRA_MISSING"' in run.stdout, run
+        assert "Run: pip install 'llama-convert[" in run.stdout, run
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.slow
+class TestExtras:
+    """Installations with all that the checks need."""
+
+    def test_imports(self, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
+        with installed(sys.executable, with_extras(wheel, "verify"), torch_here()) as new:
+            subprocess.run([new / "python", "-I", "-c", IMPORT_ALL], check=True, cwd=tmp_path)
+            assert run_all(new, tmp_path / "out") == right
+            assert all_checks_pass(new, tmp_path)
+
+    def test_oldest(self, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
+        """All lower bounds at once, in the oldest Python."""
+        everything = with_extras(wheel, "all")
+        with installed(interpreter("3.10"), everything, "--constraint", OLDEST) as new:
+            assert run_all(new, tmp_path / "out") == right
+            assert all_checks_pass(new, tmp_path)
+            run = run_installed(new, "convert", "x", "out", "--nosuch", cwd=tmp_path)
             assert run.returncode == 2
-            assert '"code": "EXTRA_MISSING"' in run.stdout, run
+            run = run_installed(new, "inspect", "memory://nowhere", "--json", cwd=tmp_path)
+            assert '"code": "INPUT_NOT_FOUND"' in run.stdout, run
+
+    @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+    def test_each_python(self, version: str, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
+        """The newest of all that it needs."""
+        python = interpreter(version)
+        torch = [torch_here()] if python == sys.executable else []
+        with installed(python, with_extras(wheel, "verify"), *torch) as new:
+            assert run_all(new, tmp_path / "out") == right
+            assert all_checks_pass(new, tmp_path)
 
 
-@pytest.mark.slow
-def test_the_oldest(wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
-    """All lower bounds at once, in the oldest Python."""
-    with installed(interpreter("3.10"), wheel, "--requirement", OLDEST) as new:
-        assert run_all(new, tmp_path / "out") == right
-        run = told(new, "convert", "x", "out", "--nosuch", cwd=tmp_path)
-        assert run.returncode == 2
-        run = told(new, "inspect", "memory://nowhere", "--json", cwd=tmp_path)
-        assert '"code": "INPUT_NOT_FOUND"' in run.stdout, run
+def with_extras(wheel: Path, extras: str) -> str:
+    """The requirement for a wheel with extras."""
+    return f"llama-convert[{extras}] @ {wheel.as_uri()}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
-def test_each_python(version: str, wheel: Path, right: dict[str, str], tmp_path: Path) -> None:
-    """The newest of all that it needs."""
-    python = interpreter(version)
-    with installed(python, wheel, *([torch_here()] if python == sys.executable else [])) as new:
-        assert run_all(new, tmp_path / "out") == right
+def all_checks_pass(new: Path, folder: Path) -> bool:
+    """Whether no check of a verification is skipped, and a report is written."""
+    fixture, converted = str(ROOT / "fixtures" / "llama2-mp2"), str(folder / "out" / "llama2-mp2")
+    report = str(folder / "report.html")
+    run = run_installed(new, "verify", converted, "--source", fixture, "--report", report, cwd=folder)
+    return "PASS 5/5 checks" in run.stdout and Path(report).is_file()

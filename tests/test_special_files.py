@@ -245,6 +245,8 @@ def test_commands_end(
 ALLOWED = {
     "formats/files.py": {"os.open"},
     "formats/strict_json.py": {"json.loads"},
+    # What pip recorded about the installation.
+    "extras.py": {"json.loads", "read_text"},
     # Files that are created, or are on disk for `fsync`.
     "conversion/atomic_file.py": {"os.open"},
     "conversion/disk.py": {"os.open", "open"},

@@ -13,58 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_convert.checkpoints.row_reader import read_rows
-from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
-from llama_convert.errors import InputError
-from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_reader import read_torch_file
-
-
-def read(tensor: StoredTensor) -> torch.Tensor:
-    """The tensor's values, read through our own gather."""
-    rows, columns = matrix_shape(tensor.shape)
-    block = np.empty((rows, columns * tensor.dtype.itemsize), np.uint8)
-    weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
-    with SourceFiles() as files:
-        read_rows(files, weight, 0, rows, block)
-    dtype = getattr(torch, tensor.dtype.name)
-    return torch.from_numpy(block.reshape(-1)).view(dtype).reshape(tensor.shape)
-
-
-def assert_as_torch(path: Path) -> None:
-    expected = torch.load(path, weights_only=True)
-    found = read_torch_file(path)
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        assert found[name].shape == tuple(tensor.shape), name
-        assert found[name].strides == tensor.stride(), name
-        assert read(found[name]).equal(tensor), name
-
-
-def test_every_kind_of_tensor(tmp_path: Path) -> None:
-    flat = torch.randn(1000)
-    state = OrderedDict(
-        bf16=torch.randn(3, 4).bfloat16(),
-        fp16=torch.randn(7).half(),
-        parameter=torch.nn.Parameter(torch.randn(4, 2)),
-        view=flat[10:30].view(4, 5),
-        transposed=flat[100:120].view(4, 5).t(),
-        every_other_row=flat[200:280].view(10, 8)[::2],
-        every_other_column=flat[300:380].view(10, 8)[:, ::2],
-        window=flat[400:480].view(10, 8)[2:5, 3:7],
-        expanded=flat[500:508].expand(6, 8),
-        whole=flat,
-    )
-    state._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
-    torch.save(state, tmp_path / "x.pth")
-    assert_as_torch(tmp_path / "x.pth")
+from tests.torch_files import assert_as_torch, read, refused
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,14 +82,6 @@ class Evil:
         return (os.mkdir, (str(self.marker),))
 
 
-def refused(path: Path) -> InputError:
-    with pytest.raises(InputError) as caught:
-        read_torch_file(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-    return caught.value
-
-
 def test_pickled_objects_are_named_and_never_built(tmp_path: Path) -> None:
     path, marker = tmp_path / "x.pth", tmp_path / "marker"
     torch.save({"a": torch.ones(3), "b": Evil(marker)}, path)
@@ -182,11 +129,6 @@ def test_other_contents_are_refused(tmp_path: Path, content: Any, code: str) -> 
 def test_other_files_are_named(tmp_path: Path, head: bytes, words: str) -> None:
     (tmp_path / "x.pth").write_bytes(head)
     assert words in str(refused(tmp_path / "x.pth"))
-
-
-def test_the_format_before_1_6(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    assert refused(tmp_path / "x.pth").code == "INPUT_LEGACY"
 
 
 @pytest.fixture
@@ -239,7 +181,7 @@ STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
         ),
         (
             lambda n, d: [(n, d[:100], STORED)] if n.endswith("data/0") else [(n, d, STORED)],
-            "Wrong size of its storage data/0",
+            "Wrong size of the storage data/0",
         ),
         (lambda n, d: [(n, d + b"more", STORED)] if n.endswith("data/0") else [(n, d, STORED)], "data/0"),
         (lambda n, d: [] if n.endswith("data.pkl") else [(n, d, STORED)], "no data.pkl"),

@@ -55,6 +55,15 @@ def tar() -> bytes:
     return buffer.getvalue()
 
 
+def torch_tar() -> bytes:
+    """As torch wrote before version 0.1.10."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return buffer.getvalue()
+
+
 def a_zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -80,18 +89,10 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "pickle, protocol 1": (pickle.dumps({"a": 1}, 1), "Python pickle"),
     "pickle, protocol 2": (pickle.dumps({"a": 1}, 2), "Python pickle"),
     "pickle, protocol 5": (pickle.dumps({"a": 1}, 5), "Python pickle"),
-    "legacy": (saved(STATE, _use_new_zipfile_serialization=False), "before version 1.6"),
-    "legacy, protocol 0": (
-        saved(STATE, _use_new_zipfile_serialization=False, pickle_protocol=0),
-        "before version 1.6",
-    ),
-    "legacy, protocol 4": (
-        saved(STATE, _use_new_zipfile_serialization=False, pickle_protocol=4),
-        "before version 1.6",
-    ),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(100), "7z archive"),
     "RAR": (b"Rar!\x1a\7\1\0" + bytes(100), "RAR archive"),
     "tar": (tar(), "tar archive"),
+    "torch's tar": (torch_tar(), "before version 0.1.10"),
     "gzip": (b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + bytes(100), "gzip"),
     "bzip2": (b"BZh91AY&SY" + bytes(100), "bzip2"),
     "xz": (b"\xfd7zXZ\0\0\4" + bytes(100), "xz"),
@@ -105,6 +106,11 @@ TORCH_KINDS = KINDS | {"safetensors": (safetensors(STATE), "safetensors file")}
 SAFETENSORS_KINDS = KINDS | {
     "torch": (saved(STATE), "PyTorch file"),
     "torch, protocol 4": (saved(STATE, pickle_protocol=4), "PyTorch file"),
+    "legacy": (saved(STATE, _use_new_zipfile_serialization=False), "before version 1.6"),
+    "legacy, protocol 4": (
+        saved(STATE, _use_new_zipfile_serialization=False, pickle_protocol=4),
+        "before version 1.6",
+    ),
     "zip": (a_zip(), "zip archive"),
 }
 
@@ -157,10 +163,11 @@ def test_a_length_that_looks_like_another_kind(tmp_path: Path, length: int) -> N
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
-def test_a_torch_file_of_an_old_protocol(tmp_path: Path, protocol: int) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_of_an_old_protocol(tmp_path: Path, protocol: int, *, zipped: bool) -> None:
     synthetic.make(tmp_path / "meta", LLAMA2)
     file = tmp_path / "meta/consolidated.00.pth"
-    torch.save(torch.load(file), file, pickle_protocol=protocol)
+    torch.save(torch.load(file), file, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     run = llama_convert("convert", tmp_path / "meta", tmp_path / "out")
     assert run.exit_code == 3
     assert "pickle protocol 0 or 1" in run.stderr
@@ -213,6 +220,13 @@ def wrapped(folder: Path) -> None:
     (folder / "consolidated.00.pth").unlink()
 
 
+def nested(folder: Path) -> None:
+    synthetic.make(folder, LLAMA2)
+    state = torch.load(folder / "consolidated.00.pth")
+    torch.save({"weights": state, "step": 3}, folder / "checkpoint.pt")
+    (folder / "consolidated.00.pth").unlink()
+
+
 def adapter(folder: Path) -> None:
     folder.mkdir()
     save_file({"base_model.model.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
@@ -256,7 +270,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "a tied state dict": (lambda folder: huggingface_state(folder, tied=True), "model.pt", "Run: python"),
     "two files": (two_files_of_huggingface, "(hf_model_0001_0.pt and 1 more)", "Run: python"),
-    "a nested dict": (wrapped, "model: Not a tensor but a dict", "save it alone with torch.save"),
+    "a training checkpoint": (
+        wrapped,
+        "a PyTorch file (checkpoint.pt) with Meta tensor names",
+        "Rename checkpoint.pt to consolidated.00.pth.",
+    ),
+    "a nested dict": (nested, "weights: Not a tensor but a dict", "save it alone with torch.save"),
     "an adapter": (adapter, "a LoRA adapter", "Merge it into its base model first. Run: python"),
     "an adapter and a tokenizer": (adapter_with_tokenizer, "a LoRA adapter", "Run: python"),
     "distributed": (distributed, "a distributed checkpoint", "Run: python -m torch.distributed"),

@@ -517,33 +517,6 @@ class TestTargets:
 
 
 @pytest.mark.parametrize(
-    ("url", "module", "extra"),
-    [
-        ("s3://bucket/x", "s3fs", "s3"),
-        ("gs://bucket/x", "gcsfs", "gcs"),
-        ("https://host/x", "aiohttp", "http"),
-        ("hf://org/repo", "huggingface_hub", "hf"),
-        ("s3://bucket/x", "fsspec", "s3"),
-    ],
-)
-def test_a_missing_extra_is_named(tmp_path: Path, url: str, module: str, extra: str) -> None:
-    code = f"""
-import sys
-sys.modules[{module!r}] = None
-sys.argv = ["llama-convert", "convert", {url!r}, {str(tmp_path / "out")!r}, "--json"]
-from llama_convert.cli import main
-main()
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.returncode == 2, run.stderr
-    told = json.loads(run.stdout)
-    assert told["code"] == "EXTRA_MISSING"
-    assert f"[{extra}]" in told["message"]
-    assert f"pip install 'llama-convert[{extra}]'" in run.stderr
-    assert len(run.stderr.splitlines()) == 2
-
-
-@pytest.mark.parametrize(
     ("page", "meant"),
     [("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"), ("a/b/tree/main/original", "a/b/original")],
 )

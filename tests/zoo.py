@@ -39,6 +39,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
 DEEP = 200_000
+LEGACY = {"_use_new_zipfile_serialization": False}
+"""The format of `torch.save` before version 1.6."""
 MARKER = "constructed"
 """A folder that appears beside a checkpoint if an object in one of its files is constructed."""
 
@@ -535,8 +537,9 @@ _CONTAINER: dict[str, Case] = {
     "git-lfs": Case(write(TWO, GIT_LFS), (TWO, "git-lfs")),
     "gzip": Case(write(TWO, GZIP), (TWO, "gzip")),
     "tar": Case(instead(TWO, tar), (TWO, "a tar archive")),
-    "legacy": Case(
-        rank(1, lambda s: None, _use_new_zipfile_serialization=False), (TWO, "before version 1.6")
+    "legacy, truncated": Case(
+        several(everywhere(lambda s: None, **LEGACY), truncate(TWO, lambda size: size - 1)),
+        (TWO, "ends before its last storage"),
     ),
     "safetensors": Case(
         lambda f: __import__("safetensors.torch").torch.save_file({"a": torch.ones(4)}, f / TWO), (TWO,)
@@ -1004,6 +1007,9 @@ ACCEPTED: dict[str, Case] = {
     "parameters": Case(everywhere(lambda s: {n: torch.nn.Parameter(w) for n, w in s.items()})),
     "in another order": Case(everywhere(lambda s: dict(reversed(s.items())))),
     "ranks in two orders": Case(rank(1, lambda s: dict(reversed(s.items())))),
+    "the format before 1.6": Case(everywhere(lambda s: None, **LEGACY)),
+    "the format before 1.6, transposed in memory": Case(everywhere(strided, **LEGACY)),
+    "one rank in the format before 1.6": Case(rank(1, lambda s: None, **LEGACY)),
     "protocol 3": Case(everywhere(lambda s: None, pickle_protocol=3)),
     "protocol 4": Case(everywhere(lambda s: None, pickle_protocol=4)),
     "protocol 5": Case(everywhere(lambda s: None, pickle_protocol=5)),

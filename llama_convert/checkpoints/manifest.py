@@ -1,8 +1,8 @@
 """``llama-convert.json``: checksums of what a conversion read and wrote, for later verification.
 
 Checksums are XXH3-128 in hexadecimal: of the bytes of each weight, of each small file, of the header of each
-safetensors file, and of the list of entries of each ``.pth`` file.  They detect damage and mix-ups, but not
-forgery.
+safetensors file, and of the list of entries of each ``.pth`` file (see `read_torch_header`).  They detect
+damage and mix-ups, but not forgery.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llama_convert.errors import InputError
 from llama_convert.formats.files import is_file_name, read_at, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.strict_json import shown
-from llama_convert.formats.zip_directory import read_directory
+from llama_convert.formats.torch_reader import read_torch_header
 from llama_convert.text import is_printable_name
 
 MANIFEST = "llama-convert.json"
@@ -55,20 +55,13 @@ def _file_checksum(file: Path) -> str:
     if file.suffix == ".safetensors":
         return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     if file.suffix == ".pth":
-        return xxhash.xxh3_128_hexdigest(repr(_entries(file)).encode())
+        return xxhash.xxh3_128_hexdigest(read_torch_header(file))
     checksum, position = xxhash.xxh3_128(), 0
     with reading(file) as reader:
         while block := read_at(reader, _BLOCK, position):
             checksum.update(block)
             position += len(block)
     return checksum.hexdigest()
-
-
-def _entries(file: Path) -> list[tuple[str, int, int, int]]:
-    """Name, offset, size and CRC-32 of each entry of a ``.pth`` file."""
-    with reading(file) as reader:
-        entries = read_directory(reader).entries
-    return [(name, entry.offset, entry.size, entry.crc32) for name, entry in sorted(entries.items())]
 
 
 def manifest_json(content: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_convert.checkpoints.manifest import file_matches, read_manifest
-from llama_convert.checkpoints.row_reader import weight_checksum
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.errors import LlamaConvertError
@@ -82,6 +81,8 @@ def sample_checksums(weights: Iterable[StoredWeight], max_bytes: int = SAMPLE_BY
         InputError: a file is damaged.
         OutputError: a read error.
     """
+    from llama_convert.checkpoints.row_reader import weight_checksum  # imports numpy, which is slow
+
     of_each_kind = {re.sub(r"\d+", "", weight.name): weight for weight in weights}
     checksums: dict[str, str] = {}
     left = max_bytes

@@ -69,6 +69,8 @@ class MetaCheckpoint:
     """Dimension along which ranks shard the embedding; None for a single rank."""
     kv_repeats: int
     """Number of adjacent ranks with the same KV head."""
+    constants: tuple[StoredTensor, ...]
+    """Tensors of the first rank that are not weights: loaders recompute them, for example ``rope.freqs``."""
     format: ClassVar[CheckpointFormat] = "meta"
 
     @property
@@ -132,7 +134,8 @@ def open_meta(
         detected = _as_recorded(detected, folder.path, weights.values())
     config = _with_release(replace(config, tied=tied), params, detected)
     embedding_dim = sharded_dims[Weight(EMBEDDING)]
-    return MetaCheckpoint(folder, params, config, detected, dtype, weights, embedding_dim, repeats)
+    constants = tuple(tensor for name, tensor in ranks[0].items() if RECOMPUTED.fullmatch(name))
+    return MetaCheckpoint(folder, params, config, detected, dtype, weights, embedding_dim, repeats, constants)
 
 
 def _as_recorded(detected: DetectedRelease, folder: Path, weights: Iterable[StoredWeight]) -> DetectedRelease:

@@ -182,8 +182,6 @@ def _torch_files(folder: Path, files: list[Path]) -> Unsupported:
     try:
         tensors = list(read_torch_file(files[0]))
     except LlamaConvertError as error:
-        if error.code == "INPUT_LEGACY":
-            return Unsupported(f"{LEGACY_TORCH.name}: {names}", LEGACY_TORCH.hint)
         reason = f"{error.tensor}: {error.message}" if error.tensor else error.message
         what = f"a PyTorch file ({names}) that is not a state dict of Llama ({reason.removesuffix('.')})"
         return Unsupported(what, error.hint or "Save only the tensors of the model with torch.save.")

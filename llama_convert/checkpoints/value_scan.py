@@ -22,18 +22,14 @@ _UNSIGNED = {2: np.uint16, 4: np.uint32}
 _SIGNED = {2: np.int16, 4: np.int32}
 
 
-def abs_bits(block: Bytes, dtype: Dtype) -> npt.NDArray[Any]:
-    """Bits of the absolute values of a contiguous block, as uint16 or uint32."""
+def abs_bits(
+    block: Bytes, dtype: Dtype, indices: npt.NDArray[np.intp] | slice = slice(None)
+) -> npt.NDArray[Any]:
+    """Bits of the absolute values of a contiguous block, or of some of them, as uint16 or uint32."""
     code = _UNSIGNED[dtype.itemsize]
     mask = code((1 << (8 * dtype.itemsize - 1)) - 1)
-    bits: npt.NDArray[Any] = np.bitwise_and(block.view(code), mask)
+    bits: npt.NDArray[Any] = np.bitwise_and(block.view(code)[indices], mask)
     return bits
-
-
-def count_nonzero(block: Bytes, dtype: Dtype) -> int:
-    """Number of nonzero values of a contiguous block."""
-    bits: npt.NDArray[Any] = block.view(_UNSIGNED[dtype.itemsize])
-    return int(np.count_nonzero(bits + bits))  # doubling shifts the sign bit out
 
 
 def max_abs_bits(block: Bytes, dtype: Dtype) -> int:

@@ -24,19 +24,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_DEPENDENCIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "sentencepiece", "isal", "xxhash")
-"""Packages that read, compute, check or write a checkpoint's bytes."""
+_DEPENDENCIES = ("isal", "numpy", "rich", "safetensors", "typer", "xxhash")
 
 
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    from importlib.metadata import version
     from platform import platform, python_version
+
+    from llama_convert.extras import EXTRAS, installed_version, missing_packages
 
     typer.echo(f"llama-convert {__version__}")
     typer.echo(f"Python {python_version()}, {platform()}")
-    typer.echo(", ".join(f"{name} {version(name)}" for name in _DEPENDENCIES))
+    typer.echo(", ".join(f"{name} {installed_version(name)}" for name in _DEPENDENCIES))
+    for extra, packages in EXTRAS.items():
+        found = (f"{name} {installed_version(name)}" for name in packages)
+        missing = missing_packages(extra)
+        state = f"missing: {', '.join(missing)}" if missing else ", ".join(found)
+        typer.echo(f"[{extra}] {state}")
     raise typer.Exit
 
 
@@ -48,7 +53,7 @@ def _root(
             "--version",
             callback=_print_version,
             is_eager=True,
-            help="Show the version, and those of Python and the main dependencies, and exit.",
+            help="Show the version, those of Python and the dependencies, and which extras are installed.",
         ),
     ] = False,
 ) -> None:

@@ -74,13 +74,14 @@ def convert_command(
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
         from llama_convert.checkpoints.suggestions import tokenizer_named
         from llama_convert.cli.distributed import open_executor
-        from llama_convert.cli.hub import require_hub, upload
+        from llama_convert.cli.hub import upload
         from llama_convert.cli.progress import ConsoleObserver
         from llama_convert.cli.result import show_result
         from llama_convert.conversion.convert import convert
         from llama_convert.conversion.execute import DEFAULT_WORKERS
         from llama_convert.conversion.options import ConvertOptions, parse_format
         from llama_convert.errors import UsageError
+        from llama_convert.extras import require
         from llama_convert.units import parse_size
 
         start = time.monotonic()
@@ -92,7 +93,7 @@ def convert_command(
         if not safe_serialization:
             observer.warning("Ignoring --safe_serialization False: only safetensors are written.")
         if push_to_hub:
-            require_hub()
+            require("hub", "--push-to-hub")
         if verify and model_size == "tokenizer_only":
             message = "--verify needs weights, and --model-size tokenizer_only writes none."
             raise UsageError("BAD_USAGE", message)

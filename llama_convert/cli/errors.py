@@ -14,7 +14,6 @@ from typing import Any
 
 import typer
 
-from llama_convert import json_output
 from llama_convert.cli.terminal import Terminal, lines, print_message
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
 from llama_convert.redaction import redact
@@ -171,6 +170,8 @@ def _print_error(
     if hint:
         print_message(console, f"hint: {hint}")
     if as_json:
+        from llama_convert import json_output
+
         content = json_output.error(
             code,
             known.message if known else message,

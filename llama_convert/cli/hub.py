@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_convert.errors import OutputError, UsageError
+from llama_convert.errors import OutputError
 from llama_convert.observer import Observer
-
-
-def require_hub() -> None:
-    """Check that huggingface_hub is installed, before any work is done.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        message, hint = "--push-to-hub needs huggingface_hub.", "Run: pip install 'llama-convert[hub]'"
-        raise UsageError("EXTRA_MISSING", message, hint=hint) from None
 
 
 def upload(folder: Path, observer: Observer) -> None:

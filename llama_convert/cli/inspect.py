@@ -128,7 +128,6 @@ def inspect_command(
     console = stderr_console()
     with handle_errors(as_json=as_json, debug=debug):
         from llama_convert.cli.messages import finding_lines
-        from llama_convert.cli.report_file import write_inspection
         from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
         from llama_convert.errors import UsageError
         from llama_convert.inspection.inspect import inspect
@@ -153,6 +152,8 @@ def inspect_command(
         observer = _observer(console, stats=stats, quiet=as_json, verbose=verbose)
         result = inspect(path, tensors=tensors, stats=stats, observer=observer)
         if page:
+            from llama_convert.cli.report_file import write_inspection
+
             write_inspection(result, page, tensors=tensors, stats=stats)
         result = replace(result, tensors=sorted_tensors(result.tensors, sort, top))
         if not as_csv:

@@ -19,8 +19,7 @@ from llama_convert.cli.messages import (
 )
 from llama_convert.cli.tables import Column, facts, fitted
 from llama_convert.cli.tensor_table import tensor_table
-from llama_convert.cli.terminal import styled
-from llama_convert.cli.verify_report import page, print_page
+from llama_convert.cli.terminal import page, print_page, styled
 from llama_convert.inspection.records import (
     Comparison,
     File,
@@ -148,8 +147,7 @@ def _conversion(it: Inspection, *, verbose: bool) -> str:
     files = counted(len(it.conversion.files), "file")
     text = f"would write {format_size(it.conversion.bytes)} of {dtype_name(it.conversion.dtype)} in {files}"
     if verbose:
-        memory, cast = (n >> 20 for n in (it.conversion.peak_memory, it.conversion.peak_memory_with_cast))
-        text += f", with up to {memory} MiB of memory ({cast} MiB with a cast)"
+        text += f", with up to {it.conversion.peak_memory >> 20} MiB of memory"
     return text
 
 

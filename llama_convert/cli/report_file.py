@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llama_convert.conversion.atomic_file import write_atomically
 from llama_convert.conversion.disk import output_error
 from llama_convert.errors import ConflictError, UsageError
+from llama_convert.extras import require
 
 if TYPE_CHECKING:
     from llama_convert.inspection.records import Comparison, Inspection
@@ -20,9 +21,10 @@ def check_report_file(file: Path) -> None:
     """Refuse a path that no report can be written to, before the command computes anything.
 
     Raises:
-        UsageError: its folder does not exist.
+        UsageError: its folder does not exist, or the extra [report] is not installed.
         ConflictError: it exists, and is neither a report nor an empty file.
     """
+    require("report", "--report")
     if not file.parent.is_dir():
         raise UsageError("BAD_REPORT", f"--report {file}: There is no such folder.")
     if os.path.lexists(file):

@@ -9,8 +9,8 @@ import typer
 
 from llama_convert.cli.errors import print_json, stderr_console
 from llama_convert.cli.progress import format_seconds
-from llama_convert.cli.terminal import print_message
-from llama_convert.cli.verify_report import VerifyDisplay, page, print_results
+from llama_convert.cli.terminal import page, print_message
+from llama_convert.cli.verify_report import VerifyDisplay, print_results
 from llama_convert.conversion.options import ConvertOptions, ConvertResult
 from llama_convert.json_output import conversion, envelope
 from llama_convert.observer import Observer

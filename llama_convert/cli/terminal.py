@@ -7,18 +7,22 @@ multi-line text.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from llama_convert.redaction import redact
 
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
+_PIPE_WIDTH = 160
+"""Columns if stdout is not a terminal, so that lines stay whole for other programs."""
 _COMMAND = re.compile(r"\bRun: ")
 
 
@@ -89,3 +93,19 @@ class Terminal(Console):
     def render_str(self, text: str, **_: Any) -> Text:
         """The string as rich prints it, also in tables."""
         return styled(text)
+
+
+def page() -> Terminal:
+    """Stdout, as wide as the terminal."""
+    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Terminal(width=None if is_terminal else _PIPE_WIDTH)
+
+
+def print_page(console: Terminal, parts: Iterable[RenderableType]) -> None:
+    """Print the parts one below the other; without trailing spaces if stdout is not a terminal."""
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    with console.capture() as text:
+        console.print(*parts, sep="\n")
+    console.print(lines(line.rstrip() for line in text.get().split("\n")[:-1]), soft_wrap=True)

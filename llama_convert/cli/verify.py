@@ -85,16 +85,7 @@ def verify_command(
             llama_version=llama_version,
             tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
-        _refuse_unused(
-            options,
-            {
-                "--device": device != VerifyOptions.device,
-                "--dtype": dtype != VerifyOptions.dtype,
-                "--positions": positions != VerifyOptions.n_positions,
-                "--prompt": prompt is not None,
-                "--max-new-tokens": max_new_tokens != VerifyOptions.max_new_tokens,
-            },
-        )
+        _refuse_unused(options)
         report_file = report and report.expanduser()
         if report_file:
             check_report_file(report_file)
@@ -116,12 +107,8 @@ def verify_command(
             raise typer.Exit(1)
 
 
-def _refuse_unused(options: VerifyOptions, given: dict[str, bool]) -> None:
+def _refuse_unused(options: VerifyOptions) -> None:
     """Refuse options that would have no effect.
-
-    Args:
-        options: the options of the verification.
-        given: options of the forward passes, and whether they were given.
 
     Raises:
         UsageError: an option was given but no forward pass runs, or a limit of tokens without a prompt.
@@ -129,8 +116,8 @@ def _refuse_unused(options: VerifyOptions, given: dict[str, bool]) -> None:
     from llama_convert.errors import UsageError
     from llama_convert.verification.report import Check
 
-    names = [name for name, is_given in given.items() if is_given]
-    if names and Check.LOGITS not in options.checks:
-        raise UsageError("BAD_USAGE", f"{names[0]} only applies to the logits check. Add --check logits.")
-    if given["--max-new-tokens"] and options.prompt is None:
+    flags = options.of_forward_passes
+    if flags and Check.LOGITS not in options.selected:
+        raise UsageError("BAD_USAGE", f"{flags[0]} only applies to the logits check. Add --check logits.")
+    if "--max-new-tokens" in flags and options.prompt is None:
         raise UsageError("BAD_USAGE", "--max-new-tokens only applies with --prompt TEXT.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
@@ -13,32 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_convert.cli.progress import ConsoleObserver
-from llama_convert.cli.terminal import Part, Terminal, lines, styled
+from llama_convert.cli.terminal import Part, lines, page, print_page, styled
 from llama_convert.findings import Finding
 from llama_convert.verification.report import Check, CheckReport, Status, VerifyReport
 
-_PIPE_WIDTH = 160
-"""Columns if stdout is not a terminal, so that lines stay whole for other programs."""
 _SHORT = 20
 """Max characters of an expected and a found value that are printed on one line."""
 _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.SKIPPED: ""}
 _FORMATS = {"meta": "Meta format", "huggingface": "Hugging Face format"}
-
-
-def page() -> Terminal:
-    """Stdout, as wide as the terminal."""
-    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Terminal(width=None if is_terminal else _PIPE_WIDTH)
-
-
-def print_page(console: Terminal, parts: Iterable[RenderableType]) -> None:
-    """Print the parts one below the other; without trailing spaces if stdout is not a terminal."""
-    if console.is_terminal:
-        console.print(*parts, sep="\n")
-        return
-    with console.capture() as text:
-        console.print(*parts, sep="\n")
-    console.print(lines(line.rstrip() for line in text.get().split("\n")[:-1]), soft_wrap=True)
 
 
 class VerifyDisplay(ConsoleObserver):
@@ -123,6 +103,8 @@ def _results(report: VerifyReport, verbose: bool) -> Iterator[RenderableType]:
     shown = [(check, finding) for check, finding in every if verbose or not finding.explained_by]
     if shown:
         yield _findings(sorted(shown, key=lambda pair: pair[1].is_warning))
+    hints = dict.fromkeys(each.hint for each in report.checks if each.hint)
+    yield from (styled(f"To run the skipped checks: {hint.removeprefix('Run: ')}") for hint in hints)
     if hidden := len(every) - len(shown):
         are = "finding has the same cause" if hidden == 1 else "findings have the same causes"
         yield styled(f"{hidden} more {are} and can be shown with --verbose.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llama_convert.checkpoints.value_scan import INFINITY, Bytes, count_nonzero, max_abs_bits
+import numpy as np
+
+from llama_convert.checkpoints.row_reader import as_float32
+from llama_convert.checkpoints.value_scan import INFINITY, Bytes, abs_bits
 from llama_convert.dtypes import Dtype
-
-if TYPE_CHECKING:
-    import torch
+from llama_convert.rounding import convert_dtype
 
 
 @dataclass(frozen=True)
@@ -44,45 +43,23 @@ class CastCounts:
         }
 
 
-@contextmanager
-def single_threaded_casts() -> Iterator[None]:
-    """Limit torch to one core per cast while the context is open: the workers are the parallelism."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def cast_block(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, CastCounts]:
     """Return a block cast to another dtype, rounded to nearest even, and the counts of changed values.
 
-    Casts through float32, which holds every value of both dtypes: torch vectorizes these two steps, but not
-    the direct cast.
-
     Args:
-        block: bytes of elements of dtype ``source``.
-        source: dtype of the block.
-        target: dtype of the result.
+        block: contiguous bytes of elements of dtype ``source``.
+        source: float32, float16 or bfloat16.
+        target: likewise.
+
+    Returns:
+        Bytes [n * target.itemsize], and the counts.
     """
-    import torch
-
-    values = torch.from_numpy(block.reshape(-1)).view(_torch_dtype(source))
-    result = values.to(torch.float32).to(_torch_dtype(target))
-    cast = result.view(torch.uint8).numpy()
-    overflowed, max_overflowed = 0, 0.0
-    if max_abs_bits(cast, target) >= INFINITY[target]:
-        became_infinite = torch.isinf(result) & torch.isfinite(values)
-        overflowed = int(became_infinite.sum())
-        max_overflowed = float(values[became_infinite].abs().max()) if overflowed else 0.0
-    underflowed = count_nonzero(block.reshape(-1), source) - count_nonzero(cast, target)
-    return cast, CastCounts(values.numel(), overflowed, underflowed, max_overflowed)
-
-
-def _torch_dtype(dtype: Dtype) -> torch.dtype:
-    import torch
-
-    return getattr(torch, dtype.name)  # type: ignore[no-any-return]
+    cast, unusual = convert_dtype(block, source, target)
+    elements = block.size // source.itemsize
+    if not len(unusual):
+        return cast, CastCounts(elements)
+    before, after = abs_bits(block.reshape(-1), source, unusual), abs_bits(cast, target, unusual)
+    overflowed = before[(after == INFINITY[target]) & (before < INFINITY[source])]
+    maximum = float(as_float32(overflowed.max(keepdims=True), source)[0]) if len(overflowed) else 0.0
+    underflowed = int(np.count_nonzero((before != 0) & (after == 0)))
+    return cast, CastCounts(elements, len(overflowed), underflowed, maximum)

@@ -19,7 +19,7 @@ from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.checkpoints.row_reader import Bytes, row_blocks, rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.value_scan import ValueScan
-from llama_convert.conversion.cast import CastCounts, cast_block, single_threaded_casts
+from llama_convert.conversion.cast import CastCounts, cast_block
 from llama_convert.conversion.journal import Entry, Record
 from llama_convert.conversion.output import Output
 from llama_convert.conversion.plan import Place, Plan, Task
@@ -85,8 +85,6 @@ def execute(
             if writer.is_complete and not stop.is_set():
                 writer.finish()
 
-        if plan.casts:
-            stack.enter_context(single_threaded_casts())
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
                 futures = [pool.submit(run, task) for task in plan.tasks]

@@ -126,8 +126,3 @@ class Plan:
     def sources(self) -> set[Path]:
         """The weight files that are read."""
         return {slab.file for task in self.tasks for slab in task.source.slabs}
-
-    @property
-    def casts(self) -> bool:
-        """Whether any weight changes its dtype."""
-        return any(task.is_cast for task in self.tasks)

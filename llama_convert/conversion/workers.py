@@ -26,7 +26,8 @@ from llama_convert.conversion.source_checks import check_unchanged, file_states
 from llama_convert.conversion.staging import SHARED, STAGING, Staging
 from llama_convert.conversion.work_units import collect_report, is_unit_complete
 from llama_convert.conversion.write_report import WriteReport
-from llama_convert.errors import InputError, LlamaConvertError, OutputError, UsageError
+from llama_convert.errors import InputError, LlamaConvertError, OutputError
+from llama_convert.extras import require
 from llama_convert.observer import Observer
 from llama_convert.stores.filesystem import is_url
 from llama_convert.stores.location import Location
@@ -50,11 +51,9 @@ def dask_executor(address: str) -> Iterator[Executor]:
         UsageError: the extra ``[dask]`` is not installed.
         OutputError: the scheduler does not answer.
     """
-    try:
-        from distributed import Client
-    except ImportError:
-        hint = "Run: pip install 'llama-convert[dask]'"
-        raise UsageError("EXTRA_MISSING", "--scheduler needs the extra [dask].", hint=hint) from None
+    require("dask", "--scheduler")
+    from distributed import Client
+
     try:
         client: Any = Client(address, timeout=_SCHEDULER_TIMEOUT)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:

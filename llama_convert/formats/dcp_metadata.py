@@ -133,7 +133,10 @@ def read_dcp(folder: Path) -> DcpMetadata:
     file = folder / METADATA
     data = read_small(file, _MAX_METADATA)
     try:
-        return _Parser(len(data)).metadata(folder, read_pickle(data, _ALLOWED))
+        pickled = read_pickle(data, allowed=_ALLOWED)
+        if pickled.end != len(data):
+            raise _MalformedError(f"Has {len(data) - pickled.end:,} bytes after the pickle.")
+        return _Parser(len(data)).metadata(folder, pickled.value)
     except PickleRefusedError as error:
         raise InputError(error.code, str(error), file=file) from None
     except _MalformedError as error:

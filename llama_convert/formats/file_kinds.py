@@ -16,14 +16,16 @@ class Kind:
     """What to do if another kind is expected."""
 
 
-HEAD_SIZE = 512
-"""Bytes that `kind_of` needs to detect every kind."""
+HEAD_SIZE = 1536
+"""Bytes that `kind_of` needs to detect every kind: three blocks of a tar archive."""
 _SAVE = "Save its tensors with torch.save or as safetensors."
 DOWNLOAD_AGAIN = "Download it again."
 _UNPACK = "Unpack it first."
 TORCH = Kind("a PyTorch file", "Rename it to end in .pth or .bin, or save its tensors as safetensors.")
-LEGACY_TORCH = Kind(
-    "a PyTorch file from before version 1.6", "Load it with torch.load and save it with torch.save."
+LEGACY_TORCH = Kind("a PyTorch file in the format from before version 1.6", TORCH.hint)
+TAR_TORCH = Kind(
+    "a PyTorch file in the tar format from before version 0.1.10",
+    "If you trust it, load it with torch.load(FILE, weights_only=False) and save it with torch.save.",
 )
 SAFETENSORS = Kind(
     "a safetensors file", "Rename it to end in .safetensors, or save its tensors with torch.save."
@@ -58,6 +60,7 @@ _KINDS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\x28\xb5\x2f\xfd", Kind("a zstd file", _UNPACK)),
     (rb"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", _UNPACK)),
     (rb"Rar!\x1a\x07", Kind("a RAR archive", _UNPACK)),
+    (rb"(?:\./\./@PaxHeader.{1010})?sys_info\0.{248}ustar", TAR_TORCH),
     (rb".{257}ustar", Kind("a tar archive", _UNPACK)),
     (rb"\0{16}", ZEROS),
     (rb"\s*\{", JSON),

@@ -1,4 +1,4 @@
-"""Restricted reader of pickles: it builds only records of tensors and allowed objects, and imports nothing.
+"""Restricted reader of the pickles in PyTorch files: it builds only records and imports nothing.
 
 A pickle is a program.  This reader implements the opcodes that `torch.save` uses and resolves class names
 only from an allow-list; any other class is refused and never constructed.  It does not subclass
@@ -12,14 +12,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_convert.dtypes import BY_NAME, BY_STORAGE, Dtype
 from llama_convert.text import quoted
 
+MAX_PICKLE = 2 << 20
+"""Limit for the pickles of a file in bytes; 405B has 0.4 MB in each file.
+
+A byte of a pickle can need 100 bytes of memory."""
 _MAX_DEPTH = 64
 """Open MARKs; torch.save nests five."""
+_MAX_ARGUMENTS = 16
+"""Arguments of a function; `_rebuild_tensor_v3` has eight.  A longer tuple could be used many times."""
+_MAX_DIMS = 64
+"""Dimensions of a tensor, the limit of torch."""
+_MAX_KEY = 40
+"""Characters of a storage key; torch writes a number of up to 20 digits."""
 
 
 class PickleRefusedError(Exception):
@@ -35,14 +45,27 @@ class PickleRefusedError(Exception):
         super().__init__(message)
 
 
+class PickleTruncatedError(PickleRefusedError):
+    """The data ends before the pickle does."""
+
+
 @dataclass(frozen=True)
 class StorageRecord:
-    """A storage of ``numel`` elements, in the archive entry ``data/<key>``."""
+    """A storage of ``numel`` elements, or a view of one."""
 
     key: str
+    """Name of the storage in the file; views of a storage have its key."""
     dtype: Dtype | None
     """None: untyped bytes; each tensor has its own dtype."""
     numel: int
+    """Elements of the whole storage."""
+    view: tuple[int, int] | None = None
+    """First element and number of elements of a view, as old versions of torch wrote; None: no view."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole storage."""
+        return self.numel * (self.dtype.itemsize if self.dtype else 1)
 
 
 @dataclass(frozen=True)
@@ -86,9 +109,22 @@ class Pairs(list[tuple[Any, Any]]):
     """A dict as pairs in the order of the pickle, so that duplicate keys can be detected."""
 
 
+@dataclass(frozen=True)
+class Unpickled:
+    """Content of a pickle."""
+
+    value: Any
+    """Made only of tuples, lists, `Pairs`, scalars, and what the allow-list builds."""
+    storages: dict[str, StorageRecord]
+    """Every storage that the pickle references, by key."""
+    end: int
+    """Offset of the byte after the pickle."""
+
+
 def _integers(value: Any, what: str) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(type(item) is int for item in value):
-        raise PickleRefusedError("INPUT_PICKLE", f"The {what} of a tensor is not a tuple of integers.")
+    if not isinstance(value, tuple) or len(value) > _MAX_DIMS or any(type(item) is not int for item in value):
+        message = f"The {what} of a tensor is not a tuple of at most {_MAX_DIMS} integers."
+        raise PickleRefusedError("INPUT_PICKLE", message)
     if any(item < 0 for item in value):
         raise PickleRefusedError(
             "TENSOR_INVALID", f"Negative number in the {what} of a tensor: {min(value)}."
@@ -133,12 +169,22 @@ def _ordered_dict() -> Pairs:
     return Pairs()
 
 
+def _first_argument(argument: Any, *_rest: Any) -> Any:
+    """A plain value instead of an object that training checkpoints contain next to the state dict."""
+    return argument
+
+
 _CALLABLES: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _first_argument,
+    "torch.device": _first_argument,
+    "builtins.set": _first_argument,
+    "__builtin__.set": _first_argument,
 }
 _STORAGES = {f"torch.{storage}": dtype for storage, dtype in BY_STORAGE.items()}
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
@@ -163,11 +209,11 @@ class AllowList:
 
 
 TENSORS = AllowList(_CALLABLES, {*_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)})
-"""What `torch.save` writes for a dict of tensors."""
+"""What `torch.save` writes for tensors in dicts and lists."""
 
 
 def _find_global(allowed: AllowList, module: Any, name: Any) -> _Global:
-    if type(module) is not str or type(name) is not str:
+    if type(module) is not str or type(name) is not str:  # formatting shared lists can take exponential time
         raise TypeError
     qualified = f"{module}.{name}"
     if qualified in allowed.callables or qualified in allowed.mentioned or qualified in allowed.records:
@@ -181,37 +227,58 @@ def _find_global(allowed: AllowList, module: Any, name: Any) -> _Global:
     )
 
 
-def _persistent_storage(reference: Any) -> StorageRecord:
+def _storage_record(reference: Any) -> tuple[StorageRecord, str | None]:
+    """The storage of a persistent id, and the key of its view if it is one."""
     match reference:
-        case ("storage", _Global(name), str(key), str(), int(numel)) if name in _STORAGES or name in _UNTYPED:
-            if not key or not key.isascii() or not key.replace("_", "").isalnum():
-                raise PickleRefusedError("INPUT_PICKLE", f"Invalid storage key {quoted(key)}.")
+        case ("storage", _Global(name), str(key), str(), int(numel), *view) if (
+            name in _STORAGES or name in _UNTYPED
+        ):
+            _check_key(key)
             if numel < 0:
                 raise PickleRefusedError("TENSOR_INVALID", f"Storage {quoted(key)} has {numel} elements.")
-            return StorageRecord(key, _STORAGES.get(name), numel)
+            storage = StorageRecord(key, _STORAGES.get(name), numel)
+            match view:
+                case [] | [None]:
+                    return storage, None
+                case [(str(view_key), int(start), int(length))]:
+                    _check_key(view_key)
+                    if not 0 <= start <= start + length <= numel:
+                        message = f"A view of storage {quoted(key)} is outside its {numel:,} elements."
+                        raise PickleRefusedError("TENSOR_INVALID", message)
+                    return replace(storage, view=(start, length)), view_key
     raise PickleRefusedError("INPUT_PICKLE", "A persistent reference is not a storage of a tensor.")
 
 
-def read_pickle(data: bytes, allowed: AllowList = TENSORS) -> Any:
-    """The value of a pickle: tuples, lists, `Pairs`, scalars, and what the allow-list builds.
+def _check_key(key: str) -> None:
+    if not 0 < len(key) <= _MAX_KEY or not key.isascii() or not key.replace("_", "").isalnum():
+        raise PickleRefusedError("INPUT_PICKLE", f"Invalid storage key {quoted(key)}.")
+
+
+def read_pickle(data: bytes, start: int = 0, allowed: AllowList = TENSORS) -> Unpickled:
+    """The content of the pickle that begins at ``data[start]``.
 
     Time and memory are proportional to ``len(data)``.
 
     Raises:
+        PickleTruncatedError: the data ends before the pickle does.
         PickleRefusedError: the pickle is damaged, or contains something outside the allow-list.
     """
-    machine = _Machine(data, allowed)
+    machine = _Machine(data, start, allowed)
     try:
-        return machine.run()
+        value = machine.run()
     except PickleRefusedError:
         raise
     except RecursionError:
-        raise PickleRefusedError("INPUT_PICKLE", "data.pkl is nested too deeply.") from None
+        raise PickleRefusedError("INPUT_PICKLE", "The pickle is nested too deeply.") from None
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
-        reason = "is truncated" if machine.position >= len(data) else "is damaged"
-        raise PickleRefusedError(
-            "INPUT_PICKLE", f"data.pkl {reason} at byte {machine.position} ({type(error).__name__})."
+        is_truncated = machine.position >= len(data)
+        refused = PickleTruncatedError if is_truncated else PickleRefusedError
+        reason = "truncated" if is_truncated else "damaged"
+        raise refused(
+            "INPUT_PICKLE", f"The pickle is {reason} at byte {machine.position} ({type(error).__name__})."
         ) from None
+    storages = {key: record for key, record in machine.storages.items() if record.view is None}
+    return Unpickled(value, storages, machine.position)
 
 
 _INTEGERS = {ord("J"): struct.Struct("<i"), ord("K"): struct.Struct("<B"), ord("M"): struct.Struct("<H")}
@@ -221,13 +288,16 @@ _UINT64 = struct.Struct("<Q")
 
 
 class _Machine:
-    def __init__(self, data: bytes, allowed: AllowList) -> None:
+    def __init__(self, data: bytes, start: int, allowed: AllowList) -> None:
         self.data = data
         self.allowed = allowed
-        self.position = 0
+        self.start = start
+        self.position = start
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, StorageRecord] = {}
+        """Storages by key, and views by the key of the view."""
 
     def run(self) -> Any:
         data, handlers = self.data, _HANDLERS
@@ -238,16 +308,14 @@ class _Machine:
                 break
             handler = handlers.get(opcode)
             if handler is None:
-                if not data.startswith(b"\x80"):
-                    message = (
-                        "data.pkl has pickle protocol 0 or 1. Save the file with the default of torch.save."
-                    )
+                if not data.startswith(b"\x80", self.start):
+                    message = "The file has pickle protocol 0 or 1. Save it with the default of torch.save."
                     raise PickleRefusedError("INPUT_PICKLE", message)
-                message = f"Unexpected opcode {opcode:#04x} at byte {self.position - 1} of data.pkl."
+                message = f"Unexpected opcode {opcode:#04x} at byte {self.position - 1} of the pickle."
                 raise PickleRefusedError("INPUT_PICKLE", message)
             handler(self)
         if len(self.stack) != 1 or self.marks:
-            raise PickleRefusedError("INPUT_PICKLE", f"data.pkl ends early at byte {self.position}.")
+            raise PickleRefusedError("INPUT_PICKLE", f"The pickle ends early at byte {self.position}.")
         return self.stack[0]
 
     def take(self, count: int) -> bytes:
@@ -268,7 +336,7 @@ class _Machine:
 
     def mark(self) -> None:
         if len(self.marks) >= _MAX_DEPTH:
-            raise PickleRefusedError("INPUT_PICKLE", "data.pkl is nested too deeply.")
+            raise PickleRefusedError("INPUT_PICKLE", "The pickle is nested too deeply.")
         self.marks.append(len(self.stack))
 
     def pop_tuple(self, count: int) -> None:
@@ -297,21 +365,35 @@ class _Machine:
             not isinstance(function, _Global)
             or function.name not in self.allowed.callables
             or type(arguments) is not tuple
+            or len(arguments) > _MAX_ARGUMENTS
         ):
-            message = "data.pkl calls a function that does not build a tensor."
+            message = "The pickle calls a function that does not build a tensor."
             raise PickleRefusedError("INPUT_PICKLE", message)
         self.stack.append(self.allowed.callables[function.name](*arguments))
+
+    def new_object(self) -> None:
+        _arguments, created = self.stack.pop(), self.stack.pop()
+        if not isinstance(created, _Global) or created.name not in self.allowed.records:
+            message = "The pickle creates an object that is not a tensor."
+            raise PickleRefusedError("INPUT_PICKLE", message)
+        self.stack.append(Record(created.name))
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(_find_global(self.allowed, module, name))
 
-    def new_object(self) -> None:
-        _arguments, created = self.stack.pop(), self.stack.pop()
-        if not isinstance(created, _Global) or created.name not in self.allowed.records:
-            message = "data.pkl creates an object that is not a tensor."
-            raise PickleRefusedError("INPUT_PICKLE", message)
-        self.stack.append(Record(created.name))
+    def persistent(self) -> None:
+        record, view_key = _storage_record(self.stack.pop())
+        self.register(record.key, replace(record, view=None))
+        if view_key is not None:
+            self.register(view_key, record)
+        self.stack.append(record)
+
+    def register(self, key: str, record: StorageRecord) -> None:
+        """Refuse a storage with two sizes or dtypes: readers could differ in which one they use."""
+        known = self.storages.setdefault(key, record)
+        if known != record and (known.numel or record.numel):
+            raise PickleRefusedError("TENSOR_INVALID", f"Storage {quoted(key)} has two sizes or dtypes.")
 
     def build(self) -> None:
         """Keep the attributes of a record; discard those of a state dict: torch sets `_metadata`."""
@@ -319,7 +401,7 @@ class _Machine:
         if isinstance(self.stack[-1], Record):
             self.stack[-1].state = state
         elif not isinstance(self.stack[-1], Pairs):
-            message = "data.pkl sets attributes of an object that is not a state dict."
+            message = "The pickle sets attributes of an object that is not a state dict."
             raise PickleRefusedError("INPUT_PICKLE", message)
 
 
@@ -394,7 +476,7 @@ def _handlers() -> dict[int, Callable[[_Machine], None]]:
         "j": get(uint32),
         "c": lambda m: m.stack.append(_find_global(m.allowed, m.line(), m.line())),
         "\x93": _Machine.stack_global,
-        "Q": lambda m: m.stack.append(_persistent_storage(m.stack.pop())),
+        "Q": _Machine.persistent,
         "R": _Machine.reduce,
         "\x81": _Machine.new_object,
         "b": _Machine.build,

@@ -12,7 +12,6 @@ import zipfile
 from dataclasses import dataclass
 
 from llama_convert.errors import InputError
-from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN, HEAD_SIZE, LEGACY_TORCH, TORCH, ZIP, kind_of
 from llama_convert.formats.files import Reader, read_at
 from llama_convert.formats.torch_writer import Entry
 from llama_convert.text import is_printable_name, listed, quoted
@@ -51,7 +50,6 @@ def read_directory(reader: Reader) -> ZipDirectory:
         OutputError: a read error.
     """
     file, size = reader.file, reader.size
-    _refuse_other_kinds(reader)
     try:
         _check_end(reader)
         with zipfile.ZipFile(_Stream(reader)) as archive:
@@ -171,19 +169,3 @@ def _data_offset(reader: Reader, info: zipfile.ZipInfo) -> int | None:
     if header[_LOCAL_HEADER.size :] != name:
         return None
     return int(info.header_offset + len(header) + extra_length)
-
-
-def _refuse_other_kinds(reader: Reader) -> None:
-    """Refuse other kinds of files by name."""
-    file = reader.file
-    if reader.size == 0:
-        raise InputError("INPUT_EMPTY", "The file is empty.", file=file, hint=DOWNLOAD_AGAIN)
-    kind = kind_of(read_at(reader, HEAD_SIZE, 0))
-    if kind in (TORCH, ZIP):
-        return
-    if kind is None:
-        raise InputError("INPUT_NOT_TORCH", "Not a PyTorch file (no zip archive).", file=file)
-    if kind == LEGACY_TORCH:
-        message = "PyTorch files from before version 1.6 are not supported."
-        raise InputError("INPUT_LEGACY", message, file=file, hint=kind.hint)
-    raise InputError("INPUT_NOT_TORCH", f"Not a PyTorch file but {kind.name}.", file=file, hint=kind.hint)

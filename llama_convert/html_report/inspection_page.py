@@ -76,8 +76,7 @@ def checkpoint_facts(result: Inspection) -> Iterator[Fact]:
         yield (
             "Conversion",
             f"{format_size(output.bytes)} of {output.dtype} in {count(len(output.files), 'file')}, "
-            f"{output.peak_memory >> 20} MiB of memory"
-            f" ({output.peak_memory_with_cast >> 20} MiB with a cast)",
+            f"{output.peak_memory >> 20} MiB of memory",
         )
 
 

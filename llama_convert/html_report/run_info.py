@@ -94,7 +94,7 @@ def verify_command(report: VerifyReport, options: VerifyOptions) -> str:
     words: list[object] = ["verify", _printed(report.path)]
     if report.source is not None:
         words += ["--source", _printed(report.source)]
-    if options.checks != _DEFAULTS.checks:
+    if options.checks is not None:
         words += ["--check", ",".join(check.value for check in options.checks)]
     for name, value, default in (
         ("--device", options.device, _DEFAULTS.device),

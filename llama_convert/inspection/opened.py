@@ -96,9 +96,9 @@ def open_any(path: Path) -> Opened:
     problems = list(found.problems)
     folder = _weights_folder(found)
     if isinstance(found.checkpoint, MetaCheckpoint):
-        entries = [
-            Entry(stored, stored.shape, weight) for weight, stored in found.checkpoint.weights.items()
-        ] + list(_non_weights(found.checkpoint))
+        weights = found.checkpoint.weights.items()
+        entries = [Entry(stored, stored.shape, weight) for weight, stored in weights]
+        entries += [Entry(_as_weight(each), each.shape, None) for each in found.checkpoint.constants]
     else:
         entries = _entries(_readable_files(weight_files(folder, found.format)), found.format)
     if not entries and not any((folder / name).exists() for name in ("params.json", "config.json")):
@@ -113,13 +113,6 @@ def _open_file(path: Path) -> Opened:
     file_format = "huggingface" if path.suffix == ".safetensors" else "meta"
     entries = _entries([reader(path)], file_format)
     return Opened(path, path.parent, Input(path.parent, file_format, None), entries, single_file=True)
-
-
-def _non_weights(checkpoint: MetaCheckpoint) -> Iterable[Entry]:
-    """Tensors of the rank files that are not Llama tensors; opening checks that all ranks have the same."""
-    weight_names = {stored.name for stored in checkpoint.weights.values()}
-    first = read_torch_file(checkpoint.folder.rank_files[0])
-    return [Entry(_as_weight(t), t.shape, None) for name, t in first.items() if name not in weight_names]
 
 
 def _weights_folder(found: Input) -> Path:

@@ -104,8 +104,7 @@ class Conversion:
     bytes: int
     dtype: str
     peak_memory: int
-    """Upper bound in bytes."""
-    peak_memory_with_cast: int
+    """Upper bound in bytes, with any dtype."""
 
 
 @dataclass(frozen=True)

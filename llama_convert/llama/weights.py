@@ -2,7 +2,7 @@
 
 Conversion, resharding, inspection and verification all use this table.  Sources: Meta names and sharding,
 llama-models ``models/llama3/model.py`` and ``models/checkpoint.py``; Hugging Face names, transformers
-``models/llama/modeling_llama.py``.
+``models/llama/modeling_llama.py``; torchtune names, torchtune ``models/convert_weights.py``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class WeightKind:
     """Name in Meta format; ``{layer}`` stands for the number of the layer."""
     huggingface: str
     """Name in Hugging Face format; ``{layer}`` as in `meta`."""
+    torchtune: str
+    """Name in torchtune; ``{layer}`` as in `meta`.  Q and K rows are in the order of Meta format."""
     dims: tuple[str, ...]
     """Shape, as keys of `WIDTHS`: for example ``("q", "dim")`` is [n_heads * head_dim, dim]."""
     sharded_dims: tuple[int, ...] = ()
@@ -59,17 +61,28 @@ class WeightKind:
         """Matches its names in Hugging Face format."""
         return _pattern(self.huggingface)
 
+    @cached_property
+    def torchtune_pattern(self) -> re.Pattern[str]:
+        """Matches its names in torchtune."""
+        return _pattern(self.torchtune)
+
 
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)"))
 
 
 def _layer(
-    meta: str, huggingface: str, *dims: str, sharded: int | None = None, permuted: bool = False
+    meta: str,
+    huggingface: str,
+    torchtune: str,
+    *dims: str,
+    sharded: int | None = None,
+    permuted: bool = False,
 ) -> WeightKind:
     return WeightKind(
         f"layers.{{layer}}.{meta}.weight",
         f"model.layers.{{layer}}.{huggingface}.weight",
+        f"layers.{{layer}}.{torchtune}",
         dims,
         () if sharded is None else (sharded,),
         permuted,
@@ -78,27 +91,42 @@ def _layer(
 
 LLAMA: tuple[WeightKind, ...] = (
     # Llama 1 and 2 shard the embedding along dim 1, Llama 3 and later along dim 0.
-    WeightKind("tok_embeddings.weight", "model.embed_tokens.weight", ("vocab", "dim"), sharded_dims=(0, 1)),
-    _layer("attention.wq", "self_attn.q_proj", "q", "dim", sharded=0, permuted=True),
-    _layer("attention.wk", "self_attn.k_proj", "kv", "dim", sharded=0, permuted=True),
-    _layer("attention.wv", "self_attn.v_proj", "kv", "dim", sharded=0),
-    _layer("attention.wo", "self_attn.o_proj", "dim", "q", sharded=1),
-    _layer("feed_forward.w1", "mlp.gate_proj", "ffn", "dim", sharded=0),
-    _layer("feed_forward.w3", "mlp.up_proj", "ffn", "dim", sharded=0),
-    _layer("feed_forward.w2", "mlp.down_proj", "dim", "ffn", sharded=1),
-    _layer("attention_norm", "input_layernorm", "dim"),
-    _layer("ffn_norm", "post_attention_layernorm", "dim"),
-    WeightKind("norm.weight", "model.norm.weight", ("dim",)),
-    WeightKind("output.weight", "lm_head.weight", ("vocab", "dim"), (0,), dropped_when_tied=True),
+    WeightKind(
+        "tok_embeddings.weight",
+        "model.embed_tokens.weight",
+        "tok_embeddings.weight",
+        ("vocab", "dim"),
+        sharded_dims=(0, 1),
+    ),
+    _layer("attention.wq", "self_attn.q_proj", "attn.q_proj.weight", "q", "dim", sharded=0, permuted=True),
+    _layer("attention.wk", "self_attn.k_proj", "attn.k_proj.weight", "kv", "dim", sharded=0, permuted=True),
+    _layer("attention.wv", "self_attn.v_proj", "attn.v_proj.weight", "kv", "dim", sharded=0),
+    _layer("attention.wo", "self_attn.o_proj", "attn.output_proj.weight", "dim", "q", sharded=1),
+    _layer("feed_forward.w1", "mlp.gate_proj", "mlp.w1.weight", "ffn", "dim", sharded=0),
+    _layer("feed_forward.w3", "mlp.up_proj", "mlp.w3.weight", "ffn", "dim", sharded=0),
+    _layer("feed_forward.w2", "mlp.down_proj", "mlp.w2.weight", "dim", "ffn", sharded=1),
+    _layer("attention_norm", "input_layernorm", "sa_norm.scale", "dim"),
+    _layer("ffn_norm", "post_attention_layernorm", "mlp_norm.scale", "dim"),
+    WeightKind("norm.weight", "model.norm.weight", "norm.scale", ("dim",)),
+    WeightKind(
+        "output.weight",
+        "lm_head.weight",
+        "output.weight",
+        ("vocab", "dim"),
+        sharded_dims=(0,),
+        dropped_when_tied=True,
+    ),
 )
 """In the order of the modules of both implementations."""
 
 EMBEDDING, HEAD = LLAMA[0], LLAMA[-1]
 
 RECOMPUTED = re.compile(
-    r"rope\.freqs"
-    r"|layers\.\d+\.attention\.inner_attention\.rope\.freqs"  # LLaMA 1's first files
-    r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # transformers until 4.31
+    r"(?:.+\.)?(?:"
+    r"rope\.freqs"  # Meta; also in each layer in LLaMA 1's first files
+    r"|freqs_cis"  # torchtitan
+    r"|rotary_emb\.inv_freq"  # transformers until 4.31
+    r")"
 )
 """Tensors that are constants of RoPE, not weights; every implementation recomputes them."""
 
@@ -148,6 +176,11 @@ def parse_meta_name(name: str) -> Weight | None:
 def parse_huggingface_name(name: str) -> Weight | None:
     """The weight with this name in Hugging Face format; None if no weight has this name."""
     return _parse(name, [kind.huggingface_pattern for kind in LLAMA])
+
+
+def parse_torchtune_name(name: str) -> Weight | None:
+    """The weight with this name in torchtune; None if no weight has this name."""
+    return _parse(name, [kind.torchtune_pattern for kind in LLAMA])
 
 
 def _parse(name: str, patterns: list[re.Pattern[str]]) -> Weight | None:

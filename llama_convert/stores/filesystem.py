@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from llama_convert.errors import UsageError
+from llama_convert.extras import require
 from llama_convert.redaction import redact_url
 from llama_convert.stores.retry import CONNECT_TIMEOUT, READ_TIMEOUT
 from llama_convert.stores.web import WebFiles
@@ -73,14 +74,14 @@ def open_filesystem(url: str, *, writing: bool = False) -> tuple[Any, str]:
         hint = f"Pass the repository instead: hf://{page[1]}{page[2] or ''}"
         raise UsageError("BAD_URL", message, file=printable(url), hint=hint)
     scheme = url.partition("://")[0].lower()
+    if scheme in _EXTRAS:
+        require(_EXTRAS[scheme], f"{scheme}://")
     try:
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(url, **_options(scheme, writing=writing))
-    except ImportError:
-        extra = _EXTRAS.get(scheme, scheme)
-        hint = f"Run: pip install 'llama-convert[{extra}]'"
-        raise UsageError("EXTRA_MISSING", f"{scheme}:// needs the extra [{extra}].", hint=hint) from None
+    except ImportError as error:  # names the package that another kind of store needs
+        raise UsageError("EXTRA_MISSING", f"{scheme}:// needs another package: {error}.") from None
     except ValueError:
         message = f"Unknown kind of URL: {scheme}://."
         hint = f"Use {', '.join(f'{known}://' for known in _EXTRAS)}."

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -145,6 +144,8 @@ def _modified(info: Info) -> int:
     moment = info.get("LastModified") or info.get("Last-Modified") or info.get("mtime") or info.get("updated")
     try:
         if isinstance(moment, str):
+            from email.utils import parsedate_to_datetime
+
             moment = parsedate_to_datetime(moment)
     except ValueError:
         return 0

@@ -17,7 +17,16 @@ _COMPUTE = (FLOAT32, BFLOAT16)
 
 
 class SkippedError(Exception):
-    """A check cannot run; the message is the reason."""
+    """A check cannot run.
+
+    Args:
+        reason: why, as a sentence without a period.
+        hint: what to do, as an imperative sentence or ``Run: COMMAND``.
+    """
+
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        self.hint = hint
+        super().__init__(reason)
 
 
 @dataclass

@@ -12,9 +12,10 @@ from llama_convert.verification.report import Check
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Options of a verification; by default every check runs that can."""
+    """Options of a verification."""
 
-    checks: tuple[Check, ...] = tuple(Check)
+    checks: tuple[Check, ...] | None = None
+    """Checks that must run; None: every check that can."""
     device: str = "auto"
     dtype: str = "fp32"
     """Dtype of the arithmetic in the forward passes: fp32 or bf16."""
@@ -28,9 +29,26 @@ class VerifyOptions:
     tokenizer: Path | None = None
     """The ``tokenizer.model`` of the source, if it is in another folder."""
 
+    @property
+    def selected(self) -> tuple[Check, ...]:
+        """The checks to run, the cheapest first."""
+        return tuple(check for check in Check if self.checks is None or check in self.checks)
 
-def parse_checks(texts: Iterable[str] | None) -> tuple[Check, ...]:
-    """The checks named in texts, each a name or a comma-separated list; all checks if none is named.
+    @property
+    def of_forward_passes(self) -> list[str]:
+        """Options of the forward passes that differ from their defaults, as flags."""
+        flags = {
+            "device": "--device",
+            "dtype": "--dtype",
+            "n_positions": "--positions",
+            "prompt": "--prompt",
+            "max_new_tokens": "--max-new-tokens",
+        }
+        return [flag for name, flag in flags.items() if getattr(self, name) != getattr(VerifyOptions, name)]
+
+
+def parse_checks(texts: Iterable[str] | None) -> tuple[Check, ...] | None:
+    """The checks named in texts, each a name or a comma-separated list; None if none is named.
 
     Raises:
         UsageError: a name is unknown.
@@ -41,4 +59,4 @@ def parse_checks(texts: Iterable[str] | None) -> tuple[Check, ...]:
         if name not in known:
             hint = f"Choose among {', '.join(known)}."
             raise UsageError("BAD_CHECK", f"--check {name}: No such check.", hint=hint)
-    return tuple(check for check in Check if not names or check.value in names)
+    return tuple(check for check in Check if check.value in names) or None

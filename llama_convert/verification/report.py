@@ -56,6 +56,8 @@ class CheckReport:
     """Figures by name, for programs and plots."""
     details: str = ""
     """What else was checked and measured."""
+    hint: str | None = None
+    """How to run a check that was skipped, as an imperative sentence or ``Run: COMMAND``; None if unknown."""
     n_errors: int = 0
     """Number of errors that no other finding explains; `findings` lists the first of each kind."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.findings import Finding, severity_of
 from llama_convert.llama.config import LlamaConfig, RopeScaling
@@ -11,6 +12,7 @@ from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.verification.context import Context, contradictions
 from llama_convert.verification.inputs import Checkpoint, config_file, declared_config
 from llama_convert.verification.report import Outcome
+from llama_convert.verification.safetensors_library import check_with_library
 
 
 def check_structure(context: Context) -> Outcome:
@@ -31,9 +33,12 @@ def check_structure(context: Context) -> Outcome:
         Finding.of(error, severity=severity_of(warning=error not in wrong)) for error in output.warnings
     ]
     is_meta = isinstance(output, MetaCheckpoint)
+    if isinstance(output, HuggingFaceCheckpoint):
+        findings += check_with_library(output.files, output.weights.values())
     n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
     summary = f"{len(output.weights)} tensors in {n_files} file{'s' * (n_files > 1)}"
     details = f"Names, shapes, dtypes, {'ranks' if is_meta else 'index'} and hyper-parameters"
+    details += "" if is_meta else ", also as the safetensors library reads them"
     measures = {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
     return Outcome(summary, findings, measures, details)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llama_convert.errors import LlamaConvertError, OutputError, UsageError
+from llama_convert.extras import EXTRAS, install_command, missing_packages, require
 from llama_convert.findings import Finding, at_most
 from llama_convert.observer import Observer
 from llama_convert.stores.location import Location
@@ -22,6 +23,12 @@ from llama_convert.verification.report import Check, CheckReport, Outcome, Statu
 
 T = TypeVar("T")
 
+_PACKAGES = {
+    Check.TOKENIZER: ("jinja2", "sentencepiece", "tiktoken", "tokenizers"),
+    Check.LOGITS: tuple(EXTRAS["verify"]),
+}
+"""Packages that a check needs, of the extra [verify]."""
+
 
 def verify(
     path: Path | str,
@@ -32,6 +39,7 @@ def verify(
     """Check a checkpoint; arguments, result and errors are those of `llama_convert.verify`."""
     with ExitStack() as stack:
         options, observer = options or VerifyOptions(), observer or Observer()
+        _require_extra(options)
         with observer.phase("Reading headers"):
             locations = [stack.enter_context(mounted(each)) for each in (path, source) if each]
             context = _open(locations[0].path, locations[1].path if source else None, options, observer)
@@ -54,6 +62,18 @@ def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer
     return Context(output=output, source=source, options=options, observer=observer, compute=compute)
 
 
+def _require_extra(options: VerifyOptions) -> None:
+    """Refuse checks and options that were given by name but need packages that are not installed.
+
+    Raises:
+        UsageError: ``EXTRA_MISSING``.
+    """
+    for check in options.checks or ():
+        require("verify", f"The {check.value} check", _PACKAGES.get(check, ()))
+    for flag in options.of_forward_passes:
+        require("verify", flag)
+
+
 def _verify(context: Context, locations: Sequence[Location]) -> VerifyReport:
     """Run the checks; reports name the URLs of remote checkpoints, not the folders they are mounted to."""
 
@@ -74,11 +94,11 @@ def _verify(context: Context, locations: Sequence[Location]) -> VerifyReport:
         checks=[],
     )
     observer.verification_started(displayed(report))
-    for check in (each for each in Check if each in options.checks):
+    for check in options.selected:
         observer.check_started(check)
         report.checks = explained([*report.checks, _run(check, context)])
         observer.check_finished(displayed(report.checks[-1]))
-    if Check.VALUES in options.checks and options.checksums is not False:
+    if Check.VALUES in options.selected and options.checksums is not False:
         from llama_convert.verification.official_files import identify_files
 
         report.files = identify_files(context)
@@ -95,7 +115,7 @@ def _run(check: Check, context: Context) -> CheckReport:
     try:
         outcome = _outcome_of(check, context)
     except SkippedError as reason:
-        return CheckReport(check, Status.SKIPPED, str(reason))
+        return CheckReport(check, Status.SKIPPED, str(reason), hint=reason.hint)
     except (OutputError, UsageError):
         raise
     except LlamaConvertError as error:
@@ -106,7 +126,14 @@ def _run(check: Check, context: Context) -> CheckReport:
 
 
 def _outcome_of(check: Check, context: Context) -> Outcome:
-    """The outcome of a check, whose module is imported only now: logits alone needs torch."""
+    """The outcome of a check, whose module is imported only now: it may need packages of an extra.
+
+    Raises:
+        SkippedError: one of them is not installed.
+    """
+    if missing := missing_packages("verify", _PACKAGES.get(check, ())):
+        hint = f"Run: {install_command('verify')}"
+        raise SkippedError(f"Needs the extra [verify] (missing: {', '.join(missing)})", hint)
     if check is Check.STRUCTURE:
         from llama_convert.verification.structure import check_structure
 
