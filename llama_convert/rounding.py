@@ -11,6 +11,7 @@ others are converted a second time, by functions that are exact for all numbers.
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -24,8 +25,8 @@ Bits = npt.NDArray[Any]
 """Bits of numbers, as unsigned integers of their size."""
 Indices = npt.NDArray[np.intp]
 
-_CHUNK = 1 << 17
-"""Elements converted at a time, so that intermediate arrays stay in the L2 cache."""
+_CHUNK = 1 << 19
+"""Elements converted at a time.  With fewer, threads wait for each other more often."""
 _UNSIGNED = {2: np.uint16, 4: np.uint32}
 _FLOAT32_INFINITY = 0x7F800000
 _FLOAT32_EXPONENT = 0x7F800000
@@ -67,52 +68,80 @@ def convert_dtype(block: Bytes, source: Dtype, target: Dtype) -> tuple[Bytes, In
     else:
         result = np.empty(len(bits), np.uint16)
         for start in range(0, len(bits), _CHUNK):
-            part = bits[start : start + _CHUNK]
-            result[start : start + _CHUNK], indices = _narrow(part, source, target)
-            unusual.append(indices + start)
+            chunk = slice(start, start + _CHUNK)
+            unusual.append(_narrow(bits[chunk], source, target, result[chunk]) + start)
     return result.view(np.uint8), np.concatenate(unusual)
 
 
-def _narrow(bits: Bits, source: Dtype, target: Dtype) -> tuple[Bits, Indices]:
-    """Numbers in a 16-bit dtype of smaller range, and the indices of those that are not normal in both."""
-    sign = 1 << (8 * source.itemsize - 1)
-    first, end = _RANGES[source, target]
-    magnitude = bits & (sign - 1)
+def _narrow(bits: Bits, source: Dtype, target: Dtype, result: Bits) -> Indices:
+    """Convert to a 16-bit dtype of smaller range.
+
+    Args:
+        bits: numbers of `source`, at most `_CHUNK`.
+        source: a key of `_RANGES` with `target`.
+        target: likewise.
+        result: uint16 array of the same length, which receives the numbers in `target`.
+
+    Returns:
+        Indices of the numbers that are not normal in both dtypes.
+    """
+    magnitude = _scratch("magnitude", bits)
+    np.bitwise_and(bits, (1 << (8 * source.itemsize - 1)) - 1, out=magnitude)
     if source == BFLOAT16:  # both have 16 bits: the exponent gets another bias and three bits less
-        result = magnitude - (_REBIAS << 7)
-        result <<= 3
-        result |= bits & sign
+        rounded = _scratch("rounded", bits)
+        np.subtract(magnitude, _REBIAS << 7, out=rounded)
+        np.left_shift(rounded, 3, out=rounded)
+        np.bitwise_and(bits, 0x8000, out=result)
     else:
-        dropped = 13 if target == FLOAT16 else 16
-        rebias = _REBIAS << 23 if target == FLOAT16 else 0
-        result = _rounded(magnitude, dropped, rebias)
-        result |= bits >> 16 & 0x8000
-    magnitude -= magnitude.dtype.type(first)
-    unusual = np.flatnonzero(magnitude >= end - first)
+        dropped, rebias = (13, _REBIAS << 23) if target == FLOAT16 else (16, 0)
+        rounded = _round(magnitude, dropped, rebias, _scratch("rounded", bits))
+        np.right_shift(bits, 16, out=result, casting="unsafe")
+        np.bitwise_and(result, 0x8000, out=result)
+    np.bitwise_or(result, rounded, out=result, casting="unsafe")
+    first, end = _RANGES[source, target]
+    np.subtract(magnitude, magnitude.dtype.type(first), out=magnitude)
+    is_unusual = _scratch("unusual", bits, np.bool_)
+    np.greater_equal(magnitude, end - first, out=is_unusual)
+    unusual = np.flatnonzero(is_unusual)
     if len(unusual):
         exact = _table(source, target).__getitem__ if source == BFLOAT16 else _EXACT[target]
         result[unusual] = exact(bits[unusual])
-    return result, unusual
+    return unusual
 
 
-def _rounded(magnitude: Bits, dropped: int, rebias: int) -> Bits:
-    """Magnitudes of float32 numbers less `rebias`, rounded to all but the last `dropped` bits.
+_reused = threading.local()
+
+
+def _scratch(name: str, like: Bits, dtype: type[np.bool_] | None = None) -> Bits:
+    """An array with the length and dtype of another one, which this thread uses again for the next chunk.
+
+    The system clears new pages, which takes as long as a conversion.
+    """
+    key = f"{name} {like.dtype}"
+    if len(vars(_reused).get(key, ())) < len(like):
+        vars(_reused)[key] = np.empty(len(like), dtype or like.dtype)
+    array: Bits = vars(_reused)[key][: len(like)]
+    return array
+
+
+def _round(magnitude: Bits, dropped: int, rebias: int, result: Bits) -> Bits:
+    """Magnitudes of float32 numbers less `rebias`, rounded to all but the last `dropped` bits, in `result`.
 
     Adding half of the last bit that stays, or one less where that bit is even, carries into it exactly when
     the number must be rounded up.
     """
-    result: Bits = magnitude >> dropped
-    result &= 1
-    result += magnitude
-    result += np.uint32(((1 << (dropped - 1)) - 1 - rebias) & 0xFFFFFFFF)
-    result >>= dropped
+    np.right_shift(magnitude, dropped, out=result)
+    np.bitwise_and(result, 1, out=result)
+    np.add(result, magnitude, out=result)
+    np.add(result, np.uint32(((1 << (dropped - 1)) - 1 - rebias) & 0xFFFFFFFF), out=result)
+    np.right_shift(result, dropped, out=result)
     return result
 
 
 def _to_bfloat16(bits: Bits) -> Bits:
     """Bits of any float32 numbers, in bfloat16."""
     magnitude = bits & 0x7FFFFFFF
-    result: Bits = _rounded(magnitude, 16, 0) | (bits >> 16 & 0x8000)
+    result: Bits = _round(magnitude, 16, 0, np.empty_like(bits)) | (bits >> 16 & 0x8000)
     result[magnitude > _FLOAT32_INFINITY] = 0x7FC0
     return result
 
