@@ -50,6 +50,8 @@ fixtures: .venv/ready  ## train the small checkpoints anew
 		accelerate==0.34.2 psutil
 	$(PIP) --no-deps --target .peers/transformers-5 transformers==5.23.0 tokenizers huggingface_hub
 	$(PIP) --no-deps --no-build-isolation --target .peers/meta llama-models==0.3.0 fairscale==0.4.13 pillow
+	for version in 0.2.1 0.4.0 0.5.0 0.6.1; do \
+		$(PIP) --no-deps --target .peers/torchtune-$${version%.*} torchtune==$$version || exit; done
 	$(PIP) --no-deps --target .peers/uses/site-packages bitsandbytes==0.50.2 peft==0.21.2 trl==1.16.0 datasets==5.2.0 \
 		accelerate==1.15.0 pandas==3.1.1 pyarrow==26.0.1 dill==0.4.1 multiprocess==0.70.19
 	@touch $@

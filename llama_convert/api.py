@@ -33,6 +33,7 @@ class ConvertKeywords(TypedDict, total=False):
     model_size: str | None
     num_shards: int | None
     instruct: bool | None
+    config_from: Path | str | None
     tokenizer: Path | str | None
     chat_template: Path | str | None
     special_tokens: Sequence[str]
@@ -190,6 +191,7 @@ def inspect(
     *,
     tensors: str | None = None,
     stats: bool = False,
+    config_from: Path | str | None = None,
     observer: Observer | None = None,
     progress: bool = False,
 ) -> Inspection:
@@ -198,10 +200,10 @@ def inspect(
     Reads headers only, at most 1 MB, unless ``stats``.
 
     Args:
-        path: folder or URL of a checkpoint in Meta or Hugging Face format, or one ``.pth`` or
-            ``.safetensors`` file.
+        path: folder or URL of a checkpoint of any format, or one file with tensors.
         tensors: list the tensors whose name in either format matches this pattern; ``*`` lists all.
         stats: compute statistics of the values of the listed tensors, or of all.
+        config_from: the folder with ``config.json`` or ``params.json``, if it is another one.
         observer: receives progress.
         progress: show progress on stderr. Ignored if ``observer`` is given.
 
@@ -220,7 +222,10 @@ def inspect(
     """
     from llama_convert.inspection import inspect as inspection
 
-    return inspection.inspect(path, tensors=tensors, stats=stats, observer=_observer(observer, progress))
+    settings = Path(config_from).expanduser() if config_from is not None else None
+    return inspection.inspect(
+        path, tensors=tensors, stats=stats, config_from=settings, observer=_observer(observer, progress)
+    )
 
 
 def _convert_options(options: ConvertOptions | None, keywords: dict[str, Any]) -> ConvertOptions:
@@ -235,7 +240,7 @@ def _convert_options(options: ConvertOptions | None, keywords: dict[str, Any]) -
 
 def _paths(keywords: dict[str, Any]) -> dict[str, Any]:
     """The keywords, with the paths of files as `Path`."""
-    names = [name for name in ("tokenizer", "chat_template") if keywords.get(name) is not None]
+    names = [name for name in ("config_from", "tokenizer", "chat_template") if keywords.get(name) is not None]
     return keywords | {name: Path(keywords[name]).expanduser() for name in names}
 
 

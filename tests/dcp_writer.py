@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +58,36 @@ def save_alone(folder: Path, **options: Any) -> None:
     torch.save(truth(), folder / TRUTH)
 
 
-def save_on_rank(rank: int, folder: Path, ranks: int) -> None:
+@contextmanager
+def process_group(rank: int, ranks: int, store: Path) -> Iterator[None]:
+    """One of so many processes, which find each other by a new file."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), ranks), rank=rank, world_size=ranks)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def sharded(tensors: dict[str, torch.Tensor], dims: dict[str, int | None]) -> dict[str, torch.nn.Parameter]:
+    """Parameters, each sharded over the ranks along a dimension (None: replicated)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}.store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
-    parameters = {
-        name: torch.nn.Parameter(distribute_tensor(value, mesh, [Replicate() if dim is None else Shard(dim)]))
-        for (name, value), (_, _, dim) in zip(truth().items(), SHAPES.values(), strict=True)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    placements = {name: Replicate() if dim is None else Shard(dim) for name, dim in dims.items()}
+    return {
+        name: torch.nn.Parameter(distribute_tensor(value, mesh, [placements[name]]))
+        for name, value in tensors.items()
     }
-    dcp.save(state_dict(parameters), checkpoint_id=folder)
-    if rank == 0:
-        torch.save(truth(), folder / TRUTH)
-    dist.barrier()
-    dist.destroy_process_group()
+
+
+def save_on_rank(rank: int, folder: Path, ranks: int) -> None:
+    with process_group(rank, ranks, Path(f"{folder}.store")):
+        dims = {name: dim for name, (_, _, dim) in SHAPES.items()}
+        dcp.save(state_dict(sharded(truth(), dims)), checkpoint_id=folder)
+        if rank == 0:
+            torch.save(truth(), folder / TRUTH)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ CONVERT_OPTIONS = [
     "--chat-template",
     "--checklist",
     "--compare-checklist",
+    "--config-from",
     "--debug",
     "--dry-run",
     "--dtype",
@@ -93,13 +94,14 @@ SHARD_OPTIONS = [
     "--workers",
 ]
 INSPECT_OPTIONS = [
-    *("--csv", "--debug", "--help-all", "--json", "--report", "--sort", "--stats", "--tensors", "--top"),
-    "--verbose",
+    *("--config-from", "--csv", "--debug", "--help-all", "--json", "--report", "--sort", "--stats"),
+    *("--tensors", "--top", "--verbose"),
 ]
 DIFF_OPTIONS = ["--debug", "--help-all", "--json", "--report", "--stats", "--verbose"]
 VERIFY_OPTIONS = [
     "--check",
     "--checksums",
+    "--config-from",
     "--debug",
     "--device",
     "--dtype",

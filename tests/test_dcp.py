@@ -29,7 +29,8 @@ from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint._extension import StreamTransformExtension
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from llama_convert.checkpoints.dcp import is_dcp, open_chunks, open_dcp
+from llama_convert.checkpoints.dcp import open_chunks, open_dcp
+from llama_convert.checkpoints.folders import is_dcp
 from llama_convert.checkpoints.row_reader import rows_of
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape

@@ -10,12 +10,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from llama_convert import convert, errors
 from llama_convert.cli.documentation import KINDS, pages
@@ -53,9 +56,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(llama3 / "consolidated.00.pth", folder)
     for name in ("llama-3.1-8b-hf", "my-fine-tune", "llama-3.1-8b-instruct"):
         convert(folder / "Llama-3.1-8B-Instruct", folder / name)
+    _training_checkpoints(folder)
     synthetic.make(folder / "wide", Shape(n_heads=8, n_kv_heads=8, ranks=8))
     convert(folder / "wide", folder / "my-fine-tuned-70b")
     return folder
+
+
+def _training_checkpoints(folder: Path) -> None:
+    """The converted model as training programs save it."""
+    import torch.distributed.checkpoint as dcp
+
+    shutil.copytree(folder / "llama-3.1-8b-hf", folder / "pytorch-bin-model")
+    file = folder / "pytorch-bin-model/model.safetensors"
+    state = load_file(file)
+    file.unlink()
+    torch.save(state, file.with_name("pytorch_model.bin"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is one process only
+        dcp.save({"model": state}, checkpoint_id=folder / "step-500")
 
 
 class TestExamples:

@@ -47,7 +47,8 @@ def test_a_cast_in_128_mib(tmp_path: Path, dtype: str) -> None:
         shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["3.2-1B", pytest.param("3-8B", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["3.2-1B", "3-8B"])
 def test_source_and_output_run_in_one_and_a_half_gib(tmp_path: Path, name: str) -> None:
     source, out = tmp_path / "meta", tmp_path / "out"
     if shutil.disk_usage(tmp_path).free < 3 * sum(OFFICIAL_SIZES[name]):

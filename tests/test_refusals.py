@@ -153,11 +153,11 @@ CASES |= {
     "float8": (both(lambda s: s.update({W1: s[W1].to(torch.float8_e4m3fn)})), (W1, "float8", "quantized")),
     "LoRA": (
         both(lambda s: s.update({"layers.0.attention.wq.lora_A.weight": s[NORM]})),
-        ("lora_A", "Not a Llama tensor"),
+        ("lora_A", "LoRA adapter"),
     ),
     "Hugging Face's names": (
         both(lambda s: s.update({"model.layers.0.self_attn.q_proj.weight": s.pop(WQ)})),
-        ("q_proj", "Hugging Face"),
+        ("q_proj", "Not a Llama tensor"),
     ),
 }
 

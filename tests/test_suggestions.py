@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from llama_convert import ConvertOptions, convert
@@ -62,10 +64,7 @@ MET: dict[str, tuple[int, str, str]] = {
         *(3, "tokeniser.model: Not found."),
         "llama-convert convert meta out --tokenizer meta/tokenizer.model",
     ),
-    # The other layout.
-    "convert hf out": (3, "already in Hugging Face format", "llama-convert convert hf out --to meta"),
-    'convert "my hf\'s" "my out"': (3, "my hf's", "llama-convert convert \"my hf's\" 'my out' --to meta"),
-    "convert meta out --to meta": (3, "a checkpoint in Meta format", "llama-convert shard meta out --mp 1"),
+    # Another format.
     "shard hf out --mp 2": (
         2,
         "hf is in Hugging Face",
@@ -75,19 +74,39 @@ MET: dict[str, tuple[int, str, str]] = {
         *(2, "meta is in Meta format"),
         "llama-convert convert meta out --max-shard-size 2GB",
     ),
-    "convert models/hfs out": (
-        3,
-        "The checkpoint in a is already",
-        "llama-convert convert models/hfs/a out --to meta",
+    "convert models/hfs out": (3, "Contains 2 checkpoints: a, b", "llama-convert convert models/hfs/a out"),
+    "convert fsdp out": (
+        *(3, "The checkpoint is in pytorch_model_fsdp_0"),
+        "llama-convert convert fsdp/pytorch_model_fsdp_0 out",
     ),
+    "convert fsdp/pytorch_model_fsdp_0 out": (
+        3,
+        "No config.json or params.json next to",
+        "--config-from FOLDER",
+    ),
+    "verify fsdp/pytorch_model_fsdp_0": (3, "No config.json or params.json next to", "--config-from FOLDER"),
+    "shard fsdp/pytorch_model_fsdp_0 out --mp 2": (
+        *(3, "A distributed checkpoint"),
+        "llama-convert convert fsdp/pytorch_model_fsdp_0 out --to meta --mp 2 --config-from FOLDER",
+    ),
+    "convert meta out --config-from hf": (
+        *(3, "split into 2 ranks, but there is no params.json"),
+        "Pass a folder with params.json: --config-from FOLDER.",
+    ),
+    "convert meta out --config-from empty": (3, "Neither config.json nor params.json", ""),
     # A file for its folder.
-    "convert meta/consolidated.00.pth out": (3, "This is a file", "llama-convert convert meta out"),
+    "convert meta/consolidated.00.pth out": (3, "One of several files", "llama-convert convert meta out"),
+    "verify meta/consolidated.01.pth": (3, "One of several files", "llama-convert verify meta"),
+    "convert parts/model-00001-of-00003.safetensors out": (
+        *(3, "One of several files"),
+        "llama-convert convert parts out",
+    ),
+    "convert meta/params.json out": (3, "This is a file", "llama-convert convert meta out"),
+    "convert hf/config.json out --to meta": (3, "This is a file", "llama-convert convert hf out --to meta"),
     "shard meta/params.json out --mp 1": (3, "This is a file", "llama-convert shard meta out --mp 1"),
     "verify meta/tokenizer.model": (3, "This is a file", "llama-convert verify meta"),
-    "verify hf/model.safetensors": (3, "This is a file", "llama-convert verify hf"),
     "verify hf --source meta/params.json": (3, "This is a file", "llama-convert verify hf --source meta"),
     "inspect hf/config.json": (3, "This is a file", "llama-convert inspect hf"),
-    "convert hf/model.safetensors out": (3, "This is a file", "llama-convert convert hf out --to meta"),
     "shard hf/config.json out --mp 2": (3, "This is a file", "llama-convert convert hf out --to meta --mp 2"),
     "convert gguf/model.gguf out": (3, "a GGUF file", "Convert the checkpoint that it was made from."),
     # Folders of folders.
@@ -105,11 +124,6 @@ MET: dict[str, tuple[int, str, str]] = {
     "verify empty": (3, "The folder is empty", "or config.json and model.safetensors"),
     "convert jsons out": (3, "found config.json", "Pass a folder with params.json"),
     "shard jsons out --max-shard-size 1MB": (3, "found config.json", "Pass a folder with config.json"),
-    "convert bin out --to meta": (
-        3,
-        "Contains PyTorch weights in Hugging Face format (pytorch_model.bin), not safetensors",
-        "python -c 'from transformers",
-    ),
     "inspect gguf": (
         3,
         "Contains a GGUF file (llama.cpp): model.gguf",
@@ -175,6 +189,15 @@ DONE = [
     "convert models out --model_size 7b --dry-run",
     "convert meta out --tokenizer hf --dry-run",
     "convert meta out --dtype torch.float16 --llama-version llama2 --dry-run",
+    # One format to the same, a file, PyTorch files.
+    "convert hf out --dry-run",
+    'convert "my hf\'s" "my out" --dry-run',
+    "convert meta out --to meta --dry-run",
+    "convert bin out --to meta --dry-run",
+    "convert bin/pytorch_model.bin out --dry-run",
+    "convert hf/model.safetensors out --dry-run",
+    "verify hf/model.safetensors --check structure",
+    "convert fsdp/pytorch_model_fsdp_0 out --config-from hf --dry-run",
 ]
 
 
@@ -200,6 +223,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(world / "hf/config.json", world / name)
     torch.save(load_file(world / "hf/model.safetensors"), world / "bin/pytorch_model.bin")
     (world / "gguf/model.gguf").write_bytes(b"GGUF")
+    convert(world / "meta", world / "parts", ConvertOptions(max_shard_size="150KB"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(
+            {"model": load_file(world / "hf/model.safetensors")},
+            checkpoint_id=world / "fsdp/pytorch_model_fsdp_0",
+            no_dist=True,
+        )
     return world
 
 
@@ -228,7 +259,7 @@ def test_what_is_printed(world: Path, monkeypatch: pytest.MonkeyPatch, typed: st
 
 
 @pytest.mark.parametrize(
-    "typed", ["convert metta out", "conver meta out", "convert hf out", "shard meta out --mp x"]
+    "typed", ["convert metta out", "conver meta out", "convert hf/config.json out", "shard meta out --mp x"]
 )
 def test_json_has_the_same(world: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.chdir(world)

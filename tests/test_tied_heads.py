@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from llama_convert import open_checkpoint
 from llama_convert.checkpoints import row_reader
 from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.huggingface_config import read_config, with_tied
+from llama_convert.checkpoints.huggingface_config import edited_config, read_config
 from llama_convert.conversion.convert import convert, shard
 from llama_convert.conversion.options import ConvertOptions
+from llama_convert.dtypes import BFLOAT16
 from llama_convert.errors import InputError, RefusedError
 from llama_convert.inspection.compare import compare
 from llama_convert.inspection.inspect import inspect
@@ -236,6 +237,10 @@ def test_the_first_difference_ends_the_comparison(tmp_path: Path, monkeypatch: p
     assert len(read) == 2 * SHAPE.vocab_size // 4
 
 
+def edited(file: Path, *, tied: bool) -> bytes:
+    return edited_config(read_config(file), tied=tied, dtype=BFLOAT16)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -251,17 +256,17 @@ def test_one_value_of_the_config_changes(tmp_path: Path, text: str) -> None:
     )
     file = tmp_path / "config.json"
     file.write_bytes((text % rest).encode())
-    before, after = file.read_bytes(), with_tied(read_config(file), tied=False)
+    before, after = file.read_bytes(), edited(file, tied=False)
     assert json.loads(after) == {**json.loads(before), "tie_word_embeddings": False}
     assert len(after) == len(before) + 1
-    assert with_tied(read_config(file), tied=True) == before
+    assert edited(file, tied=True) == before
 
 
 def test_an_escaped_key_of_the_config_changes(tmp_path: Path) -> None:
     source = tied(tmp_path / "hf", trained_apart)
     file = source / "config.json"
     file.write_text(file.read_text().replace('"tie_word_', r'"tie\u005fword_'))
-    after = json.loads(with_tied(read_config(file), tied=False))
+    after = json.loads(edited(file, tied=False))
     assert after == {**json.loads(file.read_text()), "tie_word_embeddings": False}
 
 

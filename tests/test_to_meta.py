@@ -574,8 +574,6 @@ ARGUMENTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no such axis": (["{hf}", "{out}", *TO_META, "--embedding-axis", "2"], 2, ("--embedding-axis",)),
     "no such layout": (["{hf}", "{out}", "--to", "gguf"], 2, ("--to gguf", "hf or meta")),
     "ranks of Hugging Face's": (["{meta}", "{out}", "--mp", "2"], 2, ("--mp", "Add --to meta.")),
-    "meta to meta": (["{meta}", "{out}", *TO_META], 3, ("{meta}", "shard {meta} {out} --mp 1")),
-    "hf to hf": (["{hf}", "{out}"], 3, ("{hf}", "already in Hugging Face format")),
     "nowhere": (["{nowhere}", "{out}", *TO_META], 3, ("{nowhere}: Not found.",)),
     "a file": (["{hf}/config.json", "{out}", *TO_META], 3, ("{hf}/config.json: This is a file",)),
     "no checkpoint": (["{empty}", "{out}", *TO_META], 3, ("{empty}",)),

@@ -164,7 +164,7 @@ def test_a_second_run_that_is_killed(
 
 
 @pytest.mark.parametrize("second", SECOND)
-@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.slow)])
 def test_both_pause(
     cases: dict[str, Case],
     others: dict[str, invariant.Files],

@@ -78,7 +78,7 @@ def test_fixtures_are_right(name: str, converted: dict[str, Path], tmp_path: Pat
 
 REAL = [
     ("llama2_tokenizer_model", "llama2", 32_000, 61_249),
-    ("llama3_tokenizer_model", "llama3.1", 128_256, 280_147),
+    pytest.param("llama3_tokenizer_model", "llama3.1", 128_256, 280_147, marks=pytest.mark.slow),
 ]
 
 
@@ -367,7 +367,7 @@ def test_digits_split_at_other_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fixture", "words", "merge"), [
     ("llama2_tokenizer_model", ("▁Hello", "▁world"), "▁th e"),
-    ("llama3_tokenizer_model", ("Hello", "Ġworld"), "Ġt he"),
+    pytest.param("llama3_tokenizer_model", ("Hello", "Ġworld"), "Ġt he", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_faults_in_real_ones(
     fixture: str, words: tuple[str, str], merge: str, request: pytest.FixtureRequest, tmp_path: Path

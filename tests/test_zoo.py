@@ -31,7 +31,9 @@ Contents = dict[str, tuple[int, bytes]]
 def goods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The good folders by name."""
     place = tmp_path_factory.mktemp("good")
-    return {base: zoo.make(place / base, base) for base in ("meta", "single", "hf", "indexed")}
+    return {
+        base: zoo.make(place / base, base) for base in ("meta", "single", "hf", "indexed", *zoo.CONTAINERS)
+    }
 
 
 def spoilt(case: Case, goods: dict[str, Path], place: Path) -> Path:
@@ -77,11 +79,27 @@ def test_refused(tmp_path: Path, goods: dict[str, Path], name: str) -> None:
     case = REFUSED[name]
     source = spoilt(case, goods, tmp_path)
     before = listed(tmp_path)
-    for arguments in (command(case, source, tmp_path / "out"), cut_anew(case, source, tmp_path / "out")):
+    commands = [command(case, source, tmp_path / "out")]
+    if case.base not in zoo.CONTAINERS:
+        commands += [cut_anew(case, source, tmp_path / "out")]
+    for arguments in commands:
         with cpu_limit(SECONDS):
             run = llama_convert(*arguments)
         assert_refused(run, case.words)
         assert listed(tmp_path) == before, "something was left behind, or constructed"
+
+
+@pytest.mark.parametrize("base", zoo.CONTAINERS)
+def test_other_containers_are_read(tmp_path: Path, goods: dict[str, Path], base: str) -> None:
+    expected = synthetic.weights(zoo.SHAPE)
+    for target in ("hf", "meta"):
+        run = llama_convert("convert", goods[base], tmp_path / target, "--to", target, "--quiet")
+        assert run.exit_code == 0, run.stderr
+    found = load_file(tmp_path / "hf/model.safetensors")
+    assert_same(found, synthetic.huggingface(zoo.SHAPE, expected))
+    assert_same(zoo.joined(synthetic.read(tmp_path / "meta")), expected)
+    run = llama_convert("verify", tmp_path / "hf", "--source", goods[base], "--check", "structure,weights")
+    assert run.exit_code == 0, run.stdout
 
 
 @pytest.mark.parametrize("name", REFUSED)

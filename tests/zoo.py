@@ -38,6 +38,9 @@ OUTPUT = "output.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+BIN_1, BIN_2 = "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
+EPOCH, METADATA, CHUNKS = "epoch_0.pt", ".metadata", "__0_0.distcp"
 DEEP = 200_000
 LEGACY = {"_use_new_zipfile_serialization": False}
 """The format of `torch.save` before version 1.6."""
@@ -52,7 +55,8 @@ class Case:
     spoil: Spoil
     words: tuple[str, ...] = ()
     base: str = "meta"
-    """Which good folder: of two ranks, ``single`` for one, ``hf`` for safetensors, ``indexed`` for two."""
+    """Which good folder: of two ranks, ``single`` for one, ``hf`` for safetensors, ``indexed`` for two, or
+    one of `CONTAINERS`."""
     torch_reads: bool = True
     """Else torch reads it wrong, and the model is the good folder's."""
     structure: bool = True
@@ -66,7 +70,9 @@ def make(folder: Path, base: str) -> Path:
     """One of the good folders, all of them the same model, without a tokenizer."""
     shape = SHAPE.but(ranks=2 if base == "meta" else 1)
     state = synthetic.weights(shape)
-    if base in ("meta", "single"):
+    if base in CONTAINERS:
+        CONTAINERS[base](folder, shape, state)
+    elif base in ("meta", "single"):
         synthetic.write(folder, shape, synthetic.cut(shape, state))
     else:
         synthetic.write_huggingface(folder, shape, state)
@@ -89,6 +95,47 @@ def split(folder: Path) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index))
     (folder / SINGLE).unlink()
+
+
+def a_bin(folder: Path, shape: synthetic.Shape, state: State) -> None:
+    synthetic.write_huggingface(folder, shape, state)
+    (folder / SINGLE).unlink()
+    torch.save(synthetic.huggingface(shape, state), folder / BIN)
+
+
+def two_bins(folder: Path, shape: synthetic.Shape, state: State) -> None:
+    a_bin(folder, shape, state)
+    (folder / BIN).unlink()
+    tensors = synthetic.huggingface(shape, state)
+    names = sorted(tensors)
+    weight_map = {}
+    for file, part in ((BIN_1, names[: len(names) // 2]), (BIN_2, names[len(names) // 2 :])):
+        torch.save({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / BIN_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def a_pt(folder: Path, shape: synthetic.Shape, state: State) -> None:
+    synthetic.make(folder, shape)
+    (folder / ONE).unlink()
+    torch.save({"model": state, "step": 3}, folder / EPOCH)
+
+
+def distributed(folder: Path, shape: synthetic.Shape, state: State) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    synthetic.make(folder, shape)
+    (folder / ONE).unlink()
+    dcp.save({"model": state, "step": 3}, checkpoint_id=folder, no_dist=True)
+
+
+CONTAINERS: dict[str, Callable[[Path, synthetic.Shape, State], None]] = {
+    "bin": a_bin,
+    "bins": two_bins,
+    "pt": a_pt,
+    "dcp": distributed,
+}
+"""Good folders with other files of weights, and the settings next to them."""
 
 
 def joined(ranks: list[State]) -> State:
@@ -233,6 +280,86 @@ Entries = list[tuple[str, bytes]]
 def entries_of(file: Path) -> Entries:
     with zipfile.ZipFile(file) as archive:
         return [(info.filename, archive.read(info)) for info in archive.infolist()]
+
+
+def saved_in(name: str, change: Callable[[Any], Any], **options: Any) -> Spoil:
+    """Change what a PyTorch file contains, and save it again."""
+
+    def spoil(folder: Path) -> None:
+        content = torch.load(folder / name, weights_only=True)
+        torch.save(change(content) or content, folder / name, **options)
+
+    return spoil
+
+
+def planted_in(name: str, **options: Any) -> Spoil:
+    """Save an object among the weights that makes a folder when it is constructed."""
+
+    def spoil(folder: Path) -> None:
+        mkdir = Reduced(os.mkdir, str(folder.parent / MARKER))
+        saved_in(name, lambda content: {**content, "extra": mkdir}, **options)(folder)
+
+    return spoil
+
+
+def dcp_metadata(change: Callable[[Any], object]) -> Spoil:
+    """Change the metadata of a distributed checkpoint."""
+
+    def spoil(folder: Path) -> None:
+        content = pickle.loads((folder / METADATA).read_bytes())  # the test itself has saved it
+        change(content)
+        (folder / METADATA).write_bytes(pickle.dumps(content))
+
+    return spoil
+
+
+def planted_in_metadata(folder: Path) -> None:
+    mkdir = Reduced(os.mkdir, str(folder.parent / MARKER))
+    dcp_metadata(lambda content: setattr(content, "planner_data", mkdir))(folder)
+
+
+def windows_of(content: Any, *names: str) -> list[Any]:
+    """Where the chunks of tensors are stored."""
+    return [place for index, place in content.storage_data.items() if index.fqn in names]
+
+
+def same_window(content: Any) -> None:
+    one, other = windows_of(content, f"model.{W1}", "model.layers.0.feed_forward.w1.weight")
+    one.offset, one.length = other.offset, other.length
+
+
+def overlapping_windows(content: Any) -> None:
+    """The window of one chunk begins within that of another."""
+    one, other = windows_of(content, f"model.{W1}", "model.layers.0.feed_forward.w1.weight")
+    one.offset = other.offset + 64
+
+
+def chunks_of(content: Any, name: str = W1) -> Any:
+    return content.state_dict_metadata[f"model.{name}"].chunks
+
+
+def half_a_chunk(content: Any) -> None:
+    (chunk,) = chunks_of(content)
+    chunk.sizes = torch.Size([chunk.sizes[0] // 2, chunk.sizes[1]])
+
+
+def set_window(content: Any, **attributes: Any) -> None:
+    (place,) = windows_of(content, f"model.{W1}")
+    vars(place).update(attributes)
+
+
+def index_of_bins(weight_map: dict[str, Any]) -> Spoil:
+    return lambda folder: edit_json(folder / BIN_INDEX, lambda c: c["weight_map"].update(weight_map))
+
+
+def nested_in_wrappers(content: Any) -> Any:
+    for _ in range(50):
+        content = {"model": content}
+    return content
+
+
+def one_chunk_twice(content: Any) -> None:
+    chunks_of(content).append(chunks_of(content)[0])
 
 
 def zipped(entries: Entries, method: int = zipfile.ZIP_STORED) -> bytes:
@@ -644,7 +771,9 @@ _PICKLES: dict[str, Case] = {
     "a number": Case(plant(lambda _: 3), (TWO, "extra", "int")),
     "a dict": Case(plant(lambda _: {"a": torch.ones(1)}), (TWO, "extra", "dict")),
     "a list at the top": Case(save([torch.ones(2)]), (TWO, "list")),
-    "a model under a key": Case(rank(1, lambda s: {"model": s}), (TWO, "model", "dict")),
+    "two models under keys": Case(
+        everywhere(lambda s: {"model": s, "ema": dict(s)}), (ONE, "several state dicts: ema, model")
+    ),
     "an empty dict": Case(save({}), (TWO, "empty")),
     "sparse": Case(rank(1, lambda s: s.update({WQ: s[WQ].float().to_sparse()})), (TWO, "sparse")),
     "meta": Case(rank(1, lambda s: s.update({WQ: s[WQ].to("meta")})), (TWO, "meta")),
@@ -661,8 +790,8 @@ _PICKLES: dict[str, Case] = {
     "a name of a megabyte": Case(rank(1, lambda s: s.update({"x" * 1_000_000: s[WQ]})), (TWO, "name")),
     "a class of a megabyte": Case(with_pickle(HEAD + b"c" + b"x" * 1_000_000 + b"\ny\n."), (TWO,)),
     "a class of a name of many colours": Case(with_pickle(HEAD + b"c\x1b[31mx\ny\n."), (TWO,)),
-    "no bytes": Case(with_pickle(b""), (TWO, "data.pkl")),
-    "unfinished": Case(with_pickle(pickled()[:-30]), (TWO, "data.pkl")),
+    "no bytes": Case(with_pickle(b""), (TWO, "pickle is truncated at byte 0")),
+    "unfinished": Case(with_pickle(pickled()[:-30]), (TWO, "pickle is")),
     "nested deeply in lists": Case(with_pickle(HEAD + b"]" * DEEP + b"a" * (DEEP - 1) + b"."), (TWO, "list")),
     "nested deeply in tuples": Case(with_pickle(HEAD + b")" + b"\x85" * DEEP + b"."), (TWO, "tuple")),
     "nested deeply in marks": Case(with_pickle(HEAD + b"(" * DEEP + b"t" * DEEP + b"."), (TWO, "nested")),
@@ -671,7 +800,7 @@ _PICKLES: dict[str, Case] = {
     ),
     "a list within itself": Case(with_pickle(HEAD + b"]q\x00h\x00a."), (TWO, "list")),
     "a memo index of 2**28": Case(with_pickle(HEAD + b"]r\xff\xff\xff\x0f."), (TWO,)),
-    "a string of 2**64 bytes": Case(with_pickle(b"\x80\x04\x8d" + b"\xff" * 8 + b"x."), (TWO, "data.pkl")),
+    "a string of 2**64 bytes": Case(with_pickle(b"\x80\x04\x8d" + b"\xff" * 8 + b"x."), (TWO, "at byte 13")),
     "a frame of 2**63 bytes": Case(with_pickle(b"\x80\x04\x95" + b"\xff" * 8 + b"}."), (TWO,)),
     "no such instruction": Case(with_pickle(HEAD + b"\xfe."), (TWO, "0xfe")),
     "a memo that is not there": Case(with_pickle(HEAD + b"h\x07."), (TWO,)),
@@ -700,7 +829,7 @@ _PICKLES: dict[str, Case] = {
         ),
         (ONE, "output.weight"),
     ),
-    "many axes": Case(tensor(0, (1,) * 200, (1,) * 200), (TWO, "dimensions")),
+    "many axes": Case(tensor(0, (1,) * 200, (1,) * 200), (TWO, "at most 64")),
     "a storage of 2**60 elements": Case(tensor(0, (4,), (1,), numel=2**60), (TWO, "data/0")),
     "a storage of -1 elements": Case(tensor(0, (4,), (1,), numel=-1), (TWO,)),
     "a key with ..": Case(tensor(0, (4,), (1,), key="../0"), (TWO, "Invalid storage key")),
@@ -871,7 +1000,68 @@ _TOKENIZERS: dict[str, Case] = {
     }.items()
 }  # fmt: skip
 
-REFUSED = _PARAMS | _RANKS | _CONTAINER | _PICKLES | _WEIGHTS | _HUGGINGFACE | _TOKENIZERS
+_OTHER_CONTAINERS: dict[str, Case] = {
+    f"{base}: {name}": Case(spoil, words, base)
+    for base, name, spoil, words in (
+        ("bin", "os.mkdir", planted_in(BIN), (BIN, "posix.mkdir")),
+        ("bin", "os.mkdir, before 1.6", planted_in(BIN, **LEGACY), (BIN, "posix.mkdir")),
+        ("bin", "legacy, cut by 1 byte",
+         several(saved_in(BIN, void, **LEGACY), truncate(BIN, lambda n: n - 1)), (BIN, "last storage")),
+        ("bin", "legacy, cut in half",
+         several(saved_in(BIN, void, **LEGACY), truncate(BIN, lambda n: n // 2)), (BIN, "storage")),
+        ("bin", "legacy, cut in the pickle",
+         several(saved_in(BIN, void, **LEGACY), truncate(BIN, lambda n: 300)), (BIN, "truncated")),
+        ("bin", "legacy, a byte more",
+         several(saved_in(BIN, void, **LEGACY), change_bytes(BIN, lambda c: c + b"x")), (BIN,)),
+        ("bin", "two state dicts", saved_in(BIN, lambda s: {"model": s, "ema": s | {Q: -s[Q]}}),
+         (BIN, "several")),
+        ("bin", "cut", truncate(BIN, lambda n: n // 2), (BIN, "Truncated or damaged")),
+        ("bin", "git-lfs", write(BIN, GIT_LFS), (BIN, "git-lfs")),
+        ("bin", "a pipe", instead(BIN, os.mkfifo), (BIN, "Not a regular file")),
+        ("bin", "a tensor missing", saved_in(BIN, lambda s: void(s.pop(Q))), (Q, "in no file")),
+        ("bin", "a tensor more", saved_in(BIN, lambda s: {**s, "extra": s[Q]}),
+         (BIN, "extra", "Not a Llama tensor")),
+        ("bin", "two names of a weight",
+         saved_in(BIN, lambda s: {**s, f"module.{Q}": s[Q]}), (Q, "the names differ only in prefixes")),
+        *(("bins", f"index: {name!r:.20}", index_of_bins({Q: name}), (Q,)) for name in (
+            f"../{BIN_1}", f"/tmp/{BIN_1}", f"a/{BIN_1}", ".", "", 3, "a\0.bin", "a\nb.bin", BIN_1
+        )),
+        ("bins", "index of nothing", write(BIN_INDEX, b'{"weight_map": {}}'), ()),
+        ("bins", "a file missing", remove(BIN_2), (BIN_2, "Not found")),
+        ("bins", "one file twice", copy(BIN_1, BIN_2), (BIN_2,)),
+        ("bins", "os.mkdir", planted_in(BIN_2), (BIN_2, "posix.mkdir")),
+        ("pt", "os.mkdir", planted_in(EPOCH), (EPOCH, "posix.mkdir")),
+        ("pt", "two epochs", copy(EPOCH, "epoch_1.pt"), ("several checkpoints: epoch_0.pt and epoch_1.pt",)),
+        ("pt", "an epoch cut", several(copy(EPOCH, "epoch_1.pt"), truncate("epoch_1.pt", lambda n: n // 2)),
+         ("epoch_1.pt", "Truncated or damaged")),
+        ("pt", "model and ema", saved_in(EPOCH, lambda c: {**c, "ema": c["model"] | {WQ: -c["model"][WQ]}}),
+         (EPOCH, "several state dicts: ema, model")),
+        ("pt", "cut", truncate(EPOCH, lambda n: n - 1), (EPOCH, "Truncated or damaged")),
+        ("pt", "nested deeply", saved_in(EPOCH, nested_in_wrappers), (EPOCH,)),
+        ("dcp", "os.mkdir", planted_in_metadata, (METADATA, "posix.mkdir")),
+        ("dcp", "metadata cut", truncate(METADATA, lambda n: n // 2), (METADATA, "truncated")),
+        ("dcp", "metadata missing", remove(METADATA), ("Interrupted save or copy",)),
+        ("dcp", "metadata a pipe", instead(METADATA, os.mkfifo), (METADATA, "Not a regular file")),
+        ("dcp", "metadata with more", change_bytes(METADATA, lambda c: c + b"x"),
+         (METADATA, "after the pickle")),
+        ("dcp", "chunks missing", remove(CHUNKS), ("Missing shard", CHUNKS)),
+        ("dcp", "chunks cut", truncate(CHUNKS, lambda n: n // 2), (CHUNKS,)),
+        ("dcp", "chunks a device", instead(CHUNKS, link_to("/dev/zero")), (CHUNKS, "Not a regular file")),
+        ("dcp", "one window twice", dcp_metadata(same_window), (CHUNKS,)),
+        ("dcp", "overlapping windows", dcp_metadata(overlapping_windows), (CHUNKS,)),
+        ("dcp", "half a chunk", dcp_metadata(half_a_chunk), (f"model.{W1}",)),
+        ("dcp", "a chunk twice", dcp_metadata(one_chunk_twice), (f"model.{W1}", "overlap")),
+        ("dcp", "no chunks", dcp_metadata(lambda c: chunks_of(c).clear()), (f"model.{W1}",)),
+        *(("dcp", f"a length of {length}", dcp_metadata(partial(set_window, length=length)), ())
+          for length in (-1, 0, 1, 100, 2**40, 2**62)),
+        *(("dcp", f"an offset of {offset}", dcp_metadata(partial(set_window, offset=offset)), ())
+          for offset in (-1, 1, 2**40, 2**62)),
+        *(("dcp", f"a file {name!r}", dcp_metadata(partial(set_window, relative_path=name)), (METADATA,))
+          for name in (f"../{CHUNKS}", f"/tmp/{CHUNKS}", "a/b.distcp", "..", "", "a\nb")),
+    )
+}  # fmt: skip
+
+REFUSED = _PARAMS | _RANKS | _CONTAINER | _PICKLES | _WEIGHTS | _HUGGINGFACE | _TOKENIZERS | _OTHER_CONTAINERS
 
 
 # What must be accepted, bit by bit.
@@ -986,6 +1176,12 @@ def in_parts(numbers: list[str]) -> Spoil:
     ]
 
 
+def training(state: State) -> Any:
+    """A training checkpoint, with the names of a compiled model."""
+    wrapped = {f"module._orig_mod.{name}": weight for name, weight in state.items()}
+    return {"model": wrapped, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "step": 3}
+
+
 ACCEPTED: dict[str, Case] = {
     "as it is": Case(lambda _: None),
     "one rank": Case(lambda _: None, base="single"),
@@ -1005,6 +1201,8 @@ ACCEPTED: dict[str, Case] = {
     "an OrderedDict": Case(everywhere(OrderedDict)),
     "an OrderedDict with metadata": Case(everywhere(metadata)),
     "parameters": Case(everywhere(lambda s: {n: torch.nn.Parameter(w) for n, w in s.items()})),
+    "training checkpoints": Case(everywhere(training), torch_reads=False),
+    "one training checkpoint": Case(rank(1, training), torch_reads=False),
     "in another order": Case(everywhere(lambda s: dict(reversed(s.items())))),
     "ranks in two orders": Case(rank(1, lambda s: dict(reversed(s.items())))),
     "the format before 1.6": Case(everywhere(lambda s: None, **LEGACY)),

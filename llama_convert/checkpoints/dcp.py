@@ -16,12 +16,8 @@ from llama_convert.formats.tensors import StoredTensor
 
 _RANK_METADATA = re.compile(r"__\d+\.metadata")
 _SAFETENSORS_SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+MEGATRON_HINT = "Export it in Hugging Face format with Megatron Bridge first."
 _MEGATRON_NAME = re.compile(r"(?:^|\.)decoder\.layers\.|\.linear_qkv\.")
-
-
-def is_dcp(folder: Path) -> bool:
-    """Whether a folder contains a DCP checkpoint, complete or not."""
-    return (folder / METADATA).exists() or any(folder.glob("*.distcp"))
 
 
 def open_dcp(folder: Path) -> DcpMetadata:
@@ -115,5 +111,5 @@ def _megatron(folder: Path) -> InputError:
         "INPUT_DCP",
         "A checkpoint of Megatron (torch_dist), whose weights are fused and stacked.",
         file=folder,
-        hint="Export it in Hugging Face format with Megatron Bridge first.",
+        hint=MEGATRON_HINT,
     )

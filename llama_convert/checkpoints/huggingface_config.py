@@ -6,6 +6,7 @@ Written with the keys of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dt
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,22 +128,34 @@ class HuggingFaceConfig:
     """A warning if there are unknown keys."""
 
 
-def with_tied(config: HuggingFaceConfig, tied: bool) -> bytes:
-    """The bytes of a config.json with ``tie_word_embeddings`` set to ``tied``, otherwise unchanged.
+def edited_config(config: HuggingFaceConfig, *, tied: bool, dtype: Dtype) -> bytes:
+    """The bytes of a config.json with these values of ``tie_word_embeddings`` and ``torch_dtype``.
+
+    Everything else is unchanged, and so is a ``torch_dtype`` that is missing.
 
     Raises:
         InputError, OutputError: the file cannot be read.
     """
-    text = read_small(config.file, MAX_SETTINGS)
-    if config.llama.tied == tied:
-        return text
-    literals = {True: b"true", False: b"false"}
-    changed = {**config.raw, "tie_word_embeddings": tied}
-    for match in re.finditer(rb'"tie_word_embeddings"\s*:\s*(?=' + literals[not tied] + b")", text):
-        edited = text[: match.end()] + literals[tied] + text[match.end() + len(literals[not tied]) :]
+    text, content = read_small(config.file, MAX_SETTINGS), config.raw
+    if config.llama.tied != tied:
+        text, content = _with_value(text, content, "tie_word_embeddings", tied)
+    if config.dtype not in (None, dtype):
+        key = "torch_dtype" if config.raw.get("torch_dtype") is not None else "dtype"
+        text, content = _with_value(text, content, key, dtype.name)
+    return text
+
+
+def _with_value(
+    text: bytes, content: dict[str, Any], key: str, value: bool | str
+) -> tuple[bytes, dict[str, Any]]:
+    """JSON text and its content with another value of a key, formatted as before where that is possible."""
+    changed = {**content, key: value}
+    old = rb"(?:true|false|null|\"[^\"\\]*\")"
+    for match in re.finditer(rb'"' + key.encode() + rb'"\s*:\s*(' + old + rb")", text):
+        edited = text[: match.start(1)] + json.dumps(value).encode() + text[match.end(1) :]
         if parse_json(edited) == changed:  # not so for a match in a nested object or in a string
-            return edited
-    return to_json(changed, sort_keys=False)
+            return edited, changed
+    return to_json(changed, sort_keys=False), changed
 
 
 def read_config(file: Path) -> HuggingFaceConfig:
@@ -152,7 +165,7 @@ def read_config(file: Path) -> HuggingFaceConfig:
         InputError: the file is missing or not JSON, a value is invalid, or the model is not a dense text
             Llama with unquantized weights.
     """
-    hint = "Copy the config.json of the model next to model.safetensors."
+    hint = "Copy the config.json of the model next to the weights, or pass its folder: --config-from FOLDER."
     config = read_json_object(file, "CONFIG", missing_hint=hint)
     warnings = check_keys(config, CONFIG_FEATURES, CONFIG_USED, CONFIG_HARMLESS)
     dim = config.integer("hidden_size", MAX_WIDTH)

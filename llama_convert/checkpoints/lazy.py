@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_convert.checkpoints.checkpoint import Checkpoint
-from llama_convert.checkpoints.folders import is_huggingface
-from llama_convert.checkpoints.huggingface import open_huggingface
-from llama_convert.checkpoints.meta import open_meta
-from llama_convert.checkpoints.meta_folder import find_meta_folder
 from llama_convert.checkpoints.row_reader import Bytes, as_float32, rows_of
+from llama_convert.checkpoints.source import Checkpoint, find_checkpoint, open_source
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.checkpoints.stored_weight import StoredWeight
 from llama_convert.dtypes import BFLOAT16, Dtype
@@ -176,7 +172,7 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
     def __init__(self, checkpoint: Checkpoint, layout: CheckpointFormat) -> None:
         self._checkpoint = checkpoint
         self._files = SourceFiles()
-        reorder = rope_permutation(checkpoint.format, layout, checkpoint.config.head_dim)
+        reorder = rope_permutation(checkpoint.row_order, layout, checkpoint.config.head_dim)
         weights = model_weights if layout == "meta" else huggingface_weights
         self._weights = {
             weight.meta_name if layout == "meta" else weight.huggingface_name: (
@@ -238,12 +234,15 @@ class OpenCheckpoint(Mapping[str, LazyWeight]):
         self.close()
 
 
-def open_checkpoint(path: Path | str, *, layout: CheckpointFormat = "huggingface") -> OpenCheckpoint:
-    """Open a checkpoint in Meta or Hugging Face format. Its headers are read and checked.
+def open_checkpoint(
+    path: Path | str, *, layout: CheckpointFormat = "huggingface", config_from: Path | str | None = None
+) -> OpenCheckpoint:
+    """Open a checkpoint of any format. Its headers are read and checked.
 
     Args:
-        path: the checkpoint's folder.
+        path: the checkpoint's folder or file.
         layout: ``huggingface`` or ``meta``: the format whose names and order of Q/K rows the mapping has.
+        config_from: the folder with ``config.json`` or ``params.json``, if it is another one.
 
     Raises:
         InputError: the folder holds no checkpoint, or a file is missing, damaged or contradicts another.
@@ -254,7 +253,6 @@ def open_checkpoint(path: Path | str, *, layout: CheckpointFormat = "huggingface
         >>> len(q)
         8
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir() and is_huggingface(folder):
-        return OpenCheckpoint(open_huggingface(folder), layout)
-    return OpenCheckpoint(open_meta(find_meta_folder(folder)), layout)
+    settings = Path(config_from).expanduser() if config_from is not None else None
+    found = find_checkpoint(Path(path).expanduser(), config_from=settings)
+    return OpenCheckpoint(open_source(found), layout)

@@ -1,7 +1,7 @@
 """``llama-convert.json``: checksums of what a conversion read and wrote, for later verification.
 
 Checksums are XXH3-128 in hexadecimal: of the bytes of each weight, of each small file, of the header of each
-safetensors file, and of the list of entries of each ``.pth`` file (see `read_torch_header`).  They detect
+safetensors file, and of the list of entries of each PyTorch file (see `read_torch_header`).  They detect
 damage and mix-ups, but not forgery.
 """
 
@@ -16,6 +16,7 @@ import xxhash
 
 from llama_convert.checkpoints.json_object import read_json_object, to_json
 from llama_convert.errors import InputError
+from llama_convert.formats.file_kinds import HEAD_SIZE, LEGACY_TORCH, SAFETENSORS, TORCH, kind_of
 from llama_convert.formats.files import is_file_name, read_at, reading
 from llama_convert.formats.safetensors import read_header
 from llama_convert.formats.strict_json import shown
@@ -52,10 +53,13 @@ def content_record(content: bytes) -> dict[str, Any]:
 
 
 def _file_checksum(file: Path) -> str:
-    if file.suffix == ".safetensors":
-        return xxhash.xxh3_128_hexdigest(read_header(file)[0])
-    if file.suffix == ".pth":
+    with reading(file) as reader:
+        kind = kind_of(read_at(reader, HEAD_SIZE, 0))
+    is_torch = kind in (TORCH, LEGACY_TORCH) and file.suffix != ".distcp"  # several archives in a row
+    if is_torch or file.suffix == ".pth":
         return xxhash.xxh3_128_hexdigest(read_torch_header(file))
+    if kind == SAFETENSORS or file.suffix == ".safetensors":
+        return xxhash.xxh3_128_hexdigest(read_header(file)[0])
     checksum, position = xxhash.xxh3_128(), 0
     with reading(file) as reader:
         while block := read_at(reader, _BLOCK, position):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.meta_folder import MetaFolder
+from llama_convert.checkpoints.other_models import known_model
 from llama_convert.checkpoints.params import Params, read_params
 from llama_convert.checkpoints.ranks import (
     MergedSizes,
@@ -24,12 +25,17 @@ from llama_convert.checkpoints.ranks import (
     merged_sizes,
 )
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
-from llama_convert.checkpoints.unsupported import unsupported_file
+from llama_convert.checkpoints.stored_weight import Piece, StoredWeight
+from llama_convert.checkpoints.tensor_set import (
+    ModelTensors,
+    Tensor,
+    TensorSet,
+    as_stored_weight,
+    model_tensors,
+    read_torch_files,
+)
 from llama_convert.dtypes import WEIGHT_DTYPES, Dtype
 from llama_convert.errors import InputError, LlamaConvertError
-from llama_convert.formats.tensors import StoredTensor
-from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import (
     DetectedRelease,
@@ -49,13 +55,10 @@ from llama_convert.llama.weights import (
 )
 from llama_convert.text import listed
 
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
-"""Prefixes that DistributedDataParallel, torch.compile, FSDP and trainers add to names of tensors."""
-
 
 @dataclass(frozen=True)
 class MetaCheckpoint:
-    """A checkpoint in Meta format; only its headers are read."""
+    """A checkpoint with ``params.json``; only its headers are read."""
 
     folder: MetaFolder
     params: Params
@@ -69,8 +72,14 @@ class MetaCheckpoint:
     """Dimension along which ranks shard the embedding; None for a single rank."""
     kv_repeats: int
     """Number of adjacent ranks with the same KV head."""
-    constants: tuple[StoredTensor, ...]
+    constants: tuple[Tensor, ...]
     """Tensors of the first rank that are not weights: loaders recompute them, for example ``rope.freqs``."""
+    ranks: tuple[Rank, ...] = field(repr=False, compare=False)
+    """Tensors of each rank as stored, by their names in Meta format."""
+    row_order: CheckpointFormat = "meta"
+    """Order of the Q and K rows, which goes with the names of the tensors."""
+    note: str | None = None
+    """What was removed from the names of the tensors; None if nothing."""
     format: ClassVar[CheckpointFormat] = "meta"
 
     @property
@@ -100,14 +109,15 @@ def open_meta(
         InputError: a file is missing or damaged, or contradicts another.
         UsageError: ``version`` is unknown or does not match the files.
     """
-    params = read_params(folder.path / "params.json")
-    ranks = [read_torch_file(file) for file in folder.rank_files]
-    check_ranks_match(folder.rank_files, ranks)
+    params = read_params(folder.settings / "params.json")
+    read = [model_tensors(_read_rank(folder, files), files[0]) for files in folder.ranks]
+    ranks = [_by_name(tensors) for tensors in read]
+    check_ranks_match(folder.rank_paths, ranks)
     tensors = _check_names(params, ranks[0])
     sizes = merged_sizes(params, tensors, len(ranks))
     with SourceFiles() as files:
         if len(ranks) > 1:
-            check_no_copies(files, folder.rank_files, ranks)
+            check_no_copies(files, folder.rank_paths, ranks)
         repeats = kv_repeats(files, params, ranks, sizes)
         config = _config_by_shapes(params, sizes, repeats)
         sharded_dims = _sharded_dims(config, tensors, len(ranks), repeats)
@@ -134,8 +144,30 @@ def open_meta(
         detected = _as_recorded(detected, folder.path, weights.values())
     config = _with_release(replace(config, tied=tied), params, detected)
     embedding_dim = sharded_dims[Weight(EMBEDDING)]
-    constants = tuple(tensor for name, tensor in ranks[0].items() if RECOMPUTED.fullmatch(name))
-    return MetaCheckpoint(folder, params, config, detected, dtype, weights, embedding_dim, repeats, constants)
+    return MetaCheckpoint(
+        folder,
+        params,
+        config,
+        detected,
+        dtype,
+        weights,
+        embedding_dim,
+        repeats,
+        read[0].constants,
+        tuple(ranks),
+        read[0].row_order or "meta",
+        read[0].note,
+    )
+
+
+def _read_rank(folder: MetaFolder, files: tuple[Path, ...]) -> TensorSet:
+    return folder.found or read_torch_files(files)
+
+
+def _by_name(tensors: ModelTensors) -> Rank:
+    """The tensors of a rank by their names in Meta format, or their own if they are not weights."""
+    weights = {weight.meta_name: tensor for weight, tensor in tensors.weights.items()}
+    return weights | {tensor.name: tensor for tensor in (*tensors.constants, *tensors.unknown)}
 
 
 def _as_recorded(detected: DetectedRelease, folder: Path, weights: Iterable[StoredWeight]) -> DetectedRelease:
@@ -149,20 +181,22 @@ def _as_recorded(detected: DetectedRelease, folder: Path, weights: Iterable[Stor
     return detected
 
 
-def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
+def _check_names(params: Params, rank: Rank) -> dict[Weight, Tensor]:
     """The tensors of a rank by weight.
 
     Raises:
         InputError: a weight of the model is missing, a tensor is not a weight, or its dtype is not supported.
     """
     file = next(iter(rank.values())).file
-    found: dict[Weight, StoredTensor] = {}
+    found: dict[Weight, Tensor] = {}
     for name, tensor in rank.items():
         weight = parse_meta_name(name)
         if weight is None and RECOMPUTED.fullmatch(name):
             continue
         if weight is None:
-            raise _unknown_name(file, name, rank)
+            unknown = [other for other in rank if parse_meta_name(other) is None]
+            not_llama = InputError("TENSOR_UNKNOWN", "Not a Llama tensor.", file=file, tensor=name)
+            raise known_model(dict.fromkeys(unknown, file)) or not_llama
         if tensor.dtype not in WEIGHT_DTYPES:
             quantized = " (a quantized model?)" if tensor.dtype.itemsize == 1 else ""
             message = f"Unsupported dtype {tensor.dtype}{quantized}."
@@ -199,24 +233,6 @@ def _check_names(params: Params, rank: Rank) -> dict[Weight, StoredTensor]:
 def _expected_weights(params: Params) -> Iterable[Weight]:
     """The weights of a model with this number of layers; their names do not depend on other parameters."""
     return model_weights(LlamaConfig(0, params.n_layers, 0, 0, 0, 0, 0, 0.0, 0.0, None, 0, False))
-
-
-def _unknown_name(file: Path, name: str, rank: Rank) -> InputError:
-    if name.startswith("model.layers.") or name in ("lm_head.weight", "model.embed_tokens.weight"):
-        content = unsupported_file(file)
-        message = "A Hugging Face tensor name in a Meta checkpoint."
-        hint = content.hint if content else None
-        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
-    if prefix := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None):
-        message = f'The name begins with "{prefix}", which a wrapper of the model adds.'
-        hint = f'Remove "{prefix}" from all names, and save the state dict again with torch.save.'
-        return InputError("TENSOR_UNKNOWN", message, file=file, tensor=name, hint=hint)
-    if any(other.endswith(("scales", ".scale", "zeros")) for other in rank):
-        message = "Quantized weights are not supported."
-        hint = "Convert the unquantized release."
-        return InputError("UNSUPPORTED_MODEL", message, file=file, tensor=name, hint=hint)
-    hint = "Merge the adapter into the weights first." if "lora" in name else None
-    return InputError("TENSOR_UNKNOWN", "Not a Llama tensor.", file=file, tensor=name, hint=hint)
 
 
 def _config_by_shapes(params: Params, sizes: MergedSizes, repeats: int) -> LlamaConfig:
@@ -256,7 +272,7 @@ def _with_release(config: LlamaConfig, params: Params, detected: DetectedRelease
 
 
 def _sharded_dims(
-    config: LlamaConfig, tensors: dict[Weight, StoredTensor], n_ranks: int, repeats: int
+    config: LlamaConfig, tensors: dict[Weight, Tensor], n_ranks: int, repeats: int
 ) -> dict[Weight, int | None]:
     """The dimension along which ranks shard each weight, by its shapes; None: every rank has a full copy.
 
@@ -292,11 +308,13 @@ def _shard_shape(whole: list[int], sharded_dim: int | None, n_ranks: int) -> lis
 
 
 def _stored_weight(
-    weight: Weight, config: LlamaConfig, tensors: list[StoredTensor], sharded_dim: int | None, repeats: int
+    weight: Weight, config: LlamaConfig, tensors: list[Tensor], sharded_dim: int | None, repeats: int
 ) -> StoredWeight:
     """A weight made of its shards on all ranks."""
     shape = weight.shape(config)
-    slabs = [Slab.of(tensor) for tensor in tensors]
+    if len(tensors) == 1:
+        return replace(as_stored_weight(tensors[0]), name=weight.meta_name)
+    slabs = [as_stored_weight(tensor).pieces[0].slab for tensor in tensors]
     if sharded_dim is None:
         pieces = [Piece(0, 0, slabs[0], tuple(slabs[1:]))]
     elif sharded_dim == 1:

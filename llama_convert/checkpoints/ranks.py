@@ -10,14 +10,13 @@ import xxhash
 
 from llama_convert.checkpoints.params import Params
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight
+from llama_convert.checkpoints.tensor_set import Tensor, as_stored_weight
 from llama_convert.errors import InputError
-from llama_convert.formats.tensors import StoredTensor
 from llama_convert.llama.releases import released_kv_heads
 from llama_convert.llama.weights import Weight
 
-Rank = dict[str, StoredTensor]
-"""The tensors of one rank's file, by name."""
+Rank = dict[str, Tensor]
+"""The tensors of one rank, by their names in Meta format."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class MergedSizes:
     vocab_size: int
 
 
-def merged_sizes(params: Params, tensors: dict[Weight, StoredTensor], n_ranks: int) -> MergedSizes:
+def merged_sizes(params: Params, tensors: dict[Weight, Tensor], n_ranks: int) -> MergedSizes:
     """Sizes of the merged weights.
 
     Raises:
@@ -78,7 +77,7 @@ def merged_sizes(params: Params, tensors: dict[Weight, StoredTensor], n_ranks: i
     return sizes
 
 
-def _wrong_rank_count(params: Params, wq: StoredTensor, q_rows: int, n_ranks: int) -> InputError:
+def _wrong_rank_count(params: Params, wq: Tensor, q_rows: int, n_ranks: int) -> InputError:
     if params.dim % wq.shape[0] == 0 and q_rows < params.dim:
         needed = params.dim // wq.shape[0]
         message = (
@@ -144,11 +143,11 @@ def kv_repeats(files: SourceFiles, params: Params, ranks: list[Rank], sizes: Mer
     return 1
 
 
-def _head_checksums(files: SourceFiles, tensor: StoredTensor, head_dim: int) -> Iterator[bytes | None]:
+def _head_checksums(files: SourceFiles, tensor: Tensor, head_dim: int) -> Iterator[bytes | None]:
     """A checksum of the rows of each head, read lazily; None for a placeholder of zeros."""
     from llama_convert.checkpoints.row_reader import rows_of  # imports numpy, which is slow
 
-    weight = StoredWeight(tensor.name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
+    weight = as_stored_weight(tensor)
     for start in range(0, tensor.shape[0], head_dim):
         rows = rows_of(files, weight, start, start + head_dim)
         yield xxhash.xxh3_128_digest(rows.data) if rows.any() else None
@@ -204,8 +203,12 @@ def check_no_copies(files: SourceFiles, paths: tuple[Path, ...], ranks: list[Ran
     seen: dict[object, Path] = {}
     for path, rank in zip(paths, ranks, strict=True):
         w1 = rank["layers.0.feed_forward.w1.weight"]
-        place = (w1.storage.crc32, w1.storage.size, w1.offset - w1.storage.offset, w1.strides)
-        weight = StoredWeight(w1.name, w1.shape, w1.dtype, (Piece(0, 0, Slab.of(w1)),))
+        weight = as_stored_weight(w1)
+        slab = weight.pieces[0].slab
+        storage = slab.storage
+        place = (
+            storage.crc32, storage.size, slab.offset - storage.offset, slab.row_stride, slab.column_stride
+        )  # fmt: skip
         row = rows_of(files, weight, 0, 1)
         if (row.reshape(-1, w1.dtype.itemsize) == row[0, : w1.dtype.itemsize]).all():
             return

@@ -1,11 +1,31 @@
-"""Safetensors files of a checkpoint in Hugging Face format: assignment of tensors to files, and the index."""
+"""Weight files in Hugging Face format: their names, the assignment of tensors to them, and the index."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from llama_convert.checkpoints.json_object import to_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Container:
+    """Names of the weight files that transformers loads."""
+
+    single: str
+    """The file of a model that is not split."""
+    index: str
+    """The index of a model that is split."""
+    shards: str
+    """Pattern of the usual names of files with a part, and of `single`."""
+
+
+SAFETENSORS = Container(SINGLE_FILE, INDEX_FILE, "model*.safetensors")
+BIN = Container("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin")
+CONTAINERS = (SAFETENSORS, BIN)
+"""In the order in which transformers looks for them."""
 DEFAULT_SHARD_SIZE = "5GB"
 
 

@@ -8,7 +8,7 @@ from threading import Lock
 
 from llama_convert.checkpoints.checksums import Checksums
 from llama_convert.errors import InputError
-from llama_convert.formats.files import Reader, open_regular, read_into
+from llama_convert.formats.files import Reader, allow_open_files, open_regular, read_into
 from llama_convert.formats.tensors import Storage
 
 
@@ -16,6 +16,7 @@ class SourceFiles:
     """Open files, each opened when it is first read.  Thread-safe."""
 
     def __init__(self) -> None:
+        allow_open_files()
         self._readers: dict[Path, Reader] = {}
         self._lock = Lock()
         self._checksums = Checksums()

@@ -115,6 +115,11 @@ class StoredWeight:
             yield piece.slab
             yield from piece.replicas
 
+    @property
+    def file(self) -> Path:
+        """The file that contains its first element."""
+        return self.pieces[0].slab.file
+
     def file_of(self, row: int, column: int) -> Path:
         """The file that contains an element."""
         for piece in self.pieces:

@@ -11,10 +11,11 @@ from llama_convert.checkpoints.folders import (
     FolderTest,
     folders_below,
     has_rank_files,
-    is_either,
+    is_checkpoint,
+    is_dcp,
     is_huggingface,
 )
-from llama_convert.checkpoints.unsupported import Unsupported, unsupported_content, unsupported_file
+from llama_convert.checkpoints.unsupported import unsupported_content, unsupported_file
 from llama_convert.errors import InputError
 from llama_convert.llama.weights import CheckpointFormat
 from llama_convert.redaction import redact_url
@@ -27,8 +28,8 @@ _FORMATS: dict[CheckpointFormat | None, tuple[FolderTest, str, str]] = {
     "meta": (has_rank_files, "No consolidated.*.pth", "params.json and consolidated.00.pth"),
     "huggingface": (is_huggingface, "No safetensors", "config.json and model.safetensors"),
     None: (
-        is_either,
-        "No checkpoint (neither consolidated.*.pth nor *.safetensors)",
+        is_checkpoint,
+        "No checkpoint",
         "params.json and consolidated.00.pth, or config.json and model.safetensors",
     ),
 }
@@ -94,6 +95,10 @@ def no_checkpoint_at(
         if expected == "meta":
             message = f"The checkpoint{where} is already in Hugging Face format."
         return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Run: {otherwise(found[0])}")
+    if otherwise and is_dcp(path):
+        message = "A distributed checkpoint, which only convert and verify read."
+        hint = f"Run: {otherwise(path)} --config-from FOLDER"
+        return InputError("INPUT_NOT_FOUND", message, file=path, hint=hint)
     return _swapped(path, test, output) or _without_checkpoint(path, expected)
 
 
@@ -120,27 +125,37 @@ def _not_a_folder(path: Path, expected: CheckpointFormat | None, otherwise: Othe
     test, _, _ = _FORMATS[expected]
     if test(folder):
         return SuggestionError(message, file=path, instead={str(path): str(folder)})
-    if otherwise and is_either(folder):
+    if otherwise and is_checkpoint(folder):
         return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Run: {otherwise(folder)}")
-    if content := unsupported_file(path):
-        message = f"Not a checkpoint folder but {content.what}."
-        return InputError("INPUT_NOT_FOUND", message, file=path, hint=content.hint)
+    if error := unsupported_file(path):
+        return error
     return InputError("INPUT_NOT_FOUND", message, file=path, hint=_without_checkpoint(folder, expected).hint)
 
 
 def _without_checkpoint(path: Path, expected: CheckpointFormat | None) -> InputError:
     """The error for a folder without any checkpoint."""
-    if content := unsupported_content(path):
-        return no_checkpoint(path, content)
+    if error := unsupported_content(path):
+        return error
     names = [entry.name for entry in path.iterdir()]
     _, missing, files = _FORMATS[expected]
     message = f"{missing}; found {listed(names)}." if names else "The folder is empty."
     return InputError("INPUT_NOT_FOUND", message, file=path, hint=f"Pass a folder with {files}.")
 
 
-def no_checkpoint(path: Path, content: Unsupported) -> InputError:
-    """The error for a folder with unsupported content."""
-    return InputError("INPUT_NOT_FOUND", f"Contains {content.what}.", file=path, hint=content.hint)
+def existing_folder(path: Path) -> Path:
+    """A folder that the user named.
+
+    Raises:
+        InputError: it does not exist, or is not a folder.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return path
+    similar = None if path.exists() else nearest(path)
+    if similar and similar.is_dir():
+        raise SuggestionError("Not found.", file=path, instead={str(path): str(similar)})
+    message = "This is a file, not a folder." if path.exists() else "Not found."
+    raise InputError("INPUT_NOT_FOUND", message, file=path)
 
 
 def tokenizer_named(path: Path) -> Path:

@@ -107,6 +107,9 @@ def _format_and_prefix(names: Iterable[str]) -> tuple[NameFormat | None, str]:
     The shortest prefix and the first format win a tie.
     """
     names = list(names)
+    for name_format, parse in _PARSERS.items():
+        if names and all(map(parse, names)):  # as usual, and much faster than to count
+            return name_format, ""
     counts = Counter(reading for name in names for reading in _readings(name))
     formats = list(_PARSERS)
     for name_format, prefix in sorted(counts, key=lambda r: (-counts[r], len(r[1]), formats.index(r[0]))):

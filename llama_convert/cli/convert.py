@@ -29,6 +29,7 @@ def convert_command(
     verify: cli.Verify = False,
     llama_version: cli.LlamaVersion = None,
     instruct: cli.Instruct = None,
+    config_from: cli.ConfigFrom = None,
     tokenizer: cli.TokenizerPath = None,
     chat_template: cli.ChatTemplate = None,
     special_tokens: cli.SpecialTokens = None,
@@ -72,7 +73,7 @@ def convert_command(
         import time
 
         from llama_convert.checkpoints.shards import DEFAULT_SHARD_SIZE
-        from llama_convert.checkpoints.suggestions import tokenizer_named
+        from llama_convert.checkpoints.suggestions import existing_folder, tokenizer_named
         from llama_convert.cli.distributed import open_executor
         from llama_convert.cli.hub import upload
         from llama_convert.cli.progress import ConsoleObserver
@@ -124,6 +125,7 @@ def convert_command(
             model_size=model_size,
             num_shards=num_shards,
             instruct=instruct,
+            config_from=config_from and existing_folder(config_from),
             tokenizer=tokenizer and tokenizer_named(tokenizer),
             chat_template=chat_template and chat_template.expanduser(),
             special_tokens=tuple(name for names in special_tokens or [] for name in names.split(",") if name),

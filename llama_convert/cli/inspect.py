@@ -100,6 +100,7 @@ def inspect_command(
     sort: Sort = None,
     top: Top = None,
     as_csv: AsCsv = False,
+    config_from: cli.ConfigFrom = None,
     report: cli.Report = None,
     verbose: cli.Verbose = False,
     as_json: cli.AsJson = False,
@@ -127,6 +128,7 @@ def inspect_command(
 
     console = stderr_console()
     with handle_errors(as_json=as_json, debug=debug):
+        from llama_convert.checkpoints.suggestions import existing_folder
         from llama_convert.cli.messages import finding_lines
         from llama_convert.cli.tensor_table import needs_stats, print_csv, sorted_tensors
         from llama_convert.errors import UsageError
@@ -137,7 +139,13 @@ def inspect_command(
         if as_csv and as_json:
             raise UsageError("BAD_USAGE", "--csv and --json exclude each other.", hint="Pass one of them.")
         if other is not None:
-            given = {"--tensors": tensors, "--sort": sort, "--top": top, "--csv": as_csv or None}
+            given = {
+                "--tensors": tensors,
+                "--sort": sort,
+                "--top": top,
+                "--csv": as_csv or None,
+                "--config-from": config_from,
+            }
             for name, value in given.items():
                 if value is not None:
                     message = f"{name} only applies to one checkpoint."
@@ -150,11 +158,12 @@ def inspect_command(
             tensors = "*"
         page = _report_file(report)
         observer = _observer(console, stats=stats, quiet=as_json, verbose=verbose)
-        result = inspect(path, tensors=tensors, stats=stats, observer=observer)
+        settings = config_from and existing_folder(config_from)
+        result = inspect(path, tensors=tensors, stats=stats, config_from=settings, observer=observer)
         if page:
             from llama_convert.cli.report_file import write_inspection
 
-            write_inspection(result, page, tensors=tensors, stats=stats)
+            write_inspection(result, page, tensors=tensors, stats=stats, config_from=config_from)
         result = replace(result, tensors=sorted_tensors(result.tensors, sort, top))
         if not as_csv:
             _print(result, verbose=verbose, as_json=as_json)

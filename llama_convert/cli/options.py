@@ -189,6 +189,25 @@ TokenizerPath = Annotated[
         rich_help_panel=_TOKENIZER,
     ),
 ]
+ConfigFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        show_default=False,
+        help="Folder with config.json or params.json and the tokenizer, for weights without them, "
+        "for example a distributed checkpoint.",
+    ),
+]
+SourceConfigFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-from",
+        metavar="FOLDER",
+        show_default=False,
+        help="Folder with config.json or params.json and the tokenizer of the source, or of PATH without a "
+        "source, for weights without them.",
+    ),
+]
 ChatTemplate = Annotated[
     Path | None,
     typer.Option(

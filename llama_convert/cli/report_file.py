@@ -48,7 +48,12 @@ def write_verification(report: VerifyReport, options: VerifyOptions, file: Path)
 
 
 def write_inspection(
-    result: Inspection | Comparison, file: Path, *, tensors: str | None, stats: bool
+    result: Inspection | Comparison,
+    file: Path,
+    *,
+    tensors: str | None,
+    stats: bool,
+    config_from: Path | None = None,
 ) -> None:
     """Write the HTML report of an inspection or a comparison; raises as `write_verification`.
 
@@ -57,6 +62,7 @@ def write_inspection(
         file: where to write.
         tensors: the value of ``--tensors``.
         stats: whether ``--stats`` was given.
+        config_from: the value of ``--config-from``.
     """
     from llama_convert.html_report import (
         current_run,
@@ -66,7 +72,7 @@ def write_inspection(
     )
     from llama_convert.inspection.records import Inspection
 
-    run = current_run(result, inspect_command(result, tensors=tensors, stats=stats))
+    run = current_run(result, inspect_command(result, tensors=tensors, stats=stats, config_from=config_from))
     if isinstance(result, Inspection):
         _write(file, render_inspection(result, run))
     else:

@@ -54,7 +54,11 @@ def show_result(
         from llama_convert.verification.options import VerifyOptions
         from llama_convert.verification.verify import verify as run_verify
 
-        asked = VerifyOptions(llama_version=options.llama_version, tokenizer=options.tokenizer)
+        asked = VerifyOptions(
+            llama_version=options.llama_version,
+            tokenizer=options.tokenizer,
+            config_from=options.config_from,
+        )
         with VerifyDisplay(stderr_console(), quiet=quiet or as_json) as display:
             report = run_verify(result.destination, result.source, asked, display)
         result.files |= record_verification(result.destination, report.abstract)
@@ -71,6 +75,7 @@ def show_result(
             observer.note(_summary(result, options, seconds))
         if result.finalized and not (verify or options.model_size):
             words = ["llama-convert", "verify", str(result.destination), "--source", str(result.source)]
+            words += ["--config-from", str(options.config_from)] if options.config_from else []
             words += ["--tokenizer", str(options.tokenizer)] if options.tokenizer else []
             words += ["--llama-version", options.llama_version] if options.llama_version else []
             print_message(stderr_console(), f"Verify it with: {shlex.join(words)}", one_line=True)

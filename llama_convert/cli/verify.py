@@ -26,6 +26,7 @@ def verify_command(
     report: cli.Report = None,
     record: cli.Record = False,
     llama_version: cli.LlamaVersion = None,
+    config_from: cli.SourceConfigFrom = None,
     tokenizer: cli.TokenizerPath = None,
     quiet: cli.Quiet = False,
     verbose: cli.Verbose = False,
@@ -62,7 +63,7 @@ def verify_command(
     from llama_convert.cli.errors import handle_errors, print_json, stderr_console
 
     with handle_errors(as_json=as_json, debug=debug):
-        from llama_convert.checkpoints.suggestions import tokenizer_named
+        from llama_convert.checkpoints.suggestions import existing_folder, tokenizer_named
         from llama_convert.cli.report_file import check_report_file, write_verification
         from llama_convert.cli.verify_report import VerifyDisplay, print_results
         from llama_convert.conversion.verification_record import record_verification, require_manifest
@@ -83,6 +84,7 @@ def verify_command(
             prompt=prompt,
             max_new_tokens=max_new_tokens,
             llama_version=llama_version,
+            config_from=config_from and existing_folder(config_from),
             tokenizer=tokenizer and tokenizer_named(tokenizer),
         )
         _refuse_unused(options)

@@ -110,7 +110,7 @@ def license_files(folder: MetaFolder, messages: Messages) -> list[Path]:
     Raises:
         InputError: see `auxiliary_files`.
     """
-    folders = [folder.path.resolve()]
+    folders = [folder.settings.resolve()]
     while _DOWNLOAD_SUBFOLDER.fullmatch(folders[-1].name):
         folders.append(folders[-1].parent)
     if folder.tokenizer and folder.tokenizer.parent.resolve() not in folders:
@@ -118,7 +118,7 @@ def license_files(folder: MetaFolder, messages: Messages) -> list[Path]:
     found: dict[str, Path] = {}
     for each in folders:
         with suppress(OSError):  # a folder without read permission
-            for file in auxiliary_files(each, folder.rank_files, messages, wanted=is_license_file):
+            for file in auxiliary_files(each, folder.files, messages, wanted=is_license_file):
                 found.setdefault(file.name, file)
     return list(found.values())
 

@@ -42,12 +42,10 @@ def convert(
     executor: Executor | None = None,
 ) -> ConvertResult:
     """Convert a checkpoint; arguments, result and errors are those of `llama_convert.convert`."""
-    from llama_convert.conversion.to_huggingface import huggingface_job
-    from llama_convert.conversion.to_meta import meta_job
+    from llama_convert.conversion.convert_job import convert_job
 
     options = options or ConvertOptions()
-    make_job = meta_job if options.to == "meta" else huggingface_job
-    return _run(_Request(make_job, source, destination, options, observer or Observer(), executor))
+    return _run(_Request(convert_job, source, destination, options, observer or Observer(), executor))
 
 
 def shard(
@@ -142,7 +140,8 @@ def _convert(request: _Request) -> ConvertResult:
             messages = Messages(request.observer, (input_, output))
             store = _store(str(destination), output.path) if is_url(destination) else None
             job = request.make_job(input_.path, output.path, options, messages)
-            job.result.source = str(source) if is_url(source) else job.folder
+            local = job.source if job.source.is_file() else job.folder
+            job.result.source = str(source) if is_url(source) else local
             job.source_hashes = read_source_hashes(job, messages)
         if store is None:
             return _convert_to_folder(request, Run(job, options, messages, input_))

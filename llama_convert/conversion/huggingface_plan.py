@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from llama_convert.checkpoints.checkpoint import Checkpoint
 from llama_convert.checkpoints.shards import INDEX_FILE, index_json, split_into_shards
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
@@ -22,7 +22,7 @@ def plan_huggingface(checkpoint: Checkpoint, dtype: Dtype | None, max_shard_size
         dtype: dtype of the output; None keeps the dtype of each weight.
         max_shard_size: maximum bytes of tensors per file.
     """
-    permutation = rope_permutation(checkpoint.format, "huggingface", checkpoint.config.head_dim)
+    permutation = rope_permutation(checkpoint.row_order, "huggingface", checkpoint.config.head_dim)
     weights = {weight.huggingface_name: weight for weight in huggingface_weights(checkpoint.config)}
     sources = {name: checkpoint.weights[weight] for name, weight in weights.items()}
     dtypes = {name: dtype or source.dtype for name, source in sources.items()}

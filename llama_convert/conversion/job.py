@@ -25,6 +25,9 @@ class Job:
     """A conversion whose headers are read and whose plan is made."""
 
     source: Path
+    """What the user passed."""
+    folder: Path
+    """The folder of the checkpoint: the source or a folder in or around it."""
     plan: Plan | None
     """None if there are no weights to write."""
     result: ConvertResult
@@ -41,11 +44,6 @@ class Job:
     """Whether ``checklist.chk`` is written once the other files are complete."""
     source_hashes: Mapping[str, str] = field(default_factory=dict)
     """XXH3-128 of weights by their source names, from a manifest next to the source."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the checkpoint: the source or a folder in it."""
-        return self.source_files[0].parent if self.source_files else self.source
 
     @property
     def weight_files(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama_convert.checkpoints.checkpoint import Checkpoint
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.stored_weight import matrix_shape
 from llama_convert.conversion.plan import Place, Plan, Task
 from llama_convert.dtypes import Dtype
@@ -90,7 +90,7 @@ def plan_meta(checkpoint: Checkpoint, dtype: Dtype | None, split: RankSplit) -> 
         split: how ranks split the weights.
     """
     config = split.config
-    permutation = rope_permutation(checkpoint.format, "meta", config.head_dim)
+    permutation = rope_permutation(checkpoint.row_order, "meta", config.head_dim)
     sources = checkpoint.weights
     if config.tied:  # Meta's files always hold the LM head
         sources = sources | {Weight(HEAD): sources[Weight(EMBEDDING)]}

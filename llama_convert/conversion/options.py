@@ -46,6 +46,8 @@ class ConvertOptions:
     num_shards: int | None = None
     instruct: bool | None = None
     tokenizer: Path | None = None
+    config_from: Path | None = None
+    """Folder with settings and tokenizer, if the weights are in a folder without them."""
     chat_template: Path | None = None
     special_tokens: tuple[str, ...] = ()
     overwrite: bool = False
@@ -84,7 +86,7 @@ class ConvertResult:
     destination: Path | str
     """A folder or a URL."""
     source: Path | str
-    """A folder or a URL: where the checkpoint was found, which may be below the named folder."""
+    """A folder, file or URL: where the checkpoint was found, which may be below the named folder."""
     release: str
     version: str
     size: str | None

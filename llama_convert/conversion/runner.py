@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from llama_convert.conversion.auxiliary_files import write_checklist
@@ -108,7 +109,10 @@ class Run:
             source: absolute path or URL of the source.
             destination: absolute path or URL of the output folder.
         """
-        return WorkSpec(make_job, source, destination, self.options, self._identity.plan, self._fingerprint)
+        named = ("tokenizer", "chat_template", "config_from")
+        paths = {name: path.absolute() for name in named if (path := getattr(self.options, name))}
+        options = replace(self.options, **paths)  # workers may have another current folder
+        return WorkSpec(make_job, source, destination, options, self._identity.plan, self._fingerprint)
 
     def convert(self) -> ConvertResult:
         """Write the output in this process.

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from llama_convert.checkpoints.huggingface_config import config_json, eos_ids, generation_config_json
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
-from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
+from llama_convert.checkpoints.meta_folder import MetaFolder
 from llama_convert.checkpoints.params import read_params
-from llama_convert.checkpoints.suggestions import command
 from llama_convert.conversion.auxiliary_files import copy_files, license_files
 from llama_convert.conversion.disk import output_error
 from llama_convert.conversion.huggingface_plan import plan_huggingface
@@ -45,18 +44,25 @@ _TOKENIZER_SPACE = 64 << 20
 """Bytes reserved for the tokenizer; the largest known tokenizer.json has 28 MB."""
 
 
-def huggingface_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
+def meta_to_huggingface(
+    folder: MetaFolder, source: Path, destination: Path, options: ConvertOptions, messages: Messages
+) -> Job:
     """Return the job that converts a Meta checkpoint to Hugging Face format.
 
     Raises:
         UsageError: an option is invalid.
         InputError: the source is missing, damaged, inconsistent or unsupported.
     """
-    return _Conversion(source, destination, options, messages).job()
+    return _Conversion(source, destination, options, messages).job(folder)
+
+
+def tokenizer_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
+    """Return the job that converts the tokenizer only; raises as `meta_to_huggingface`."""
+    return _Conversion(source, destination, options, messages).tokenizer_only()
 
 
 class _Conversion:
-    """The arguments of `huggingface_job`, and the steps of the preparation."""
+    """The arguments of `meta_to_huggingface`, and the steps of the preparation."""
 
     def __init__(self, source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> None:
         self.source = source
@@ -66,25 +72,17 @@ class _Conversion:
         self.warn = messages.warn
         self.custom_template = _read_template(options.chat_template)
 
-    def job(self) -> Job:
+    def job(self, folder: MetaFolder) -> Job:
         """Return the prepared job."""
         options = self.options
         dtype = parse_weight_dtype(options.dtype)
         max_shard_size = parse_size(options.max_shard_size)
-        if options.model_size == TOKENIZER_ONLY:
-            return self._tokenizer_only()
-        folder = find_meta_folder(
-            self.source,
-            options.model_size,
-            output=self.destination,
-            otherwise=lambda found: command("convert", found, self.destination, "--to", "meta"),
-        )
-        if folder.path != self.source:
-            self.messages.detail(f"Found the checkpoint in {folder.path}.")
         tokenizer = self._tokenizer(folder)
         checkpoint = open_meta(folder, tokenizer.kind if tokenizer else None, options.llama_version)
         instruct, assumption = self._instruct(checkpoint.detected, folder)
         self._report(checkpoint, instruct, assumption)
+        if checkpoint.note:
+            self.messages.note(f"{folder.path}: {checkpoint.note}")
         self.messages.warn_each(checkpoint.warnings)
         self._compare_flags(checkpoint)
         self._check_vocabulary(checkpoint, tokenizer)
@@ -101,15 +99,17 @@ class _Conversion:
 
         return Job(
             self.source,
+            folder.path,
             plan,
             self._result(checkpoint.detected, instruct, (dtype or checkpoint.dtype).name, plan),
-            [*folder.rank_files, checkpoint.params.file],
+            [*folder.files, checkpoint.params.file],
             [*licenses, *([tokenizer.path] if tokenizer else [])],
             write_small_files,
             _TOKENIZER_SPACE if tokenizer else 0,
         )
 
-    def _tokenizer_only(self) -> Job:
+    def tokenizer_only(self) -> Job:
+        """Return the job that writes the tokenizer only."""
         folder = self.source if self.source.is_dir() else self.source.parent
         candidates = [folder / "tokenizer.model", folder / "original" / "tokenizer.model"]
         path = self.options.tokenizer or next((file for file in candidates if file.is_file()), candidates[0])
@@ -117,7 +117,7 @@ class _Conversion:
         self._warn_of_weight_options()
         identity = _identify_by_tokenizer(folder, tokenizer, self.options.llama_version)
         instruct, assumption = self._instruct(
-            identity, MetaFolder(folder, (), path, (folder.resolve().name,))
+            identity, MetaFolder(folder, (), path, (folder.resolve().name,), folder)
         )
         if assumption:
             self.messages.note(assumption)
@@ -126,14 +126,16 @@ class _Conversion:
             self._write_tokenizer(staging, tokenizer, identity, instruct)
 
         result = self._result(identity, instruct, None, None)
-        return Job(self.source, None, result, [], [tokenizer.path], write_small_files, _TOKENIZER_SPACE)
+        return Job(
+            self.source, self.source, None, result, [], [tokenizer.path], write_small_files, _TOKENIZER_SPACE
+        )
 
     def _tokenizer(self, folder: MetaFolder) -> Tokenizer | None:
         path = self.options.tokenizer or folder.tokenizer
         if path is None:
             self._refuse_tokenizer_options("without a tokenizer", *_TOKENIZER_OPTIONS)
             self.warn(
-                f"{folder.path}: No tokenizer.model here or one folder up. The output has no tokenizer. "
+                f"{folder.settings}: No tokenizer.model here or one folder up. The output has no tokenizer. "
                 "Use --tokenizer PATH to add one."
             )
             return None
@@ -175,7 +177,7 @@ class _Conversion:
 
     def _compare_flags(self, checkpoint: MetaCheckpoint) -> None:
         """Warn of flags that contradict the files; the files decide."""
-        n_ranks, size = len(checkpoint.folder.rank_files), checkpoint.detected.size
+        n_ranks, size = checkpoint.folder.n_ranks, checkpoint.detected.size
         model_size, num_shards = self.options.model_size, self.options.num_shards
         if num_shards is not None and num_shards != n_ranks:
             self.warn(f"--num-shards {num_shards} is ignored: the source has {n_ranks} shards.")
@@ -218,7 +220,7 @@ class _Conversion:
 
     def _report(self, checkpoint: MetaCheckpoint, instruct: bool, assumption: str | None) -> None:
         """Report what was detected, then what was assumed."""
-        identity, n_ranks, messages = checkpoint.detected, len(checkpoint.folder.rank_files), self.messages
+        identity, n_ranks, messages = checkpoint.detected, checkpoint.folder.n_ranks, self.messages
         report_detection(identity, n_ranks, checkpoint.dtype, messages, instruct=instruct)
         if n_ranks > 1:
             messages.detail(f"The embedding is split along dim {checkpoint.embedding_dim}.")

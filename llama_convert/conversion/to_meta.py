@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from llama_convert.checkpoints.folders import is_huggingface
 from llama_convert.checkpoints.huggingface import open_huggingface
 from llama_convert.checkpoints.params import params_json
-from llama_convert.checkpoints.suggestions import command, no_checkpoint_at
+from llama_convert.checkpoints.source import HuggingFaceFolder
 from llama_convert.conversion.auxiliary_files import (
     auxiliary_files,
     copy_files,
@@ -26,26 +25,27 @@ from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.releases import Release, detect_release
 
 
-def meta_job(source: Path, destination: Path, options: ConvertOptions, messages: Messages) -> Job:
+def huggingface_to_meta(
+    folder: HuggingFaceFolder,
+    source: Path,
+    destination: Path,
+    options: ConvertOptions,
+    messages: Messages,
+) -> Job:
     """Return the job that converts a Hugging Face checkpoint to Meta format.
 
     Raises:
         UsageError: an option is invalid, or a dimension is not divisible by the number of shards.
         InputError: the source is missing, damaged, inconsistent, or not representable in Meta format.
     """
-    if not source.is_dir() or not is_huggingface(source):
-        raise no_checkpoint_at(
-            source,
-            "huggingface",
-            output=destination,
-            otherwise=lambda found: command("shard", found, destination, "--mp", options.mp),
-        )
-    checkpoint = open_huggingface(source)
+    checkpoint = open_huggingface(folder.path, folder.found, folder.settings)
     identity, config = checkpoint.detect(options.llama_version), checkpoint.config
     report_detection(identity, len(checkpoint.files), checkpoint.dtype, messages)
     messages.warn_each(checkpoint.warnings)
+    if checkpoint.note:
+        messages.note(f"{folder.path}: {checkpoint.note}")
     detected_by_readers = detect_release(checkpoint.traits(), options.llama_version).release
-    _check_representable(config, detected_by_readers, source / "config.json", messages)
+    _check_representable(config, detected_by_readers, checkpoint.settings.file, messages)
     axis = options.embedding_axis
     if axis is None:
         axis = 0 if identity.release.tokenizer == "tiktoken" else 1
@@ -55,10 +55,10 @@ def meta_job(source: Path, destination: Path, options: ConvertOptions, messages:
     if split.kv_repeats > 1:
         messages.detail(f"Each of {config.n_kv_heads} KV heads is stored {split.kv_repeats} times.")
 
-    tokenizer_files = tokenizer_sources(source, options.tokenizer, destination)
-    tokenizer = meta_tokenizer(tokenizer_files, source, config.vocab_size, messages)
+    tokenizer_files = tokenizer_sources(folder.settings, options.tokenizer, destination)
+    tokenizer = meta_tokenizer(tokenizer_files, folder.settings, config.vocab_size, messages)
     copied = auxiliary_files(
-        source, checkpoint.files, messages, skip=("*.json", "*.jinja", "tokenizer.model")
+        folder.settings, checkpoint.files, messages, skip=("*.json", "*.jinja", "tokenizer.model")
     )
 
     def write_small_files(staging: Staging) -> None:
@@ -69,9 +69,10 @@ def meta_job(source: Path, destination: Path, options: ConvertOptions, messages:
 
     return Job(
         source,
+        folder.path,
         plan,
         ConvertResult.of(destination, identity, plan.sizes, dtype=(dtype or checkpoint.dtype).name),
-        [*checkpoint.files, source / "config.json"],
+        [*checkpoint.files, checkpoint.settings.file],
         [*copied, *tokenizer_files],
         write_small_files,
         writes_checklist=options.checklist,

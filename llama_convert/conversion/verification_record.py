@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_convert.checkpoints.checkpoint import read_checkpoint
 from llama_convert.checkpoints.manifest import CARD, MANIFEST, content_record, manifest_json, read_manifest
 from llama_convert.checkpoints.manifest_check import STALE, match_manifest, sample_checksums
+from llama_convert.checkpoints.source import read_checkpoint
 from llama_convert.conversion.atomic_file import write_atomically
 from llama_convert.conversion.disk import output_error
 from llama_convert.conversion.model_card import is_complete, is_unedited, render

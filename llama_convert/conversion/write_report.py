@@ -95,9 +95,9 @@ def report_findings(report: WriteReport, plan: Plan, messages: Messages) -> None
 
 
 def _warn_of_missing_crcs(plan: Plan, messages: Messages) -> None:
-    """Warn of ``.pth`` files with storages that have no CRC-32; safetensors files never have any."""
+    """Warn of PyTorch files with storages that have no CRC-32; safetensors files never have any."""
     without = storages_without_crc(task.source for task in plan.tasks)
-    files = [file for file in without if file.suffix == ".pth"]
+    files = [file for file in without if file.suffix != ".safetensors"]
     if files:
         count, total = without[files[0]]
         more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""

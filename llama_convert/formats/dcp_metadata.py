@@ -25,9 +25,9 @@ from llama_convert.formats.pickle_reader import (
 from llama_convert.text import is_printable_name, quoted
 
 METADATA = ".metadata"
-_MAX_METADATA = 512 << 20
-"""Bytes.  A chunk takes 180 bytes and its name: 402 MB for 405B with the state of AdamW on 512 ranks (1,138
-weights, three tensors each), 32 MB for 70B on 64 ranks.  Reading needs 20 times that in memory."""
+_MAX_METADATA = 128 << 20
+"""Bytes.  A chunk takes 180 bytes and its name: 32 MB for 70B with the state of AdamW (three tensors for each
+of 723 weights) on 64 ranks, 100 MB for 405B on 128.  Reading needs 20 times that in memory."""
 _MIN_CHUNK = 32
 """Bytes of a chunk in ``.metadata``; more chunks than that are one chunk used repeatedly."""
 _MAX_DIMS = 5

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -190,6 +191,15 @@ def check_regular(descriptor: int, path: Path) -> None:
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise InputError("INPUT_NOT_REGULAR", "Not a regular file.", file=path)
+
+
+def allow_open_files(count: int = 4096) -> None:
+    """Let this process have so many open files if the system allows it: often, only 1,024 are the default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_small(path: Path, max_bytes: int) -> bytes:

@@ -38,10 +38,12 @@ class PickleRefusedError(Exception):
     Args:
         code: error code, for example ``INPUT_PICKLE``.
         message: what is wrong, as a sentence.
+        hint: what to do, if the class of the object tells.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
         self.code = code
+        self.hint = hint
         super().__init__(message)
 
 
@@ -194,6 +196,24 @@ _OTHER_TENSORS = {
     "torch._utils._rebuild_meta_tensor_no_storage": "meta",
     "torch._utils._rebuild_nested_tensor": "nested",
 }
+_SUBCLASSES = ("torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_wrapper_subclass")
+"""Functions that build an object of a subclass of Tensor, which the pickle names next."""
+_MERGE_RANKS = (
+    "Merge the shards of all ranks first, with a tool of the program that saved them. "
+    "For verl: python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT"
+)
+_ZERO_TO_FP32 = "Run zero_to_fp32.py, which DeepSpeed saves next to its folders global_step*."
+_UNQUANTIZED = "Convert the unquantized release."
+_OTHER_OBJECTS: tuple[tuple[str, str, str], ...] = (
+    ("torch.distributed.tensor.", "shards of distributed tensors", _MERGE_RANKS),
+    ("torch.distributed._tensor.", "shards of distributed tensors", _MERGE_RANKS),  # before torch 2.5
+    ("torch.distributed._shard.", "shards of distributed tensors", _MERGE_RANKS),
+    ("deepspeed.", "objects of DeepSpeed", _ZERO_TO_FP32),
+    ("megatron.", "objects of Megatron", "Export it in Hugging Face format with Megatron Bridge first."),
+    ("torchao.", "quantized tensors", _UNQUANTIZED),
+    ("bitsandbytes.", "quantized tensors", _UNQUANTIZED),
+)
+"""Package, what its objects are, and how the weights become dense tensors."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +228,7 @@ class AllowList:
     """Those whose results are read as `Record`, whatever their arguments."""
 
 
-TENSORS = AllowList(_CALLABLES, {*_STORAGES, *_UNTYPED, *(f"torch.{name}" for name in BY_NAME)})
+TENSORS = AllowList(_CALLABLES, {*_STORAGES, *_UNTYPED, *_SUBCLASSES, *(f"torch.{name}" for name in BY_NAME)})
 """What `torch.save` writes for tensors in dicts and lists."""
 
 
@@ -221,6 +241,10 @@ def _find_global(allowed: AllowList, module: Any, name: Any) -> _Global:
     if kind := _OTHER_TENSORS.get(qualified):
         message = f"Contains a {kind} tensor. Only dense tensors are supported."
         raise PickleRefusedError("TENSOR_UNSUPPORTED", message)
+    for package, objects, hint in _OTHER_OBJECTS:
+        if qualified.startswith(package):
+            message = f"Contains {objects} ({quoted(qualified)}). Only dense tensors are supported."
+            raise PickleRefusedError("TENSOR_UNSUPPORTED", message, hint)
     raise PickleRefusedError(
         "INPUT_PICKLE_OBJECT",
         f"Contains an object of {quoted(qualified)}, which was not constructed. Only tensors are supported.",
@@ -274,9 +298,9 @@ def read_pickle(data: bytes, start: int = 0, allowed: AllowList = TENSORS) -> Un
         is_truncated = machine.position >= len(data)
         refused = PickleTruncatedError if is_truncated else PickleRefusedError
         reason = "truncated" if is_truncated else "damaged"
-        raise refused(
-            "INPUT_PICKLE", f"The pickle is {reason} at byte {machine.position} ({type(error).__name__})."
-        ) from None
+        position = min(machine.position, len(data))
+        message = f"The pickle is {reason} at byte {position} ({type(error).__name__})."
+        raise refused("INPUT_PICKLE", message) from None
     storages = {key: record for key, record in machine.storages.items() if record.view is None}
     return Unpickled(value, storages, machine.position)
 

@@ -146,7 +146,7 @@ def _read_content(reader: Reader) -> tuple[Any, dict[str, Storage]]:
     try:
         return container.content(reader)
     except PickleRefusedError as error:
-        raise InputError(error.code, str(error), file=reader.file) from None
+        raise InputError(error.code, str(error), file=reader.file, hint=error.hint) from None
 
 
 def _container(reader: Reader) -> _Container:

@@ -103,6 +103,7 @@ def verify_command(report: VerifyReport, options: VerifyOptions) -> str:
         ("--prompt", options.prompt, _DEFAULTS.prompt),
         ("--max-new-tokens", options.max_new_tokens, _DEFAULTS.max_new_tokens),
         ("--llama-version", options.llama_version, _DEFAULTS.llama_version),
+        ("--config-from", options.config_from, _DEFAULTS.config_from),
         ("--tokenizer", options.tokenizer, _DEFAULTS.tokenizer),
     ):
         if value != default:
@@ -112,11 +113,14 @@ def verify_command(report: VerifyReport, options: VerifyOptions) -> str:
     return command(*words)
 
 
-def inspect_command(result: Inspection | Comparison, *, tensors: str | None, stats: bool) -> str:
+def inspect_command(
+    result: Inspection | Comparison, *, tensors: str | None, stats: bool, config_from: Path | None = None
+) -> str:
     """The command line of an inspection."""
     folders = (result,) if isinstance(result, Inspection) else (result.a, result.b)
     words = ["inspect", *(_printed(folder.path) for folder in folders)]
     words += ["--tensors", tensors] if tensors else []
+    words += ["--config-from", str(config_from)] if config_from else []
     return command(*words, *(["--stats"] if stats else []))
 
 

@@ -36,14 +36,20 @@ _PEAK_MEMORY = 128 << 20
 
 
 def inspect(
-    path: Path | str, *, tensors: str | None = None, stats: bool = False, observer: Observer | None = None
+    path: Path | str,
+    *,
+    tensors: str | None = None,
+    stats: bool = False,
+    config_from: Path | None = None,
+    observer: Observer | None = None,
 ) -> Inspection:
     """Describe a checkpoint from its headers.
 
     Args:
-        path: a folder in either format, one ``.pth`` or ``.safetensors`` file, or the URL of either.
+        path: a folder of any format, one file with tensors, or the URL of either.
         tensors: list tensors whose name in either format matches this pattern; ``*`` matches all.
         stats: read the weights once, and compute statistics of the listed tensors (all by default).
+        config_from: the folder with the settings, if it is another one.
         observer: receives progress.
 
     Raises:
@@ -52,19 +58,19 @@ def inspect(
         UsageError: no tensor matches the pattern.
     """
     with mounted(path) as location:
-        found = _inspect(location.path, tensors, observer or Observer() if stats else None)
+        opened = open_any(location.path, config_from)
+        found = _inspect(opened, tensors, observer or Observer() if stats else None)
         return location.display(found)
 
 
-def _inspect(path: Path, tensors: str | None, observer: Observer | None) -> Inspection:
-    """Describe a local checkpoint; with an observer, compute statistics."""
-    opened = open_any(path)
+def _inspect(opened: Opened, tensors: str | None, observer: Observer | None) -> Inspection:
+    """Describe an opened checkpoint; with an observer, compute statistics."""
     described = describe(opened)
     if tensors is None and not observer:
         return described
     chosen = [entry for entry in opened.entries if _matches(entry, tensors or "*")]
     if tensors and not chosen:
-        raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=path)
+        raise UsageError("BAD_USAGE", f"--tensors {tensors}: No tensor matches.", file=opened.path)
     listed = [_tensor(entry) for entry in chosen]
     if not observer:
         return replace(described, tensors=tuple(listed))
@@ -92,7 +98,7 @@ def describe(opened: Opened) -> Inspection:
         release=_release(opened, tokenizer),
         config=config,
         raw_config=raw,
-        ranks=len(meta.folder.rank_files) if meta else None,
+        ranks=meta.folder.n_ranks if meta else None,
         kv_repeats=meta.kv_repeats if meta else None,
         parameters=count_parameters(opened, tied=bool(config and config["tied"])),
         dtypes=dtypes,

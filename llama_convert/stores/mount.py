@@ -23,7 +23,7 @@ from llama_convert.stores.location import Location
 from llama_convert.stores.range_reader import RangeReader
 from llama_convert.stores.retry import with_retries
 
-_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
+_WEIGHTS = (".pth", ".pt", ".bin", ".distcp", ".safetensors", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 _MAX_DOWNLOAD = 64 << 20
 """Max bytes of a file that is downloaded when its folder is mounted."""
 _MAX_FILES = 20_000
@@ -34,7 +34,8 @@ _DEPTH = 3
 """Levels of folders that are listed."""
 _KNOWN_FILES = (
     "params.json", "config.json", "generation_config.json", "model.safetensors",
-    "model.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+    "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "checklist.chk", "llama-convert.json", "LICENSE",
     "LICENSE.txt", "USE_POLICY.md", "NOTICE", "README.md",
 )  # fmt: skip

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.verification.context import Context, missing_weights
-from llama_convert.verification.inputs import Checkpoint
 from llama_convert.verification.sandbox import IsolatedTokenizer
 from llama_convert.verification.streamed_model import StreamedModel, bytes_per_layer, open_model, pick_device
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.dtypes import BFLOAT16, FLOAT32, Dtype, parse_weight_dtype
 from llama_convert.errors import LlamaConvertError, UsageError
 from llama_convert.llama.weights import Weight, huggingface_weights
 from llama_convert.observer import Observer
-from llama_convert.verification.inputs import Checkpoint, Input
+from llama_convert.verification.inputs import Input
 from llama_convert.verification.options import VerifyOptions
 
 _COMPUTE = (FLOAT32, BFLOAT16)

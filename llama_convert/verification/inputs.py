@@ -10,14 +10,13 @@ from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint, read_he
 from llama_convert.checkpoints.manifest import MANIFEST
 from llama_convert.checkpoints.manifest_check import recorded_version
 from llama_convert.checkpoints.meta import MetaCheckpoint, open_meta
-from llama_convert.checkpoints.meta_folder import MetaFolder, find_meta_folder
+from llama_convert.checkpoints.meta_folder import MetaFolder
+from llama_convert.checkpoints.source import Checkpoint, HuggingFaceFolder, find_checkpoint
 from llama_convert.checkpoints.suggestions import no_checkpoint_at
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import DetectedRelease, Release
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
-
-Checkpoint = MetaCheckpoint | HuggingFaceCheckpoint
 
 
 @dataclass(frozen=True)
@@ -42,42 +41,41 @@ class Input:
         return self.checkpoint.detected if isinstance(self.checkpoint, MetaCheckpoint) else None
 
 
-def open_input(path: Path, version: str | None = None, tokenizer: Path | None = None) -> Input:
-    """Open the checkpoint in a folder, in either format.
+def open_input(
+    path: Path, version: str | None = None, tokenizer: Path | None = None, config_from: Path | None = None
+) -> Input:
+    """Open a checkpoint of any format as far as possible.
 
     Args:
-        path: the folder.
+        path: its folder or file.
         version: the release of a Meta checkpoint, where its files allow several.
         tokenizer: the ``tokenizer.model`` of a Meta checkpoint, if it is in another folder.
+        config_from: the folder with settings and tokenizer, if it is another one.
 
     Raises:
         InputError: the folder contains no checkpoint.
         UsageError: the files rule ``version`` out.
     """
-    if not path.is_dir():
-        raise no_checkpoint_at(path, None)
-    if is_huggingface(path):
-        return _open_huggingface(path)
     try:
-        folder = find_meta_folder(path)
+        found = find_checkpoint(path, config_from=config_from)
     except InputError as error:
-        if error.code not in ("INPUT_NOT_FOUND", "INPUT_AMBIGUOUS"):
-            return Input(path, "meta", None, [error])
         has_settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
-        if has_settings and error.code == "INPUT_NOT_FOUND":
-            return _open_huggingface(path)
-        if error.file != path:
+        if error.code == "INPUT_NOT_FOUND" and path.is_dir() and has_settings:
+            return _open_huggingface(HuggingFaceFolder(path, path))
+        if error.code in ("INPUT_NOT_FOUND", "INPUT_AMBIGUOUS", "CONFIG_MISSING") or not path.is_dir():
             raise
-        raise no_checkpoint_at(path, None) from None
-    if folder.path != path and any(folders_below(path, is_huggingface)):
+        return Input(path, "meta", None, [error])
+    if isinstance(found, HuggingFaceFolder):
+        return _open_huggingface(found)
+    if found.path != path and path.is_dir() and any(folders_below(path, is_huggingface)):
         raise no_checkpoint_at(path, None)
-    return _open_meta(replace(folder, tokenizer=tokenizer or folder.tokenizer), version)
+    return _open_meta(replace(found, tokenizer=tokenizer or found.tokenizer), version)
 
 
-def _open_huggingface(path: Path) -> Input:
-    checkpoint, problems = read_headers(path)
-    tokenizer = path / "tokenizer.json"
-    return Input(path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
+def _open_huggingface(found: HuggingFaceFolder) -> Input:
+    checkpoint, problems = read_headers(found.path, found.found, found.settings)
+    tokenizer = found.settings / "tokenizer.json"
+    return Input(found.path, "huggingface", checkpoint, problems, tokenizer if tokenizer.exists() else None)
 
 
 def _open_meta(folder: MetaFolder, version: str | None) -> Input:

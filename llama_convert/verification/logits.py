@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.errors import LlamaConvertError
 from llama_convert.findings import Finding
 from llama_convert.verification.context import Context, SkippedError
-from llama_convert.verification.inputs import Checkpoint
 from llama_convert.verification.model_comparison import compare_models
 from llama_convert.verification.perplexity import BUILTIN_TEXT, MAX_BITS_PER_BYTE, perplexity_of
 from llama_convert.verification.report import Outcome

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.dtypes import Dtype
 from llama_convert.findings import Finding
 from llama_convert.llama.config import LlamaConfig
-from llama_convert.verification.inputs import Checkpoint
 from llama_convert.verification.streamed_model import StreamedModel, one_ahead, open_model
 from llama_convert.verification.structure import config_differences
 from llama_convert.verification.thresholds import Limits, limits

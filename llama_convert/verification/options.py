@@ -26,6 +26,8 @@ class VerifyOptions:
     prompt: str | None = None
     max_new_tokens: int = 16
     llama_version: str | None = None
+    config_from: Path | None = None
+    """Folder with settings and tokenizer of the source, or of the output without a source."""
     tokenizer: Path | None = None
     """The ``tokenizer.model`` of the source, if it is in another folder."""
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
 from llama_convert.checkpoints.row_reader import Bytes, read_rows, row_blocks
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
-from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, matrix_shape
+from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
+from llama_convert.checkpoints.tensor_set import as_stored_weight
 from llama_convert.errors import UsageError
-from llama_convert.formats.torch_reader import read_torch_file
 from llama_convert.llama.forward import (
     causal,
     huggingface_embed,
@@ -34,7 +34,6 @@ from llama_convert.llama.forward import (
     meta_logits,
 )
 from llama_convert.llama.weights import EMBEDDING, Weight
-from llama_convert.verification.inputs import Checkpoint
 
 HEAD_BLOCK = 64 << 20
 """Bytes of the LM head in memory at a time."""
@@ -190,21 +189,21 @@ class GatheredRows:
 
 
 class StreamedMeta(StreamedModel):
-    """A checkpoint in Meta format, run as tensor-parallel ranks like in Meta's code."""
+    """A checkpoint with Meta's row order, run as tensor-parallel ranks like in Meta's code."""
 
     def __init__(
-        self, checkpoint: MetaCheckpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
+        self, checkpoint: Checkpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__(checkpoint.config.n_layers, files, device, dtype)
         self.config = checkpoint.config
-        self.ranks: list[dict[str, StoredWeight]] = [
-            {
-                name: StoredWeight(name, tensor.shape, tensor.dtype, (Piece(0, 0, Slab.of(tensor)),))
-                for name, tensor in read_torch_file(file).items()
-                if len(tensor.shape) in (1, 2)
-            }
-            for file in checkpoint.folder.rank_files
-        ]
+        self.ranks: list[dict[str, StoredWeight]]
+        if isinstance(checkpoint, MetaCheckpoint):
+            self.ranks = [
+                {each.meta_name: as_stored_weight(rank[each.meta_name]) for each in checkpoint.weights}
+                for rank in checkpoint.ranks
+            ]
+        else:
+            self.ranks = [{weight.meta_name: stored for weight, stored in checkpoint.weights.items()}]
         self.heads = [rank["output.weight"] for rank in self.ranks if "output.weight" in rank]
         if not self.heads:  # tied
             self.heads = [checkpoint.weights[Weight(EMBEDDING)]]
@@ -236,10 +235,10 @@ class StreamedMeta(StreamedModel):
 
 
 class StreamedHuggingFace(StreamedModel):
-    """A checkpoint in Hugging Face format, run as transformers defines it."""
+    """A checkpoint with Hugging Face's row order, run as transformers defines it."""
 
     def __init__(
-        self, checkpoint: HuggingFaceCheckpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
+        self, checkpoint: Checkpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__(checkpoint.config.n_layers, files, device, dtype)
         self.config = checkpoint.config
@@ -277,7 +276,7 @@ class StreamedHuggingFace(StreamedModel):
 def open_model(
     checkpoint: Checkpoint, files: SourceFiles, device: torch.device, dtype: torch.dtype
 ) -> StreamedModel:
-    """The forward pass of a checkpoint, as its format defines it.
+    """The forward pass of a checkpoint, as the order of its Q and K rows defines it.
 
     Args:
         checkpoint: the checkpoint to run.
@@ -285,9 +284,8 @@ def open_model(
         device: where to compute.
         dtype: dtype of the arithmetic.
     """
-    if isinstance(checkpoint, MetaCheckpoint):
-        return StreamedMeta(checkpoint, files, device, dtype)
-    return StreamedHuggingFace(checkpoint, files, device, dtype)
+    kind = StreamedMeta if checkpoint.row_order == "meta" else StreamedHuggingFace
+    return kind(checkpoint, files, device, dtype)
 
 
 def bytes_per_layer(checkpoint: Checkpoint) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llama_convert.checkpoints.folders import RANK_FILE
 from llama_convert.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.findings import Finding, severity_of
 from llama_convert.llama.config import LlamaConfig, RopeScaling
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.verification.context import Context, contradictions
-from llama_convert.verification.inputs import Checkpoint, config_file, declared_config
+from llama_convert.verification.inputs import config_file, declared_config
 from llama_convert.verification.report import Outcome
 from llama_convert.verification.safetensors_library import check_with_library
 
@@ -32,15 +34,34 @@ def check_structure(context: Context) -> Outcome:
     findings += [
         Finding.of(error, severity=severity_of(warning=error not in wrong)) for error in output.warnings
     ]
+    findings += _unusual_names(output)
     is_meta = isinstance(output, MetaCheckpoint)
     if isinstance(output, HuggingFaceCheckpoint):
-        findings += check_with_library(output.files, output.weights.values())
-    n_files = len(output.folder.rank_files if isinstance(output, MetaCheckpoint) else output.files)
+        files = [file for file in output.files if file.suffix == ".safetensors"]
+        findings += check_with_library(files, output.weights.values())
+    n_files = len(output.folder.files if isinstance(output, MetaCheckpoint) else output.files)
     summary = f"{len(output.weights)} tensors in {n_files} file{'s' * (n_files > 1)}"
     details = f"Names, shapes, dtypes, {'ranks' if is_meta else 'index'} and hyper-parameters"
     details += "" if is_meta else ", also as the safetensors library reads them"
     measures = {"tensors": len(output.weights), "files": n_files, "dtype": output.dtype.name}
     return Outcome(summary, findings, measures, details)
+
+
+def _unusual_names(output: Checkpoint) -> list[Finding]:
+    """A finding if loaders do not know the names of the tensors: an error in files of the usual names."""
+    if output.note is None and output.row_order == output.format:
+        return []
+    files = output.folder.files if isinstance(output, MetaCheckpoint) else output.files
+    is_usual = all(file.suffix == ".safetensors" or RANK_FILE.fullmatch(file.name) for file in files)
+    return [
+        Finding(
+            "TENSOR_UNKNOWN",
+            "Loaders do not know the names of the tensors.",
+            file=files[0].name,
+            hint="Convert the checkpoint, which writes the usual names.",
+            severity=severity_of(warning=not is_usual),
+        )
+    ]
 
 
 def _in_source(finding: Finding) -> Finding:

@@ -75,15 +75,15 @@ class TensorRows:
 
 
 def row_order(head_dim: int, source: Checkpoint, output: Checkpoint) -> npt.NDArray[np.int64] | None:
-    """For each row of a Q or K head of the output, the row of the source; None if both have the same format.
+    """For each row of a Q or K head of the output, the row of the source; None if both have the same order.
 
     Row 2j in Meta format is row j in Hugging Face format, and row 2j + 1 is row j + head_dim / 2.
     """
-    if isinstance(source, MetaCheckpoint) == isinstance(output, MetaCheckpoint):
+    if source.row_order == output.row_order:
         return None
     meta_rows = np.arange(head_dim)
     huggingface_rows = meta_rows // 2 + meta_rows % 2 * (head_dim // 2)
-    if isinstance(output, MetaCheckpoint):
+    if output.row_order == "meta":
         return huggingface_rows
     order = np.empty_like(meta_rows)
     order[huggingface_rows] = meta_rows
@@ -119,7 +119,7 @@ class TensorPair:
     found: TensorRows
     head_dim: int
     to_meta: bool
-    """The output is in Meta format, in which rows of a rotary pair are adjacent."""
+    """The output has Meta's row order, in which rows of a rotary pair are adjacent."""
 
     @property
     def name(self) -> str:
@@ -164,7 +164,7 @@ def pairs_of(source: Checkpoint, output: Checkpoint, files: SourceFiles) -> list
         if origin is not None and origin.shape == stored.shape:
             expected = TensorRows(files, origin, stored.dtype, order if weight.kind.permuted else None)
             found = TensorRows(files, stored, stored.dtype)
-            result.append(TensorPair(weight, expected, found, head_dim, isinstance(output, MetaCheckpoint)))
+            result.append(TensorPair(weight, expected, found, head_dim, output.row_order == "meta"))
     return result
 
 

@@ -52,9 +52,9 @@ def _open(path: Path, source_path: Path | None, options: VerifyOptions, observer
         from llama_convert.verification.streamed_model import pick_device
 
         pick_device(options.device)
-    version, tokenizer = options.llama_version, options.tokenizer
-    output = open_input(path, version, None if source_path else tokenizer)
-    source = open_input(source_path, version, tokenizer) if source_path else None
+    version, of_source = options.llama_version, (options.tokenizer, options.config_from)
+    output = open_input(path, version, *(() if source_path else of_source))
+    source = open_input(source_path, version, *of_source) if source_path else None
     if source and version is None:
         output, source, notes = with_agreed_release(output, source)
         for note in notes:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Set
 
 from llama_convert.checkpoints.meta import MetaCheckpoint
+from llama_convert.checkpoints.source import Checkpoint
 from llama_convert.checkpoints.source_files import SourceFiles
 from llama_convert.findings import Finding
 from llama_convert.llama.weights import HEAD, Weight
 from llama_convert.verification.context import Context, SkippedError
 from llama_convert.verification.diagnosis import diagnose
-from llama_convert.verification.inputs import Checkpoint
 from llama_convert.verification.report import Outcome
 from llama_convert.verification.tensor_pairs import (
     TensorDifference,
