@@ -181,12 +181,12 @@ def test_reads(sample: Sample) -> None:
             for name, tensor in expected.items():
                 assert checkpoint[name].torch().equal(tensor), name
                 assert as_bytes(checkpoint[name].torch(slice(3, 17))) == as_bytes(tensor[3:17]), name
-    has_settings = (
-        sample.config_from is None or (sample.path / "config.json").exists() or sample.path.is_file()
-    )
-    run = llama_convert("inspect", sample.path)
-    assert run.exit_code == (0 if has_settings else 3), run.stderr
-    assert ("--config-from" in run.stderr) != has_settings
+    run = llama_convert("inspect", sample.path, *sample.options)
+    assert run.exit_code == 0, run.stdout + run.stderr
+    if sample.config_from and not (sample.path.is_file() or (sample.path / "config.json").exists()):
+        run = llama_convert("inspect", sample.path)
+        assert run.exit_code != 0
+        assert "--config-from" in run.stdout + run.stderr
 
 
 @each_sample(*FEW)

@@ -85,8 +85,9 @@ def torch_files(folder: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has weights in Meta or Hugging Face format, or a distributed checkpoint."""
-    return is_huggingface(folder) or has_rank_files(folder) or is_dcp(folder)
+    """Whether a folder has weights in Meta or Hugging Face format, or a distributed checkpoint of a model."""
+    is_model = is_dcp(folder) and not is_no_weights(folder)  # the Trainer saves optimizer_0 next to the model
+    return is_huggingface(folder) or has_rank_files(folder) or is_model
 
 
 def safetensors_files(folder: Path) -> list[Path]:
