@@ -601,3 +601,11 @@ def test_an_adapter_next_to_a_model(tmp_path: Path) -> None:
     for file in (tmp_path / "adapter").iterdir():
         shutil.copy(file, tmp_path / "hf")
     assert llama_convert("convert", tmp_path / "hf", tmp_path / "out", "--to", "meta").exit_code == 0
+
+
+def test_verify_of_another_model_is_no_failed_check(tmp_path: Path) -> None:
+    (tmp_path / "gpt2").mkdir()
+    torch.save({"transformer.h.0.attn.c_attn.weight": torch.ones(2, 2)}, tmp_path / "gpt2/model.bin")
+    run = llama_convert("verify", tmp_path / "gpt2")
+    assert run.exit_code == 3
+    assert "GPT-2" in run.stderr

@@ -18,6 +18,9 @@ from llama_convert.llama.config import LlamaConfig
 from llama_convert.llama.releases import DetectedRelease, Release
 from llama_convert.tokenizers import Tokenizer, open_tokenizer
 
+_NO_CHECKPOINT = ("INPUT_NOT_FOUND", "INPUT_AMBIGUOUS", "CONFIG_MISSING", "UNSUPPORTED_MODEL")
+"""Codes of the errors for folders without a checkpoint that could be verified."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -62,7 +65,7 @@ def open_input(
         has_settings = any((path / name).exists() for name in ("config.json", "tokenizer.json"))
         if error.code == "INPUT_NOT_FOUND" and path.is_dir() and has_settings:
             return _open_huggingface(HuggingFaceFolder(path, path))
-        if error.code in ("INPUT_NOT_FOUND", "INPUT_AMBIGUOUS", "CONFIG_MISSING") or not path.is_dir():
+        if error.code in _NO_CHECKPOINT or not path.is_dir():
             raise
         return Input(path, "meta", None, [error])
     if isinstance(found, HuggingFaceFolder):
