@@ -37,7 +37,8 @@ from llama_convert.checkpoints.stored_weight import StoredWeight, matrix_shape
 from llama_convert.errors import InputError, LlamaConvertError
 from llama_convert.formats import dcp_chunks, dcp_metadata, files
 from llama_convert.formats.dcp_metadata import METADATA, DcpChunk, DcpMetadata, DcpTensor, read_dcp
-from llama_convert.formats.pickle_reader import PickleRefusedError, read_pickle
+from llama_convert.formats.pickle_objects import PickleRefusedError
+from llama_convert.formats.pickle_reader import read_pickle
 from tests import dcp_writer
 from tests.limits import cpu_limit
 from tests.peers import ROOT

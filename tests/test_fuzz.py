@@ -35,7 +35,8 @@ from llama_convert.checkpoints.stored_weight import Piece, Slab, StoredWeight, m
 from llama_convert.conversion.messages import Messages
 from llama_convert.conversion.source_checks import compare_with_checklist
 from llama_convert.errors import LlamaConvertError
-from llama_convert.formats.pickle_reader import PickleRefusedError, read_pickle
+from llama_convert.formats.pickle_objects import PickleRefusedError
+from llama_convert.formats.pickle_reader import read_pickle
 from llama_convert.formats.safetensors import read_safetensors_file
 from llama_convert.formats.tensors import StoredTensor
 from llama_convert.formats.torch_reader import read_torch_file

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_convert.errors import InputError
-from llama_convert.formats.pickle_reader import Pairs, StorageRecord, TensorRecord
+from llama_convert.formats.pickle_objects import Pairs, StorageRecord, TensorRecord
 from llama_convert.formats.state_dict import WRAPPER_KEYS, find_state_dict
 from llama_convert.formats.torch_reader import read_torch_checkpoint
 from tests.limits import cpu_limit

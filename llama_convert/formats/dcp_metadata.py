@@ -14,14 +14,8 @@ from typing import Any, NamedTuple
 from llama_convert.dtypes import BY_NAME
 from llama_convert.errors import InputError
 from llama_convert.formats.files import is_file_name, read_small
-from llama_convert.formats.pickle_reader import (
-    AllowList,
-    Pairs,
-    PickleRefusedError,
-    Record,
-    global_name,
-    read_pickle,
-)
+from llama_convert.formats.pickle_objects import AllowList, Pairs, PickleRefusedError, Record, global_name
+from llama_convert.formats.pickle_reader import read_pickle
 from llama_convert.text import is_printable_name, quoted
 
 METADATA = ".metadata"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_convert.errors import InputError
-from llama_convert.formats.pickle_reader import Pairs, TensorRecord
+from llama_convert.formats.pickle_objects import Pairs, TensorRecord
 from llama_convert.text import listed
 
 WRAPPER_KEYS = ("model", "module", "state_dict", "model_state_dict", "ema")

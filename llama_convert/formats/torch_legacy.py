@@ -13,14 +13,8 @@ from typing import Any
 from llama_convert.errors import InputError
 from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN
 from llama_convert.formats.files import Reader, read_at
-from llama_convert.formats.pickle_reader import (
-    MAX_PICKLE,
-    Pairs,
-    PickleTruncatedError,
-    StorageRecord,
-    Unpickled,
-    read_pickle,
-)
+from llama_convert.formats.pickle_objects import Pairs, StorageRecord
+from llama_convert.formats.pickle_reader import MAX_PICKLE, PickleTruncatedError, Unpickled, read_pickle
 from llama_convert.formats.tensors import Storage
 from llama_convert.text import quoted
 

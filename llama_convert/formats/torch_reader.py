@@ -19,7 +19,7 @@ from llama_convert.formats.file_kinds import (
     kind_of,
 )
 from llama_convert.formats.files import Reader, read_at, reading
-from llama_convert.formats.pickle_reader import Pairs, PickleRefusedError, TensorRecord
+from llama_convert.formats.pickle_objects import Pairs, PickleRefusedError, TensorRecord
 from llama_convert.formats.state_dict import find_state_dict
 from llama_convert.formats.tensors import Storage, StoredTensor
 from llama_convert.formats.torch_legacy import legacy_header, read_legacy_torch

@@ -10,7 +10,8 @@ from typing import Any
 from llama_convert.errors import InputError
 from llama_convert.formats.file_kinds import DOWNLOAD_AGAIN
 from llama_convert.formats.files import Reader, read_at
-from llama_convert.formats.pickle_reader import MAX_PICKLE, StorageRecord, Unpickled, read_pickle
+from llama_convert.formats.pickle_objects import StorageRecord
+from llama_convert.formats.pickle_reader import MAX_PICKLE, Unpickled, read_pickle
 from llama_convert.formats.tensors import Storage
 from llama_convert.formats.zip_directory import ZipDirectory, ZipEntry, read_directory
 
