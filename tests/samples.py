@@ -255,7 +255,7 @@ def transformers_samples(folder: Path, model: Model, peer: Peer) -> Samples:
     return {name: Sample(folder / name, model) for name in names}
 
 
-# torch.distributed.checkpoint, FSDP and torchtune, each written in processes of its own.
+# torch.distributed.checkpoint, FSDP and torchtune, each written in separate processes.
 
 
 def run_writer(module: str, *arguments: Any, peers: tuple[str, ...] = ()) -> None:

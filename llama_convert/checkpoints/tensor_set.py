@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,22 +126,17 @@ def merged(contents: dict[Path, TorchCheckpoint]) -> TensorSet:
     return TensorSet(tuple(contents), tensors, keys)
 
 
-def read_loose_files(folder: Path, files: Iterable[Path] | None = None) -> TensorSet | None:
+def read_loose_files(folder: Path) -> TensorSet | None:
     """The checkpoint in PyTorch files of any names; None if no file contains weights of a Llama.
 
     Files without such weights are ignored.
-
-    Args:
-        folder: the folder.
-        files: those of its files to read; by default all that may contain weights.
 
     Raises:
         InputError: a file is damaged, or there are several checkpoints.
     """
     contents: dict[Path, TorchCheckpoint] = {}
     first_error: LlamaConvertError | None = None
-    candidates = list(files) if files is not None else torch_files(folder)
-    for file in candidates[:_MAX_FILES]:
+    for file in torch_files(folder)[:_MAX_FILES]:
         try:
             content = read_torch_checkpoint(file)
         except InputError as error:
@@ -149,7 +144,7 @@ def read_loose_files(folder: Path, files: Iterable[Path] | None = None) -> Tenso
             continue
         if resolve_tensor_names(content.tensors, file).weights:
             contents[file] = content
-    if first_error and (contents or files is not None):
+    if first_error and contents:
         raise first_error
     if not contents:
         return None
